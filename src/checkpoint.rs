@@ -1,0 +1,311 @@
+//! What `--model` names, opened: configurations parsed, files mapped, every tensor's name and shape checked; no weights
+//! loaded. A diffusers directory, an official single file and the embedded model all become the same struct here.
+
+use crate::config::Keys;
+use crate::embedded;
+use crate::geometry::Geometry;
+use crate::models::ltx::config::{SchedulerConfig, TransformerConfig, VaeConfig, VaeVersion};
+use crate::models::ltx::transformer::Transformer;
+use crate::models::ltx::vae::{Decoder, LatentStatistics};
+use crate::models::ltx::{Convention, names};
+use crate::text::t5::{T5, T5Config};
+use crate::text::tokenizer::Tokenizer;
+use crate::weights::catalogue::{self, Entry, Facts};
+use crate::weights::open::{Tensors, weight_files};
+use crate::weights::{part_folder, read_json};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// The vocabulary of google/t5-v1_1, whose tokenizer is built in.
+const T5_VOCABULARY: usize = 32_128;
+
+/// A model, ready to have its stages loaded.
+pub struct Checkpoint {
+    /// The catalogue's name, or the path as given.
+    pub name: String,
+    pub transformer: (TransformerConfig, Tensors),
+    pub vae: (VaeConfig, Tensors),
+    pub text: (T5Config, Tensors),
+    pub tokenizer: Tokenizer,
+    pub scheduler: SchedulerConfig,
+    /// Noise levels that a distilled model was trained at.
+    pub allowed_sigmas: Option<Vec<f64>>,
+    /// The catalogue's entry for it, found by name or by what its header shows.
+    pub entry: Option<&'static Entry>,
+    /// Remarks for the user, a line each.
+    pub notes: Vec<String>,
+}
+
+/// A checkpoint's parts before they are put together.
+struct Parts {
+    label: Option<String>,
+    class: Option<String>,
+    transformer: (TransformerConfig, Tensors),
+    vae: (VaeConfig, Tensors),
+    scheduler: SchedulerConfig,
+    allowed_sigmas: Option<Vec<f64>>,
+    text: Option<(T5Config, Tensors)>,
+    tokenizer: Option<Tokenizer>,
+}
+
+impl Checkpoint {
+    /// Opens a model by name or path.
+    /// - `text_encoder`: a safetensors file or a directory, in place of the model's own. `tokenizer`: a file or a directory.
+    /// - Errors on an unknown name, on a path that is no checkpoint, and on whatever does not fit together in one.
+    pub fn open(model: &str, text_encoder: Option<&Path>, tokenizer: Option<&Path>) -> Result<Self> {
+        let parts = match locate(model)? {
+            Place::Embedded => single_file(Tensors::embedded(embedded::TINY, "the embedded model")?, None)?,
+            Place::Path(path) if path.is_dir() => directory(&path, text_encoder.is_none())?,
+            Place::Path(path) => single_file(Tensors::open(std::slice::from_ref(&path))?, Some(&path))?,
+        };
+        let mut notes = vec![];
+        let mut own_tokenizer = parts.tokenizer;
+        let text = match text_encoder {
+            Some(path) => {
+                own_tokenizer = None; // of another vocabulary, perhaps
+                open_text_encoder(path)?
+            }
+            None => parts.text.with_context(|| no_text_encoder(model))?,
+        };
+        let tokenizer = match (tokenizer, own_tokenizer) {
+            (Some(path), _) => {
+                let found = Tokenizer::find(path)
+                    .with_context(|| format!("there is no tokenizer.json or spiece.model at `{}`", path.display()))?;
+                Tokenizer::open(&found)?
+            }
+            (None, Some(own)) => own,
+            (None, None) => match text_encoder.and_then(Tokenizer::find) {
+                Some(found) => Tokenizer::open(&found)?,
+                None if text.0.vocab == T5_VOCABULARY => {
+                    notes.push("tokenizer: the built-in one of T5 v1.1 (none came with the text encoder)".to_string());
+                    Tokenizer::builtin_t5()?
+                }
+                None => bail!(
+                    "the text encoder has {} words and no tokenizer with it\n  fix: pass --tokenizer PATH (tokenizer.json or spiece.model)",
+                    text.0.vocab
+                ),
+            },
+        };
+        let (transformer, vae) = (&parts.transformer.0, &parts.vae.0);
+        let what = parts.transformer.1.what();
+        ensure!(
+            transformer.in_channels == vae.latent_channels && transformer.out_channels == vae.latent_channels,
+            "{what}: the transformer makes {} latent channels and the VAE reads {}\n  fix: use parts of one checkpoint",
+            transformer.out_channels,
+            vae.latent_channels
+        );
+        ensure!(
+            transformer.caption_channels == text.0.d_model,
+            "{what}: the transformer reads text of {} channels and the text encoder {} makes {}\n  fix: pass the --text-encoder that it was trained with",
+            transformer.caption_channels,
+            text.1.what(),
+            text.0.d_model
+        );
+        ensure!(
+            tokenizer.vocab_size() <= text.0.vocab,
+            "the tokenizer knows {} words and the text encoder {}\n  fix: pass the --tokenizer that belongs to it",
+            tokenizer.vocab_size(),
+            text.0.vocab
+        );
+        parts.transformer.1.check(|vb| Transformer::load(transformer, vb))?;
+        parts.vae.1.check(|vb| {
+            LatentStatistics::load(vae, vb.clone())?;
+            Decoder::load(vae, vb.pp("decoder"))
+        })?;
+        text.1.check(|vb| T5::load(&text.0, vb)?.touch())?;
+
+        let facts = Facts {
+            name: parts.label.as_deref(),
+            vae: vae.version().name(),
+            layers: transformer.layers,
+            heads: transformer.heads,
+            head_dim: transformer.head_dim,
+            allowed_steps: parts.allowed_sigmas.as_deref(),
+        };
+        let entry = catalogue::matching(&facts);
+        let convention = Convention::of(vae);
+        if parts
+            .class
+            .as_deref()
+            .is_some_and(|class| (class == "LTXConditionPipeline") != (convention == Convention::Condition))
+        {
+            notes.push(format!(
+                "the checkpoint names `{}`; its VAE is that of {}, so it is sampled by the `{convention}` convention",
+                parts.class.unwrap_or_default(),
+                vae.version().name()
+            ));
+        }
+        Ok(Self {
+            name: model.to_string(),
+            transformer: parts.transformer,
+            vae: parts.vae,
+            text,
+            tokenizer,
+            scheduler: parts.scheduler,
+            allowed_sigmas: parts.allowed_sigmas,
+            entry,
+            notes,
+        })
+    }
+
+    pub fn geometry(&self) -> Geometry {
+        let [time, space, _] = self.vae.0.strides();
+        Geometry { time, space }
+    }
+}
+
+enum Place {
+    Embedded,
+    Path(PathBuf),
+}
+
+/// What `--model` means: a catalogue name, or else a path.
+fn locate(model: &str) -> Result<Place> {
+    let path = Path::new(model);
+    match catalogue::find(model) {
+        Ok(entry) if entry.embedded => Ok(Place::Embedded),
+        Ok(entry) => {
+            let size =
+                entry.bytes.or(entry.about_bytes).map(catalogue::human).unwrap_or_else(|| "size unknown".to_string());
+            let (repo, file) = (entry.repo.as_deref().unwrap_or("?"), entry.file.as_deref().unwrap_or("?"));
+            bail!(
+                "the weights of `{model}` are not here ({size}, licence: {})\n  fix: download `{file}` from huggingface.co/{repo} and pass --model FILE --text-encoder PATH",
+                entry.licence
+            )
+        }
+        Err(_) if path.exists() => Ok(Place::Path(path.to_path_buf())),
+        Err(_) if model.contains(['/', '\\']) || model.ends_with(".safetensors") => {
+            bail!("there is no checkpoint at `{model}`: no such file or directory")
+        }
+        Err(unknown) => Err(unknown),
+    }
+}
+
+fn no_text_encoder(model: &str) -> String {
+    let known: Vec<String> =
+        catalogue::text_encoders().iter().map(|t| format!("`{}` of huggingface.co/{}", t.file, t.repo)).collect();
+    format!(
+        "`{model}` brings no text encoder\n  fix: pass --text-encoder PATH, a T5 v1.1 encoder such as {}",
+        known.join(" or ")
+    )
+}
+
+/// A diffusers directory.
+fn directory(dir: &Path, with_text: bool) -> Result<Parts> {
+    let index = dir.join("model_index.json");
+    let (Some(transformer_dir), Some(vae_dir)) = (part_folder(dir, "transformer"), part_folder(dir, "vae")) else {
+        bail!(
+            "`{}` is not a checkpoint: it lacks the folders `transformer/` and `vae/` of the diffusers layout\n  fix: pass such a directory, or one .safetensors file",
+            dir.display()
+        )
+    };
+    let class = if index.is_file() { read_json(&index)?["_class_name"].as_str().map(String::from) } else { None };
+    let json = |path: PathBuf| read_json(&path).map(|json| (json, format!("`{}`", path.display())));
+    let (transformer, what) = json(transformer_dir.join("config.json"))?;
+    let transformer = TransformerConfig::parse(&transformer, &what)?;
+    let (vae, what) = json(vae_dir.join("config.json"))?;
+    let vae = VaeConfig::parse(&vae, &what)?;
+    let (scheduler, what) = json(dir.join("scheduler/scheduler_config.json"))?;
+    let scheduler = SchedulerConfig::parse(&scheduler, &what)?;
+    let text_dir = part_folder(dir, "text_encoder").filter(|_| with_text);
+    let tokenizer = text_dir.as_ref().and_then(|text_dir| {
+        part_folder(dir, "tokenizer").and_then(|dir| Tokenizer::find(&dir)).or_else(|| Tokenizer::find(text_dir))
+    });
+    Ok(Parts {
+        label: None,
+        class,
+        transformer: (transformer, Tensors::open(&weight_files(&transformer_dir)?)?),
+        vae: (vae, Tensors::open(&weight_files(&vae_dir)?)?),
+        scheduler,
+        allowed_sigmas: None,
+        text: text_dir.map(|dir| open_text_encoder(&dir)).transpose()?,
+        tokenizer: tokenizer.map(|path| Tokenizer::open(&path)).transpose()?,
+    })
+}
+
+/// One file with everything, or with everything but the text encoder.
+fn single_file(tensors: Tensors, path: Option<&Path>) -> Result<Parts> {
+    let what = tensors.what().to_string();
+    let prefix =
+        if tensors.names().any(|n| n.starts_with(names::TRANSFORMER_PREFIX)) { names::TRANSFORMER_PREFIX } else { "" };
+    let part = |prefix: &'static str| tensors.renamed(|name| name.strip_prefix(prefix).map(String::from));
+    let (transformer, vae, text) = (part(prefix), part(names::VAE_PREFIX), part(names::TEXT_PREFIX));
+    let shapes = |part: &Tensors| {
+        let part = part.clone();
+        move |name: &str| part.shape(name).map(<[usize]>::to_vec)
+    };
+    let config: Option<Value> = match tensors.metadata("config") {
+        Some(text) => {
+            Some(serde_json::from_str(text).with_context(|| format!("{what}: `config` in its header is not JSON"))?)
+        }
+        None => None,
+    };
+    let at = |key: &str| format!("{what}: `{key}` in its header");
+    let (transformer_config, vae_config, scheduler, allowed_sigmas, text_config);
+    match &config {
+        Some(config) => {
+            let mut keys = Keys::new(config, &at("config"))?;
+            keys.ignore(&["_class_name", "_diffusers_version"]);
+            transformer_config =
+                TransformerConfig::parse(&keys.need::<Value>("transformer")?, &at("config.transformer"))?;
+            vae_config = VaeConfig::parse(&keys.need::<Value>("vae")?, &at("config.vae"))?;
+            let json: Option<Value> = keys.get("scheduler")?;
+            scheduler = json.map(|json| SchedulerConfig::parse(&json, &at("config.scheduler"))).transpose()?;
+            allowed_sigmas = keys.get::<Vec<f64>>("allowed_inference_steps")?.filter(|s| !s.is_empty());
+            let json: Option<Value> = keys.get("text_encoder")?;
+            text_config = json.map(|json| T5Config::parse(&json, &at("config.text_encoder"))).transpose()?;
+            keys.finish()?;
+        }
+        None => {
+            let json = names::transformer_config_from_shapes(shapes(&transformer), &what)?;
+            transformer_config = TransformerConfig::parse(&json, &what)?;
+            vae_config = VaeConfig::parse(&names::vae_config_from_shapes(shapes(&vae), &what)?, &what)?;
+            (scheduler, allowed_sigmas, text_config) = (None, None, None);
+        }
+    }
+    let official = vae.names().any(|n| n.starts_with("per_channel_statistics."));
+    let vae = if official { vae.renamed(|name| names::vae_from_official(name, &vae_config)) } else { vae };
+    let scheduler = scheduler.unwrap_or_else(|| match vae_config.version() {
+        VaeVersion::V090 | VaeVersion::V091 => SchedulerConfig::token_shift(),
+        VaeVersion::V095 => SchedulerConfig::plain(),
+    });
+    let has_text = text.names().next().is_some();
+    let text = match (has_text, text_config) {
+        (false, _) => None,
+        (true, Some(config)) => Some((config, text)),
+        (true, None) => Some((T5Config::from_shapes(shapes(&text), &what)?, text)),
+    };
+    let tokenizer = match tensors.metadata("tokenizer") {
+        Some(json) => Some(Tokenizer::from_json(json.as_bytes(), &at("tokenizer"))?),
+        None => {
+            path.filter(|_| text.is_some()).and_then(Tokenizer::find).map(|path| Tokenizer::open(&path)).transpose()?
+        }
+    };
+    Ok(Parts {
+        label: tensors.metadata("name").map(String::from),
+        class: None,
+        transformer: (transformer_config, transformer.renamed(|name| Some(names::transformer_from_official(name)))),
+        vae: (vae_config, vae),
+        scheduler,
+        allowed_sigmas,
+        text,
+        tokenizer,
+    })
+}
+
+/// `--text-encoder`, or the folder of that name in a checkpoint.
+fn open_text_encoder(path: &Path) -> Result<(T5Config, Tensors)> {
+    ensure!(path.exists(), "there is no text encoder at `{}`: no such file or directory", path.display());
+    let nested = part_folder(path, "text_encoder"); // a whole checkpoint was given
+    let dir = nested.as_deref().unwrap_or(path);
+    let files = if dir.is_dir() { weight_files(dir)? } else { vec![path.to_path_buf()] };
+    let tensors = Tensors::open(&files)?;
+    let config = dir.join("config.json");
+    let config = if dir.is_dir() && config.is_file() {
+        T5Config::parse(&read_json(&config)?, &format!("`{}`", config.display()))?
+    } else {
+        T5Config::from_shapes(|name| tensors.shape(name).map(<[usize]>::to_vec), tensors.what())?
+    };
+    Ok((config, tensors))
+}

@@ -1,0 +1,145 @@
+//! The command line: verbs and flags -> requests. The only room that knows clap.
+
+mod generate;
+mod models;
+mod selftest;
+
+use crate::device;
+use crate::progress::{self, Mode, Progress};
+use clap::{CommandFactory, Parser, Subcommand};
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::LazyLock;
+
+/// How a verb failed, which is what the exit code says.
+pub enum Failure {
+    /// The user can mend it: flags, files, sizes. Exit code 2.
+    BadInput(anyhow::Error),
+    /// It went wrong under way. Exit code 1.
+    Failed(anyhow::Error),
+}
+
+/// Exit code after an interrupt.
+const INTERRUPTED: i32 = 130;
+
+#[derive(Parser)]
+#[command(name = "reel", version = version(), about = "A prompt becomes a video, on your own machine", arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Generate(Box<generate::Args>),
+    /// The models that reel knows
+    #[command(subcommand)]
+    Models(models::Verb),
+    Selftest(selftest::Args),
+    /// Print a completion script for a shell
+    Completions {
+        /// bash, elvish, fish, powershell or zsh
+        shell: clap_complete::Shell,
+    },
+    /// Print the notices of all that is in this program
+    Licenses,
+}
+
+/// Flags about talking and threads, of every verb that computes.
+#[derive(clap::Args)]
+struct Common {
+    /// Threads to compute with [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Machine")]
+    threads: Option<u16>,
+    /// How to show progress, on standard error
+    #[arg(long, value_enum, default_value_t, value_name = "HOW", help_heading = "Talk")]
+    progress: Mode,
+    /// Errors only
+    #[arg(short, long, help_heading = "Talk")]
+    quiet: bool,
+    /// More about what is done
+    #[arg(short, long, help_heading = "Talk")]
+    verbose: bool,
+}
+
+impl Common {
+    fn apply(&self) -> Result<Progress, Failure> {
+        if let Some(n) = self.threads {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(n as usize).build_global();
+            pool.map_err(|e| Failure::Failed(e.into()))?;
+        }
+        Ok(Progress { mode: self.progress, quiet: self.quiet, verbose: self.verbose })
+    }
+}
+
+/// Runs the program: parses, does, prints the one error.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print(); // a closed terminal is no second error
+            return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
+        }
+    };
+    // a signal ends the program at once; what is half written goes first
+    let handled = ctrlc::set_handler(|| {
+        crate::video::write::remove_partial();
+        std::process::exit(INTERRUPTED);
+    });
+    if let Err(e) = handled {
+        progress::error(&anyhow::Error::new(e).context("cannot listen for interrupts"));
+        return ExitCode::from(1);
+    }
+    let done = match cli.verb {
+        Verb::Generate(args) => generate::run(*args),
+        Verb::Models(verb) => models::run(verb),
+        Verb::Selftest(args) => selftest::run(args),
+        Verb::Completions { shell } => {
+            let mut script = vec![];
+            clap_complete::generate(shell, &mut Cli::command(), "reel", &mut script);
+            print(&script)
+        }
+        Verb::Licenses => print(include_bytes!("../licenses.txt")),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::BadInput(e)) => {
+            progress::error(&e);
+            ExitCode::from(2)
+        }
+        Err(Failure::Failed(e)) => {
+            progress::error(&e);
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// Data to standard output. A reader that has had enough is no error.
+fn print(data: &[u8]) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(data).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::Failed(e.into())),
+        _ => Ok(()),
+    }
+}
+
+/// Version, features and the CPU's path: what a bug report needs.
+fn version() -> &'static str {
+    static VERSION: LazyLock<String> = LazyLock::new(|| {
+        format!("{} (features: {}; CPU: {})", env!("CARGO_PKG_VERSION"), features(), device::cpu_path())
+    });
+    &VERSION
+}
+
+/// Cargo features of this build.
+fn features() -> String {
+    let all = [
+        ("h264", cfg!(feature = "h264")),
+        ("cuda", cfg!(feature = "cuda")),
+        ("cudnn", cfg!(feature = "cudnn")),
+        ("metal", cfg!(feature = "metal")),
+        ("accelerate", cfg!(feature = "accelerate")),
+    ];
+    let on: Vec<&str> = all.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
+    if on.is_empty() { "none".to_string() } else { on.join(", ") }
+}

@@ -1,0 +1,117 @@
+//! `reel selftest`: prompt to file on the embedded model, against the frames that it gave where it was made.
+
+use super::{Common, Failure, print, version};
+use crate::generate::{DEFAULT_MODEL, Job};
+use crate::progress::{Mode, Progress, human_seconds};
+use crate::request::Request;
+use anyhow::{Context, Result, ensure};
+use image::AnimationDecoder;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// The clip that [`request`] gave on the machine where the embedded model was last replaced. Remade by
+/// `reel generate "a red ball bounces on green grass" --seed 7 --dtype f32 -o src/embedded/selftest.png --force`.
+const REFERENCE: &[u8] = include_bytes!("../embedded/selftest.png");
+
+/// Another CPU adds up in another order, which moves single values by one; a wrong kernel lands far below.
+const LEAST_PSNR: f64 = 45.0;
+
+/// Make a clip with the built-in model, compare it, and say what this machine and build can do
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    common: Common,
+}
+
+fn request(out: &Path) -> Request {
+    Request {
+        prompt: "a red ball bounces on green grass".to_string(),
+        model: Some(DEFAULT_MODEL.to_string()),
+        seed: Some(7),
+        out: Some(out.display().to_string()),
+        device: Some("cpu".to_string()),
+        dtype: crate::device::Dtype::F32,
+        ..Default::default()
+    }
+}
+
+pub fn run(args: Args) -> Result<(), Failure> {
+    args.common.apply()?;
+    let report = test().map_err(Failure::Failed)?;
+    print(report.as_bytes())
+}
+
+/// A folder of its own that goes when the test ends.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0); // in the system's temporary folder: it may stay
+    }
+}
+
+fn test() -> Result<String> {
+    let scratch = Scratch(std::env::temp_dir().join(format!("reel-selftest-{}", std::process::id())));
+    std::fs::create_dir_all(&scratch.0).with_context(|| format!("cannot write to `{}`", scratch.0.display()))?;
+    let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
+    let mut report = format!("reel {}\n{} threads\n", version(), rayon::current_num_threads());
+    let begun = Instant::now();
+    let out = scratch.0.join("clip.png");
+    Job::prepare(&request(&out), &silent)?.run(&silent)?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let made = std::fs::read(&out).with_context(|| format!("cannot read `{}`", out.display()))?;
+    let psnr = psnr(&decode(&made)?, &decode(REFERENCE)?)?;
+    report += &format!("prompt to file: {} on the CPU in f32, ", human_seconds(seconds));
+    report += &if psnr.is_infinite() {
+        "identical to the reference\n".to_string()
+    } else {
+        format!("{psnr:.1} dB from the reference\n")
+    };
+    if let Some(peak) = peak_memory() {
+        report += &format!("peak memory: {} MB\n", peak / 1_000_000);
+    }
+    for (what, built, open) in [("cuda", cfg!(feature = "cuda"), "cuda"), ("metal", cfg!(feature = "metal"), "metal")] {
+        let state = match crate::device::open(open, Default::default()) {
+            _ if !built => "not in this build".to_string(),
+            Ok(_) => "opens".to_string(),
+            Err(e) => format!("does not open: {}", e.root_cause()),
+        };
+        report += &format!("{what}: {state}\n");
+    }
+    for extension in ["mp4", "webp", "gif"] {
+        let out = scratch.0.join(format!("clip.{extension}"));
+        let state = match Job::prepare(&request(&out), &silent).and_then(|job| job.run(&silent)) {
+            Ok(()) => format!("{} bytes", std::fs::metadata(&out).map(|m| m.len()).unwrap_or(0)),
+            Err(e) => format!("cannot be written: {}", e.to_string().lines().next().unwrap_or_default()),
+        };
+        report += &format!(".{extension}: {state}\n");
+    }
+    ensure!(
+        psnr >= LEAST_PSNR,
+        "{report}\nthe clip is {psnr:.1} dB from the reference, and at least {LEAST_PSNR} was expected: this build computes something else"
+    );
+    Ok(report + "all is well\n")
+}
+
+fn decode(png: &[u8]) -> Result<Vec<u8>> {
+    let frames = image::codecs::png::PngDecoder::new(Cursor::new(png))?.apng()?.into_frames();
+    let mut pixels = vec![];
+    for frame in frames {
+        pixels.extend(frame?.into_buffer().into_raw());
+    }
+    Ok(pixels)
+}
+
+fn psnr(got: &[u8], want: &[u8]) -> Result<f64> {
+    ensure!(got.len() == want.len(), "the clip has {} bytes of pixels, and {} were expected", got.len(), want.len());
+    let square: f64 = got.iter().zip(want).map(|(a, b)| (*a as f64 - *b as f64).powi(2)).sum();
+    Ok(10.0 * (255.0 * 255.0 / (square / got.len() as f64)).log10())
+}
+
+/// Most memory that the program ever held, in bytes, where the system tells.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}

@@ -1,0 +1,76 @@
+//! Reading a checkpoint's JSON strictly: a key that reel does not know is an error, never ignored.
+
+use anyhow::{Context, Result, bail};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+/// The keys of one JSON object, crossed off as they are read.
+pub struct Keys {
+    what: String,
+    left: Map<String, Value>,
+    known: Vec<&'static str>,
+}
+
+impl Keys {
+    /// - `what` names the object in errors. Errors when `json` is not an object.
+    pub fn new(json: &Value, what: &str) -> Result<Self> {
+        let Value::Object(left) = json else { bail!("{what} is not a JSON object") };
+        Ok(Self { what: what.to_string(), left: left.clone(), known: vec![] })
+    }
+
+    /// The value of `key`; `None` when it is absent or null.
+    pub fn get<T: DeserializeOwned>(&mut self, key: &'static str) -> Result<Option<T>> {
+        self.known.push(key);
+        match self.left.remove(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => serde_json::from_value(value.clone())
+                .map(Some)
+                .map_err(|e| anyhow::anyhow!("{}: `{key}` is {value}, which does not fit: {e}", self.what)),
+        }
+    }
+
+    /// The value of `key`, or `default` when it is absent or null.
+    pub fn or<T: DeserializeOwned>(&mut self, key: &'static str, default: T) -> Result<T> {
+        Ok(self.get(key)?.unwrap_or(default))
+    }
+
+    /// The value of `key`, which has to be there.
+    pub fn need<T: DeserializeOwned>(&mut self, key: &'static str) -> Result<T> {
+        let what = self.what.clone();
+        self.get(key)?.with_context(|| format!("{what}: the key `{key}` is missing"))
+    }
+
+    /// Checks that `key`, if it is there, has one of the values that reel's code is written for.
+    pub fn only(&mut self, key: &'static str, allowed: &[Value]) -> Result<()> {
+        let what = self.what.clone();
+        match self.get::<Value>(key)? {
+            Some(value) if !allowed.contains(&value) => {
+                let allowed: Vec<String> = allowed.iter().map(|v| format!("`{v}`")).collect();
+                bail!("{what}: `{key}` is `{value}`, and reel knows only {}", allowed.join(" or "))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Crosses off keys that say nothing about the computation.
+    pub fn ignore(&mut self, keys: &[&'static str]) {
+        for key in keys {
+            self.left.remove(*key);
+        }
+    }
+
+    /// Errors when a key was not read.
+    pub fn finish(mut self) -> Result<()> {
+        let unknown: Vec<String> = self.left.keys().map(|k| format!("`{k}`")).collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        self.known.sort_unstable();
+        bail!(
+            "{}: unknown key {}, which may change what the model computes\n  known: {}",
+            self.what,
+            unknown.join(", "),
+            self.known.join(", ")
+        )
+    }
+}

@@ -1,0 +1,88 @@
+//! Where and in what precision to compute.
+
+use anyhow::{Context, Result, bail};
+use candle_core::{DType, Device};
+use serde::{Deserialize, Serialize};
+
+/// `--dtype`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// On a CPU weights stay as they are stored and the computation is f32; on a GPU both are bf16.
+    #[default]
+    Auto,
+    F32,
+    Bf16,
+    F16,
+}
+
+/// A device and its precisions.
+#[derive(Clone, Debug)]
+pub struct Compute {
+    pub device: Device,
+    /// What matrices are kept in; `None`: as they are stored.
+    pub stored: Option<DType>,
+    /// What activations are computed in.
+    pub dtype: DType,
+}
+
+/// Opens `--device`: `auto`, `cpu`, `cuda`, `cuda:N` or `metal`.
+/// - Errors when it is none of these, when this build lacks it, and when the machine does.
+pub fn open(name: &str, dtype: Dtype) -> Result<Compute> {
+    let device = match name {
+        "auto" if cfg!(feature = "cuda") => Device::cuda_if_available(0)?,
+        "auto" if cfg!(feature = "metal") => Device::metal_if_available(0)?,
+        "auto" | "cpu" => Device::Cpu,
+        "metal" => gpu(name, cfg!(feature = "metal"), || Device::new_metal(0))?,
+        _ => {
+            let index = name
+                .strip_prefix("cuda")
+                .and_then(|rest| if rest.is_empty() { Some("0") } else { rest.strip_prefix(':') });
+            let Some(index) = index.and_then(|i| i.parse().ok()) else {
+                bail!("there is no device `{name}`\n  choices: auto, cpu, cuda, cuda:N, metal")
+            };
+            gpu(name, cfg!(feature = "cuda"), || Device::new_cuda(index))?
+        }
+    };
+    let wanted = match dtype {
+        Dtype::Auto if device.is_cpu() => None,
+        Dtype::F32 => Some(DType::F32),
+        Dtype::F16 => Some(DType::F16),
+        Dtype::Auto | Dtype::Bf16 => Some(DType::BF16),
+    };
+    // a CPU has no quicker half-precision arithmetic in candle, so there half precision is a matter of memory alone
+    let dtype = if device.is_cpu() { DType::F32 } else { wanted.unwrap_or(DType::BF16) };
+    Ok(Compute { device, stored: wanted, dtype })
+}
+
+fn gpu(name: &str, built: bool, open: impl FnOnce() -> candle_core::Result<Device>) -> Result<Device> {
+    if !built {
+        let feature = name.split(':').next().unwrap_or(name);
+        bail!(
+            "this build of reel has no `{feature}` support\n  fix: --device cpu, or build with `cargo build --release --features {feature}`"
+        )
+    }
+    open().with_context(|| format!("the device `{name}` cannot be opened\n  fix: --device cpu, or look at the driver"))
+}
+
+/// The widest vector instructions of this CPU that the matrix products use.
+pub fn cpu_path() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            return "AVX-512";
+        }
+        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+            return "AVX2 + FMA";
+        }
+        "SSE2"
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        "NEON"
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        "plain"
+    }
+}

@@ -1,0 +1,556 @@
+//! What a checkpoint says of itself, in either of the two forms in circulation: diffusers' `config.json` files and the
+//! `config` object in the header of Lightricks' single files. Both become the same structs here.
+
+use crate::config::Keys;
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+/// Boilerplate of saved configurations.
+const LABELS: [&str; 3] = ["_class_name", "_diffusers_version", "_name_or_path"];
+
+/// Sizes of the diffusion transformer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TransformerConfig {
+    pub in_channels: usize,
+    pub out_channels: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub head_dim: usize,
+    pub cross_attention_dim: usize,
+    pub caption_channels: usize,
+    pub attention_bias: bool,
+    pub attention_out_bias: bool,
+    pub norm_eps: f64,
+    /// Ratio of the rotary frequencies.
+    pub theta: f64,
+    /// The longest extents that positions are measured in: frames (seconds), pixels, pixels.
+    pub max_pos: [f32; 3],
+}
+
+impl TransformerConfig {
+    /// The width of the residual stream.
+    pub fn width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// - Defaults: diffusers `models/transformers/transformer_ltx.py`, `LTXVideoTransformer3DModel.__init__`, at 58eb52c.
+    pub fn parse(json: &Value, what: &str) -> Result<Self> {
+        let mut keys = Keys::new(json, what)?;
+        keys.ignore(&LABELS);
+        // left over in Lightricks' files from the PixArt code they grew from; none reaches the computation
+        keys.ignore(&[
+            "attention_type",
+            "double_self_attention",
+            "dropout",
+            "norm_num_groups",
+            "num_embeds_ada_norm",
+            "num_vector_embeds",
+            "only_cross_attention",
+            "project_to_2d_pos",
+            "upcast_attention",
+            "use_linear_projection",
+            "sample_size",
+            "use_tpu_flash_attention",
+            "causal_temporal_positioning",
+        ]);
+        keys.only("patch_size", &[json!(1)])?;
+        keys.only("patch_size_t", &[json!(1)])?;
+        keys.only("activation_fn", &[json!("gelu-approximate")])?;
+        keys.only("qk_norm", &[json!("rms_norm_across_heads"), json!("rms_norm")])?;
+        keys.only("standardization_norm", &[json!("rms_norm")])?;
+        keys.only("norm_elementwise_affine", &[json!(false)])?;
+        keys.only("positional_embedding_type", &[json!("rope")])?;
+        keys.only("timestep_scale_multiplier", &[json!(1000), json!(1000.0)])?;
+        let in_channels = keys.or("in_channels", 128)?;
+        let config = Self {
+            in_channels,
+            out_channels: keys.or("out_channels", in_channels)?,
+            layers: keys.or("num_layers", 28)?,
+            heads: keys.or("num_attention_heads", 32)?,
+            head_dim: keys.or("attention_head_dim", 64)?,
+            cross_attention_dim: keys.or("cross_attention_dim", 2048)?,
+            caption_channels: keys.or("caption_channels", 4096)?,
+            attention_bias: keys.or("attention_bias", true)?,
+            attention_out_bias: keys.or("attention_out_bias", true)?,
+            norm_eps: keys.or("norm_eps", 1e-6)?,
+            theta: keys.or("positional_embedding_theta", 10_000.0)?,
+            max_pos: keys.or("positional_embedding_max_pos", [20.0, 2048.0, 2048.0])?,
+        };
+        keys.finish()?;
+        ensure!(config.layers > 0 && config.heads > 0 && config.in_channels > 0, "{what}: a size is 0");
+        ensure!(
+            config.head_dim > 0 && config.width().is_multiple_of(2),
+            "{what}: {} channels cannot be turned in pairs",
+            config.width()
+        );
+        ensure!(
+            config.cross_attention_dim == config.width(),
+            "{what}: `cross_attention_dim` differs from heads x head_dim"
+        );
+        Ok(config)
+    }
+}
+
+/// How one stage of the encoder shrinks its frames.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Down {
+    No,
+    /// A strided convolution (0.9.0, 0.9.1), by these factors in time, height and width.
+    Conv([usize; 3]),
+    /// Space to depth beside a convolution (0.9.5 on).
+    Fold([usize; 3]),
+}
+
+impl Down {
+    /// Factors in time, height and width.
+    pub fn stride(self) -> [usize; 3] {
+        match self {
+            Down::No => [1; 3],
+            Down::Conv(stride) | Down::Fold(stride) => stride,
+        }
+    }
+}
+
+/// One stage of the encoder: residual blocks at `inputs` channels, then the way down to `outputs`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DownBlock {
+    pub inputs: usize,
+    pub outputs: usize,
+    pub layers: usize,
+    pub down: Down,
+}
+
+/// One stage of the decoder: `inputs` to `outputs` channels, perhaps twice the size, then residual blocks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpBlock {
+    pub inputs: usize,
+    pub outputs: usize,
+    pub layers: usize,
+    pub up: bool,
+    /// Whether the upsampler adds its unfolded input to its answer.
+    pub residual: bool,
+    /// By how much the upsampler lowers the number of channels.
+    pub factor: usize,
+    pub noise: bool,
+}
+
+/// Sizes of the video autoencoder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VaeConfig {
+    pub latent_channels: usize,
+    pub patch_size: usize,
+    pub norm_eps: f64,
+    pub scaling_factor: f64,
+    pub timestep_conditioning: bool,
+    pub encoder_causal: bool,
+    pub decoder_causal: bool,
+    pub encoder: Vec<DownBlock>,
+    pub encoder_mid: usize,
+    pub decoder_width: usize,
+    pub decoder_mid: usize,
+    pub decoder_mid_noise: bool,
+    pub decoder: Vec<UpBlock>,
+}
+
+/// The three architectures, by the first version that had them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VaeVersion {
+    V090,
+    V091,
+    V095,
+}
+
+impl VaeVersion {
+    pub fn name(self) -> &'static str {
+        match self {
+            VaeVersion::V090 => "0.9.0",
+            VaeVersion::V091 => "0.9.1",
+            VaeVersion::V095 => "0.9.5",
+        }
+    }
+}
+
+impl VaeConfig {
+    /// Reads diffusers' or Lightricks' form, told apart by `_class_name`.
+    pub fn parse(json: &Value, what: &str) -> Result<Self> {
+        let config = match json["_class_name"].as_str() {
+            Some("AutoencoderKLLTXVideo") => Self::parse_diffusers(json, what)?,
+            Some("CausalVideoAutoencoder") => Self::parse_official(json, what)?,
+            other => bail!(
+                "{what}: `_class_name` is `{}`, and reel knows `AutoencoderKLLTXVideo` and `CausalVideoAutoencoder`",
+                other.unwrap_or("missing")
+            ),
+        };
+        ensure!(!config.encoder.is_empty() && !config.decoder.is_empty(), "{what}: there are no blocks");
+        let [t, h, w] = config.strides();
+        let ups = config.decoder.iter().filter(|b| b.up).count() as u32;
+        ensure!(
+            h == w && h == config.patch_size * 2usize.pow(ups) && t == 2usize.pow(ups),
+            "{what}: the encoder shrinks by {t}x{h}x{w} and the decoder does not undo that"
+        );
+        Ok(config)
+    }
+
+    /// Pixels a latent stands for: frames, rows, columns.
+    pub fn strides(&self) -> [usize; 3] {
+        let start = [1, self.patch_size, self.patch_size];
+        self.encoder.iter().map(|b| b.down.stride()).fold(start, |a, s| [a[0] * s[0], a[1] * s[1], a[2] * s[2]])
+    }
+
+    /// Which of the three architectures this is.
+    pub fn version(&self) -> VaeVersion {
+        if self.encoder.iter().any(|b| matches!(b.down, Down::Fold(_))) {
+            VaeVersion::V095
+        } else if self.timestep_conditioning {
+            VaeVersion::V091
+        } else {
+            VaeVersion::V090
+        }
+    }
+
+    /// - Source: diffusers `models/autoencoders/autoencoder_kl_ltx.py`, `AutoencoderKLLTXVideo.__init__` (defaults),
+    ///   `LTXVideoEncoder3d`, `LTXVideoDecoder3d`, at 58eb52c.
+    fn parse_diffusers(json: &Value, what: &str) -> Result<Self> {
+        let mut keys = Keys::new(json, what)?;
+        keys.ignore(&LABELS);
+        keys.ignore(&["latents_mean", "latents_std", "spatial_compression_ratio", "temporal_compression_ratio"]);
+        keys.only("in_channels", &[json!(3)])?;
+        keys.only("out_channels", &[json!(3)])?;
+        keys.only("patch_size_t", &[json!(1)])?;
+        let widths: Vec<usize> = keys.or("block_out_channels", vec![128, 256, 512, 512])?;
+        let kinds: Vec<String> = keys.or("down_block_types", vec!["LTXVideoDownBlock3D".to_string(); 4])?;
+        let layers: Vec<usize> = keys.or("layers_per_block", vec![4, 3, 3, 3, 4])?;
+        let scaling: Vec<bool> = keys.or("spatio_temporal_scaling", vec![true, true, true, false])?;
+        let downs: Vec<String> = keys.or("downsample_type", vec!["conv".to_string(); 4])?;
+        let up_widths: Vec<usize> = keys.or("decoder_block_out_channels", vec![128, 256, 512, 512])?;
+        let up_layers: Vec<usize> = keys.or("decoder_layers_per_block", vec![4, 3, 3, 3, 4])?;
+        let up_scaling: Vec<bool> = keys.or("decoder_spatio_temporal_scaling", vec![true, true, true, false])?;
+        let noise: Vec<bool> = keys.or("decoder_inject_noise", vec![false; 5])?;
+        let residual: Vec<bool> = keys.or("upsample_residual", vec![false; 4])?;
+        let factor: Vec<usize> = keys.or("upsample_factor", vec![1; 4])?;
+
+        let folded = match kinds.last().map(String::as_str) {
+            Some("LTXVideoDownBlock3D") => false,
+            Some("LTXVideo095DownBlock3D") => true,
+            other => bail!(
+                "{what}: `down_block_types` ends in {other:?}, and reel knows `LTXVideoDownBlock3D` and `LTXVideo095DownBlock3D`"
+            ),
+        };
+        ensure!(kinds.iter().all(|k| Some(k) == kinds.last()), "{what}: `down_block_types` mixes two kinds");
+        let stages = widths.len().saturating_sub(folded as usize);
+        let long_enough = |n: usize, key: &str| {
+            if n < stages { bail!("{what}: `{key}` has {n} entries for {stages} blocks") } else { Ok(()) }
+        };
+        long_enough(layers.len().saturating_sub(1), "layers_per_block")?;
+        long_enough(scaling.len(), "spatio_temporal_scaling")?;
+        long_enough(kinds.len(), "down_block_types")?;
+        if folded {
+            long_enough(downs.len(), "downsample_type")?;
+        }
+        let mut encoder = vec![];
+        for i in 0..stages {
+            let outputs = if folded || i + 1 < stages { widths[i + 1] } else { widths[i] };
+            let down = match (scaling[i], folded.then(|| downs[i].as_str())) {
+                (false, _) => Down::No,
+                (true, None | Some("conv")) => Down::Conv([2, 2, 2]),
+                (true, Some("spatial")) => Down::Fold([1, 2, 2]),
+                (true, Some("temporal")) => Down::Fold([2, 1, 1]),
+                (true, Some("spatiotemporal")) => Down::Fold([2, 2, 2]),
+                (true, Some(other)) => bail!(
+                    "{what}: `downsample_type` has `{other}`, and reel knows `conv`, `spatial`, `temporal` and `spatiotemporal`"
+                ),
+            };
+            encoder.push(DownBlock { inputs: widths[i], outputs, layers: layers[i], down });
+        }
+
+        let stages = up_widths.len();
+        let lengths = [
+            up_layers.len().saturating_sub(1),
+            up_scaling.len(),
+            noise.len().saturating_sub(1),
+            residual.len(),
+            factor.len(),
+        ];
+        ensure!(
+            stages > 0 && lengths.iter().all(|&n| n == stages),
+            "{what}: the decoder's lists have {lengths:?} entries for {stages} blocks"
+        );
+        let decoder_width = up_widths[stages - 1];
+        let mut width = decoder_width;
+        let mut decoder = vec![];
+        for i in (0..stages).rev() {
+            ensure!(
+                factor[i] > 0 && width.is_multiple_of(factor[i]),
+                "{what}: `upsample_factor` {} does not divide {width}",
+                factor[i]
+            );
+            let inputs = width / factor[i];
+            width = up_widths[i] / factor[i];
+            decoder.push(UpBlock {
+                inputs,
+                outputs: width,
+                layers: up_layers[i],
+                up: up_scaling[i],
+                residual: residual[i],
+                factor: factor[i],
+                noise: noise[i],
+            });
+        }
+        let config = Self {
+            latent_channels: keys.or("latent_channels", 128)?,
+            patch_size: keys.or("patch_size", 4)?,
+            norm_eps: keys.or("resnet_norm_eps", 1e-6)?,
+            scaling_factor: keys.or("scaling_factor", 1.0)?,
+            timestep_conditioning: keys.or("timestep_conditioning", false)?,
+            encoder_causal: keys.or("encoder_causal", true)?,
+            decoder_causal: keys.or("decoder_causal", false)?,
+            encoder,
+            encoder_mid: layers[layers.len() - 1],
+            decoder_width,
+            decoder_mid: up_layers[stages],
+            decoder_mid_noise: noise[stages],
+            decoder,
+        };
+        keys.finish()?;
+        Ok(config)
+    }
+
+    /// - Source: LTX-Video `models/autoencoders/causal_video_autoencoder.py`, `from_config`, `Encoder`, `Decoder`, at 5260738.
+    fn parse_official(json: &Value, what: &str) -> Result<Self> {
+        let mut keys = Keys::new(json, what)?;
+        keys.ignore(&LABELS);
+        keys.ignore(&["double_z"]);
+        keys.only("dims", &[json!(3)])?;
+        keys.only("in_channels", &[json!(3)])?;
+        keys.only("out_channels", &[json!(3)])?;
+        keys.only("norm_layer", &[json!("pixel_norm")])?;
+        keys.only("latent_log_var", &[json!("uniform")])?;
+        keys.only("use_quant_conv", &[json!(false)])?;
+        keys.only("normalize_latent_channels", &[json!(false)])?;
+        keys.only("spatial_padding_mode", &[json!("zeros")])?;
+        let shared: Option<Vec<(String, Value)>> = keys.get("blocks")?;
+        let down: Option<Vec<(String, Value)>> = keys.get("encoder_blocks")?;
+        let up: Option<Vec<(String, Value)>> = keys.get("decoder_blocks")?;
+        let missing = || format!("{what}: neither `blocks` nor `encoder_blocks` and `decoder_blocks`");
+        let down = blocks(&down.or(shared.clone()).with_context(missing)?, what)?;
+        let mut up = blocks(&up.or(shared).with_context(missing)?, what)?;
+        up.reverse(); // listed in the encoder's order
+
+        let mut width = keys.or("encoder_base_channels", 128)?;
+        let (mut encoder, mut encoder_mid) = (vec![], 0);
+        let mut i = 0;
+        while i < down.len() {
+            let layers = down[i].layers(what)?;
+            i += 1;
+            if i == down.len() {
+                encoder_mid = layers;
+                break;
+            }
+            let mut block = DownBlock { inputs: width, outputs: width, layers, down: Down::No };
+            if let Some(next) = down.get(i)
+                && let Some((stride, folded)) = next.compression()
+            {
+                block.down = if folded { Down::Fold(stride) } else { Down::Conv(stride) };
+                block.outputs *= if folded { next.multiplier.unwrap_or(2) } else { 1 };
+                i += 1;
+            }
+            if let Some(next) = down.get(i)
+                && next.kind == "res_x_y"
+            {
+                block.outputs *= next.multiplier.unwrap_or(2);
+                i += 1;
+            }
+            width = block.outputs;
+            encoder.push(block);
+        }
+
+        let base: usize = keys.or("decoder_base_channels", 128)?;
+        let decoder_width = base * up.iter().map(Block::shrinkage).product::<usize>();
+        let first = up.first().with_context(|| format!("{what}: `decoder_blocks` is empty"))?;
+        let (decoder_mid, decoder_mid_noise) = (first.layers(what)?, first.noise);
+        let mut width = decoder_width;
+        let mut decoder = vec![];
+        let mut i = 1;
+        while i < up.len() {
+            let mut block = UpBlock {
+                inputs: width,
+                outputs: width,
+                layers: 0,
+                up: false,
+                residual: false,
+                factor: 1,
+                noise: false,
+            };
+            if up[i].kind == "res_x_y" {
+                block.outputs = width / up[i].shrinkage();
+                i += 1;
+            }
+            if let Some(next) = up.get(i)
+                && let Some((stride, _)) = next.compression()
+            {
+                ensure!(
+                    stride == [2, 2, 2],
+                    "{what}: the decoder block `{}` is not one that reel knows (`compress_all`)",
+                    next.kind
+                );
+                (block.up, block.residual, block.factor) = (true, next.residual, next.shrinkage());
+                block.inputs /= block.factor;
+                block.outputs /= block.factor;
+                i += 1;
+            }
+            let res = up
+                .get(i)
+                .with_context(|| format!("{what}: `decoder_blocks` has no `res_x` after the last upsampler"))?;
+            (block.layers, block.noise) = (res.layers(what)?, res.noise);
+            i += 1;
+            width = block.outputs;
+            decoder.push(block);
+        }
+        let config = Self {
+            latent_channels: keys.or("latent_channels", 128)?,
+            patch_size: keys.or("patch_size", 4)?,
+            norm_eps: 1e-6, // fixed in the source
+            scaling_factor: keys.or("scaling_factor", 1.0)?,
+            timestep_conditioning: keys.or("timestep_conditioning", false)?,
+            encoder_causal: true, // fixed in the source
+            decoder_causal: keys.or("causal_decoder", false)?,
+            encoder,
+            encoder_mid,
+            decoder_width,
+            decoder_mid,
+            decoder_mid_noise,
+            decoder,
+        };
+        keys.finish()?;
+        Ok(config)
+    }
+}
+
+/// One entry of Lightricks' block lists.
+struct Block {
+    kind: String,
+    layers: Option<usize>,
+    multiplier: Option<usize>,
+    residual: bool,
+    noise: bool,
+}
+
+fn blocks(list: &[(String, Value)], what: &str) -> Result<Vec<Block>> {
+    let parse = |(kind, value): &(String, Value)| {
+        let mut block = Block { kind: kind.clone(), layers: None, multiplier: None, residual: false, noise: false };
+        if let Some(layers) = value.as_u64() {
+            block.layers = Some(layers as usize);
+            return Ok(block);
+        }
+        let mut keys = Keys::new(value, &format!("{what}: block `{kind}`"))?;
+        block.layers = keys.get("num_layers")?;
+        block.multiplier = keys.get("multiplier")?;
+        block.residual = keys.or("residual", false)?;
+        block.noise = keys.or("inject_noise", false)?;
+        keys.finish()?;
+        ensure!(block.multiplier != Some(0), "{what}: block `{kind}` has multiplier 0");
+        Ok(block)
+    };
+    list.iter().map(parse).collect()
+}
+
+impl Block {
+    fn layers(&self, what: &str) -> Result<usize> {
+        ensure!(self.kind == "res_x", "{what}: block `{}` stands where reel knows only `res_x`", self.kind);
+        self.layers.with_context(|| format!("{what}: block `res_x` without `num_layers`"))
+    }
+
+    /// Factors in time, height and width, and whether it folds space into channels; `None` for residual blocks.
+    fn compression(&self) -> Option<([usize; 3], bool)> {
+        let (name, folded) = match self.kind.strip_suffix("_res") {
+            Some(name) => (name, true),
+            None => (self.kind.as_str(), false),
+        };
+        let stride = match name {
+            "compress_all" => [2, 2, 2],
+            "compress_space" => [1, 2, 2],
+            "compress_time" => [2, 1, 1],
+            _ => return None,
+        };
+        Some((stride, folded))
+    }
+
+    /// By how much this block of the decoder lowers the number of channels.
+    fn shrinkage(&self) -> usize {
+        match self.kind.as_str() {
+            "res_x_y" => self.multiplier.unwrap_or(2),
+            _ if self.compression().is_some() => self.multiplier.unwrap_or(1),
+            _ => 1,
+        }
+    }
+}
+
+/// How a checkpoint's noise schedule is bent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SchedulerConfig {
+    pub shift: f64,
+    /// Shift by the number of tokens: (base shift, max shift, base tokens, max tokens).
+    pub dynamic: Option<[f64; 4]>,
+    /// The last sigma before 0, which the schedule is stretched to.
+    pub terminal: Option<f64>,
+}
+
+impl SchedulerConfig {
+    /// - Source: diffusers `schedulers/scheduling_flow_match_euler_discrete.py` (defaults), at 58eb52c; LTX-Video
+    ///   `schedulers/rf.py`, `RectifiedFlowScheduler`, at 5260738.
+    pub fn parse(json: &Value, what: &str) -> Result<Self> {
+        let mut keys = Keys::new(json, what)?;
+        let class = json["_class_name"].as_str().unwrap_or("missing").to_string();
+        keys.ignore(&LABELS);
+        keys.only("num_train_timesteps", &[json!(1000)])?;
+        let config = match class.as_str() {
+            "FlowMatchEulerDiscreteScheduler" => {
+                for key in [
+                    "invert_sigmas",
+                    "stochastic_sampling",
+                    "use_beta_sigmas",
+                    "use_exponential_sigmas",
+                    "use_karras_sigmas",
+                ] {
+                    keys.only(key, &[json!(false)])?;
+                }
+                keys.only("time_shift_type", &[json!("exponential")])?;
+                let bounds = [
+                    keys.or("base_shift", 0.5)?,
+                    keys.or("max_shift", 1.15)?,
+                    keys.or("base_image_seq_len", 256.0)?,
+                    keys.or("max_image_seq_len", 4096.0)?,
+                ];
+                Self {
+                    shift: keys.or("shift", 1.0)?,
+                    dynamic: keys.or("use_dynamic_shifting", false)?.then_some(bounds),
+                    terminal: keys.get("shift_terminal")?,
+                }
+            }
+            "RectifiedFlowScheduler" => {
+                keys.ignore(&["base_resolution"]);
+                keys.only("sampler", &[json!("Uniform"), json!("LinearQuadratic")])?;
+                keys.only("shifting", &[json!("SD3")])?;
+                keys.only("shift", &[json!(1), json!(1.0)])?;
+                let terminal = keys.get("target_shift_terminal")?;
+                if json["shifting"].is_null() { Self::plain() } else { Self { terminal, ..Self::token_shift() } }
+            }
+            other => bail!(
+                "{what}: `_class_name` is `{other}`, and reel knows `FlowMatchEulerDiscreteScheduler` and `RectifiedFlowScheduler`"
+            ),
+        };
+        keys.finish()?;
+        Ok(config)
+    }
+
+    /// What 0.9.5 and later are sampled with.
+    pub fn plain() -> Self {
+        Self { shift: 1.0, dynamic: None, terminal: None }
+    }
+
+    /// What 0.9.0 and 0.9.1 are sampled with.
+    /// - Source: LTX-Video `schedulers/rf.py`, `sd3_resolution_dependent_timestep_shift`, at 5260738.
+    pub fn token_shift() -> Self {
+        Self { shift: 1.0, dynamic: Some([0.95, 2.05, 1024.0, 4096.0]), terminal: Some(0.1) }
+    }
+}

@@ -1,0 +1,194 @@
+//! The diffusion transformer of LTX-Video. Unusual about it:
+//! - every token sees every other in space and time at once; there is no factorised attention and no text in the sequence;
+//! - q and k are normed over all heads together and turned by a rotary table over all channels, before heads are split;
+//! - cross-attention reads the stream without a norm and without a gate;
+//! - each token may have a timestep of its own, so the adaptive norms take one row a distinct timestep and gather.
+
+use super::config::TransformerConfig;
+use crate::nn::{activation, attention::attention, linear::Linear, norm, rope::Rope, timestep::TimestepEmbedder};
+use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_nn::VarBuilder;
+
+/// Of the norms over q and k, fixed in the source (`norm_eps` in `LTXAttention`).
+const QK_NORM_EPS: f64 = 1e-5;
+/// Of the last norm, fixed in the source (`norm_out`).
+const NORM_OUT_EPS: f64 = 1e-6;
+
+struct Attention {
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    to_out: Linear,
+    norm_q: Tensor,
+    norm_k: Tensor,
+    heads: usize,
+}
+
+impl Attention {
+    fn load(context: usize, config: &TransformerConfig, vb: VarBuilder) -> Result<Self> {
+        let d = config.width();
+        Ok(Self {
+            to_q: Linear::load(d, d, config.attention_bias, vb.pp("to_q"))?,
+            to_k: Linear::load(context, d, config.attention_bias, vb.pp("to_k"))?,
+            to_v: Linear::load(context, d, config.attention_bias, vb.pp("to_v"))?,
+            to_out: Linear::load(d, d, config.attention_out_bias, vb.pp("to_out.0"))?,
+            norm_q: vb.get(d, "norm_q.weight")?,
+            norm_k: vb.get(d, "norm_k.weight")?,
+            heads: config.heads,
+        })
+    }
+
+    /// - `x`: (b, n, d). `context`: (b, m, c), or `x` itself.
+    fn forward(&self, x: &Tensor, context: &Tensor, rope: Option<&Rope>) -> Result<Tensor> {
+        let (b, n, d) = x.dims3()?;
+        let mut q = norm::rms_norm(&self.to_q.forward(x)?, Some(&self.norm_q), QK_NORM_EPS)?;
+        let mut k = norm::rms_norm(&self.to_k.forward(context)?, Some(&self.norm_k), QK_NORM_EPS)?;
+        if let Some(rope) = rope {
+            (q, k) = (rope.apply(&q)?, rope.apply(&k)?);
+        }
+        let split = |x: &Tensor| x.reshape((b, (), self.heads, d / self.heads))?.transpose(1, 2); // (b, heads, n, head_dim)
+        let v = self.to_v.forward(context)?;
+        let scale = ((d / self.heads) as f64).sqrt().recip();
+        let y = attention(&split(&q)?, &split(&k)?, &split(&v)?, scale, None)?;
+        self.to_out.forward(&y.transpose(1, 2)?.reshape((b, n, d))?)
+    }
+}
+
+/// Shifts, scales and gates: one row a distinct timestep, gathered to tokens as they are used.
+pub struct Modulation {
+    /// (timesteps, parts, d)
+    pub rows: Tensor,
+    /// (tokens), each token's row; `None`: one timestep for all.
+    pub index: Option<Tensor>,
+}
+
+impl Modulation {
+    /// Part `i` for each token: (1, tokens, d), or (1, 1, d) where all share one.
+    fn part(&self, i: usize) -> Result<Tensor> {
+        let rows = self.rows.narrow(1, i, 1)?.squeeze(1)?.contiguous()?; // (timesteps, d)
+        match &self.index {
+            Some(index) => rows.index_select(index, 0)?.unsqueeze(0),
+            None => rows.unsqueeze(0),
+        }
+    }
+
+    /// The rows of `table` (parts, d) added.
+    fn with(&self, table: &Tensor) -> Result<Self> {
+        Ok(Self { rows: self.rows.broadcast_add(table)?, index: self.index.clone() })
+    }
+}
+
+/// One layer.
+pub struct Block {
+    table: Tensor, // (6, d)
+    attn1: Attention,
+    attn2: Attention,
+    up: Linear,
+    down: Linear,
+    eps: f64,
+}
+
+impl Block {
+    /// - `vb` holds one `transformer_blocks.{i}`.
+    pub fn load(config: &TransformerConfig, vb: VarBuilder) -> Result<Self> {
+        let d = config.width();
+        Ok(Self {
+            table: vb.get((6, d), "scale_shift_table")?.to_dtype(vb.dtype())?,
+            attn1: Attention::load(d, config, vb.pp("attn1"))?,
+            attn2: Attention::load(config.cross_attention_dim, config, vb.pp("attn2"))?,
+            up: Linear::load(d, 4 * d, true, vb.pp("ff.net.0.proj"))?,
+            down: Linear::load(4 * d, d, true, vb.pp("ff.net.2"))?,
+            eps: config.norm_eps,
+        })
+    }
+
+    /// - `x`: (1, n, d). `context`: (1, m, d). `time`: six parts.
+    pub fn forward(&self, x: &Tensor, context: &Tensor, time: &Modulation, rope: &Rope) -> Result<Tensor> {
+        let ada = time.with(&self.table)?; // shift, scale, gate; of the attention, then of the MLP
+        let h = norm::modulate(&norm::rms_norm(x, None, self.eps)?, &ada.part(0)?, &ada.part(1)?)?;
+        let x = (x + self.attn1.forward(&h, &h, Some(rope))?.broadcast_mul(&ada.part(2)?)?)?;
+        let x = (&x + self.attn2.forward(&x, context, None)?)?;
+        let h = norm::modulate(&norm::rms_norm(&x, None, self.eps)?, &ada.part(3)?, &ada.part(4)?)?;
+        let h = self.down.forward(&activation::gelu_tanh(&self.up.forward(&h)?)?)?;
+        x + h.broadcast_mul(&ada.part(5)?)?
+    }
+}
+
+/// The whole transformer.
+pub struct Transformer {
+    proj_in: Linear,
+    time_embedder: TimestepEmbedder,
+    time_linear: Linear,
+    caption_1: Linear,
+    caption_2: Linear,
+    blocks: Vec<Block>,
+    table: Tensor, // (2, d)
+    proj_out: Linear,
+    width: usize,
+    dtype: DType,
+}
+
+impl Transformer {
+    pub fn load(config: &TransformerConfig, vb: VarBuilder) -> Result<Self> {
+        let d = config.width();
+        let blocks = vb.pp("transformer_blocks");
+        Ok(Self {
+            proj_in: Linear::load(config.in_channels, d, true, vb.pp("proj_in"))?,
+            time_embedder: TimestepEmbedder::load(d, vb.pp("time_embed.emb"))?,
+            time_linear: Linear::load(d, 6 * d, true, vb.pp("time_embed.linear"))?,
+            caption_1: Linear::load(config.caption_channels, d, true, vb.pp("caption_projection.linear_1"))?,
+            caption_2: Linear::load(d, d, true, vb.pp("caption_projection.linear_2"))?,
+            blocks: (0..config.layers).map(|i| Block::load(config, blocks.pp(i))).collect::<Result<_>>()?,
+            table: vb.get((2, d), "scale_shift_table")?.to_dtype(vb.dtype())?,
+            proj_out: Linear::load(d, config.out_channels, true, vb.pp("proj_out"))?,
+            width: d,
+            dtype: vb.dtype(),
+        })
+    }
+
+    /// What the cross-attentions read; once a prompt, not once a step.
+    /// - `text`: (1, m, caption_channels) -> (1, m, d).
+    pub fn context(&self, text: &Tensor) -> Result<Tensor> {
+        self.caption_2.forward(&activation::gelu_tanh(&self.caption_1.forward(&text.to_dtype(self.dtype)?)?)?)
+    }
+
+    /// The time embedding of each distinct timestep: (timesteps, 6, d) for the layers, (timesteps, 1, d) for the last norm.
+    pub fn time(&self, timesteps: &[f32], device: &Device) -> Result<(Tensor, Tensor)> {
+        let emb = self.time_embedder.forward(timesteps, device)?; // (timesteps, d)
+        let temb = self.time_linear.forward(&activation::silu(&emb)?)?;
+        Ok((temb.reshape((timesteps.len(), 6, self.width))?, emb.unsqueeze(1)?))
+    }
+
+    /// The velocity of each token.
+    /// - `x`: (1, n, in_channels). `context`: (1, m, d) of [`Transformer::context`], real tokens only.
+    ///   `timesteps`: in 0..=1000, one for all tokens or one a token.
+    /// - Returns (1, n, out_channels).
+    /// - Source: diffusers `models/transformers/transformer_ltx.py`, `LTXVideoTransformer3DModel.forward`, at 58eb52c.
+    pub fn forward(&self, x: &Tensor, context: &Tensor, timesteps: &[f32], rope: &Rope) -> Result<Tensor> {
+        let tokens = x.dim(1)?;
+        if timesteps.len() != 1 && timesteps.len() != tokens {
+            bail!("{} timesteps for {tokens} tokens", timesteps.len())
+        }
+        let mut distinct: Vec<f32> = vec![];
+        let index = timesteps.iter().map(|t| match distinct.iter().position(|d| d.to_bits() == t.to_bits()) {
+            Some(i) => i as u32,
+            None => {
+                distinct.push(*t);
+                distinct.len() as u32 - 1
+            }
+        });
+        let index: Vec<u32> = index.collect();
+        let index = if distinct.len() == 1 { None } else { Some(Tensor::new(index, x.device())?) };
+        let (temb, emb) = self.time(&distinct, x.device())?;
+        let time = Modulation { rows: temb, index: index.clone() };
+
+        let mut h = self.proj_in.forward(&x.to_dtype(self.dtype)?)?; // (1, n, d)
+        for block in &self.blocks {
+            h = block.forward(&h, context, &time, rope)?;
+        }
+        // shift, then scale, of the last norm
+        let ada = Modulation { rows: Tensor::cat(&[&emb, &emb], 1)?, index }.with(&self.table)?;
+        let h = norm::modulate(&norm::layer_norm(&h, NORM_OUT_EPS)?, &ada.part(0)?, &ada.part(1)?)?;
+        self.proj_out.forward(&h)
+    }
+}

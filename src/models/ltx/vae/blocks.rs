@@ -1,0 +1,256 @@
+//! What encoder and decoder are built of. Everything runs on (b, frames, h, w, c), group by group (see `nn::stream`); a
+//! layer that cannot answer yet gives `None`.
+
+use crate::nn::conv3d::Conv3d;
+use crate::nn::stream::{FRAMES, Stream};
+use crate::nn::timestep::TimestepEmbedder;
+use crate::nn::{activation::silu, linear::Linear, norm};
+use crate::noise::Noise;
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+/// Of the norms over channels, fixed in the source.
+const NORM_EPS: f64 = 1e-8;
+
+/// Divides each pixel's channels by their root mean square.
+pub fn pixel_norm(x: &Tensor) -> Result<Tensor> {
+    norm::rms_norm(x, None, NORM_EPS)
+}
+
+/// A convolution that knows how many frames it looks back and ahead.
+pub struct TimeConv {
+    conv: Conv3d,
+    before: usize,
+    after: usize,
+}
+
+impl TimeConv {
+    /// - `vb` holds `conv.weight` and `conv.bias`. `causal`: looks back only.
+    /// - Source: diffusers `models/autoencoders/autoencoder_kl_ltx.py`, `LTXVideoCausalConv3d`, at 58eb52c.
+    pub fn load(inputs: usize, outputs: usize, causal: bool, vb: VarBuilder) -> Result<Self> {
+        const KERNEL: usize = 3;
+        let after = if causal { 0 } else { KERNEL / 2 };
+        let conv = Conv3d::load(inputs, outputs, KERNEL, [1; 3], vb.pp("conv"))?;
+        Ok(Self { conv, before: KERNEL - 1 - after, after })
+    }
+
+    pub fn forward(&self, x: Option<&Tensor>, stream: &mut Stream) -> Result<Option<Tensor>> {
+        stream.window(x, self.before, self.after)?.map(|x| self.conv.forward(&x)).transpose()
+    }
+}
+
+/// Shift and scale of each norm, from the decoder's timestep: (1, 1, 1, 1, c) each.
+struct Ada {
+    shift_1: Tensor,
+    scale_1: Tensor,
+    shift_2: Tensor,
+    scale_2: Tensor,
+}
+
+impl Ada {
+    /// - `table`: (4, c). `temb`: (1, 4 c).
+    fn new(table: &Tensor, temb: &Tensor) -> Result<Self> {
+        let rows = temb.reshape(table.shape())?.add(table)?;
+        let part = |i: usize| rows.get(i)?.reshape((1, 1, 1, 1, ()));
+        Ok(Self { shift_1: part(0)?, scale_1: part(1)?, shift_2: part(2)?, scale_2: part(3)? })
+    }
+}
+
+/// Two convolutions beside a shortcut.
+pub struct Resnet {
+    conv1: TimeConv,
+    conv2: TimeConv,
+    shortcut: Option<Shortcut>,
+    noise_scales: Option<[Tensor; 2]>,
+    table: Option<Tensor>, // (4, inputs)
+}
+
+struct Shortcut {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+    linear: Linear,
+}
+
+impl Shortcut {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let x = norm::layer_norm(x, self.eps)?.broadcast_mul(&self.weight)?.broadcast_add(&self.bias)?;
+        self.linear.forward(&x)
+    }
+}
+
+/// What kind of residual block.
+#[derive(Clone, Copy)]
+pub struct Kind {
+    pub causal: bool,
+    pub timestep: bool,
+    pub noise: bool,
+    pub eps: f64,
+}
+
+impl Resnet {
+    /// - Source: diffusers `models/autoencoders/autoencoder_kl_ltx.py`, `LTXVideoResnetBlock3d`, at 58eb52c.
+    pub fn load(inputs: usize, outputs: usize, kind: Kind, vb: VarBuilder) -> Result<Self> {
+        let shortcut = if inputs == outputs {
+            None
+        } else {
+            let at = vb.pp("conv_shortcut.conv");
+            // a kernel of one tap is a dense layer over channels
+            let weight = at.get((outputs, inputs, 1, 1, 1), "weight")?.reshape((outputs, inputs))?;
+            Some(Shortcut {
+                weight: vb.get(inputs, "norm3.weight")?,
+                bias: vb.get(inputs, "norm3.bias")?,
+                eps: kind.eps,
+                linear: Linear::new(weight, Some(at.get(outputs, "bias")?)),
+            })
+        };
+        let scale = |name| vb.get((inputs, 1, 1), name)?.reshape(inputs)?.to_dtype(vb.dtype());
+        Ok(Self {
+            conv1: TimeConv::load(inputs, outputs, kind.causal, vb.pp("conv1"))?,
+            conv2: TimeConv::load(outputs, outputs, kind.causal, vb.pp("conv2"))?,
+            shortcut,
+            noise_scales: if kind.noise {
+                Some([scale("per_channel_scale1")?, scale("per_channel_scale2")?])
+            } else {
+                None
+            },
+            table: if kind.timestep {
+                Some(vb.get((4, inputs), "scale_shift_table")?.to_dtype(vb.dtype())?)
+            } else {
+                None
+            },
+        })
+    }
+
+    /// - `temb`: (1, 4 c), where the decoder takes a timestep. `noise`: the generator of the decoder's own noise.
+    pub fn forward(
+        &self,
+        x: Option<&Tensor>,
+        temb: Option<&Tensor>,
+        noise: &mut Noise,
+        stream: &mut Stream,
+    ) -> Result<Option<Tensor>> {
+        let ada = match (&self.table, temb) {
+            (Some(table), Some(temb)) => Some(Ada::new(table, temb)?),
+            _ => None,
+        };
+        let bend = |x: &Tensor, first: bool| {
+            let x = pixel_norm(x)?;
+            let x = match &ada {
+                Some(ada) if first => norm::modulate(&x, &ada.shift_1, &ada.scale_1)?,
+                Some(ada) => norm::modulate(&x, &ada.shift_2, &ada.scale_2)?,
+                None => x,
+            };
+            silu(&x)
+        };
+        let skip = x.map(|x| self.shortcut.as_ref().map_or(Ok(x.clone()), |s| s.forward(x))).transpose()?;
+        let h = x.map(|x| bend(x, true)).transpose()?;
+        let h = self.conv1.forward(h.as_ref(), stream)?;
+        let h = self.add_noise(h, 0, noise, stream)?;
+        let h = h.map(|h| bend(&h, false)).transpose()?;
+        let h = self.conv2.forward(h.as_ref(), stream)?;
+        let h = self.add_noise(h, 1, noise, stream)?;
+        add_delayed(h, skip.as_ref(), stream)
+    }
+
+    /// One picture of noise for all frames, drawn when the first frames come.
+    fn add_noise(&self, x: Option<Tensor>, i: usize, noise: &mut Noise, stream: &mut Stream) -> Result<Option<Tensor>> {
+        let Some(scales) = &self.noise_scales else { return Ok(x) };
+        let Some(x) = x else {
+            stream.once(|| Ok(None))?;
+            return Ok(None);
+        };
+        let (_, _, h, w, _) = x.dims5()?;
+        let picture = stream.once(|| Ok(Some(Tensor::from_vec(noise.normal(h * w), (1, 1, h, w, 1), x.device())?)))?;
+        let Some(picture) = picture else { return Ok(Some(x)) };
+        let picture = picture.to_dtype(x.dtype())?; // drawn in f32
+        Ok(Some(x.broadcast_add(&picture.broadcast_mul(&scales[i])?)?))
+    }
+}
+
+/// `h` plus the frames of `skip` that belong to it.
+fn add_delayed(h: Option<Tensor>, skip: Option<&Tensor>, stream: &mut Stream) -> Result<Option<Tensor>> {
+    let count = h.as_ref().map_or(Ok(0), |h| h.dim(FRAMES))?;
+    match (h, stream.delay(skip, count)?) {
+        (Some(h), Some(skip)) => Ok(Some((h + skip)?)),
+        _ => Ok(None),
+    }
+}
+
+/// Residual blocks in a row, with the embedding of the timestep that they share.
+pub struct Resnets {
+    time_embedder: Option<TimestepEmbedder>,
+    resnets: Vec<Resnet>,
+}
+
+impl Resnets {
+    /// - `vb` holds `resnets.{j}` and, with a timestep, `time_embedder`.
+    pub fn load(width: usize, layers: usize, kind: Kind, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            time_embedder: if kind.timestep {
+                Some(TimestepEmbedder::load(4 * width, vb.pp("time_embedder"))?)
+            } else {
+                None
+            },
+            resnets: (0..layers)
+                .map(|j| Resnet::load(width, width, kind, vb.pp(format!("resnets.{j}"))))
+                .collect::<Result<_>>()?,
+        })
+    }
+
+    /// (1, 4 c), where there is a timestep.
+    pub fn embed(&self, timestep: Option<f32>, like: &candle_core::Device) -> Result<Option<Tensor>> {
+        match (&self.time_embedder, timestep) {
+            (Some(embedder), Some(t)) => embedder.forward(&[t], like).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    pub fn forward(
+        &self,
+        mut x: Option<Tensor>,
+        temb: Option<&Tensor>,
+        noise: &mut Noise,
+        stream: &mut Stream,
+    ) -> Result<Option<Tensor>> {
+        for resnet in &self.resnets {
+            x = resnet.forward(x.as_ref(), temb, noise, stream)?;
+        }
+        Ok(x)
+    }
+}
+
+/// Twice the size in time, height and width.
+pub struct Upsampler {
+    conv: TimeConv,
+    residual: bool,
+    factor: usize,
+}
+
+impl Upsampler {
+    /// - `width`: channels in; `width / factor` come out.
+    /// - Source: diffusers `models/autoencoders/autoencoder_kl_ltx.py`, `LTXVideoUpsampler3d`, at 58eb52c.
+    pub fn load(width: usize, residual: bool, factor: usize, causal: bool, vb: VarBuilder) -> Result<Self> {
+        Ok(Self { conv: TimeConv::load(width, 8 * width / factor, causal, vb.pp("conv"))?, residual, factor })
+    }
+
+    pub fn forward(&self, x: Option<Tensor>, stream: &mut Stream) -> Result<Option<Tensor>> {
+        let h = self.conv.forward(x.as_ref(), stream)?;
+        let h = h.map(|h| unfold(&h)).transpose()?;
+        if !self.residual {
+            return stream.drop_first(h, 1);
+        }
+        let skip = x.map(|x| Tensor::cat(&vec![unfold(&x)?; 8 / self.factor], 4)).transpose()?; // tiled, not interleaved
+        let h = add_delayed(h, skip.as_ref(), stream)?;
+        stream.drop_first(h, 1)
+    }
+}
+
+/// Channels into space and time: (b, f, h, w, 8 c) -> (b, 2 f, 2 h, 2 w, c), channel = c 8 + (t 2 + i) 2 + j.
+fn unfold(x: &Tensor) -> Result<Tensor> {
+    let (b, f, h, w, c) = x.dims5()?;
+    let c = c / 8;
+    x.reshape(vec![b, f, h, w, c, 2, 2, 2])?
+        .permute(vec![0, 1, 5, 2, 6, 3, 7, 4])? // (b, f, t, h, i, w, j, c)
+        .reshape((b, 2 * f, 2 * h, 2 * w, c))
+}

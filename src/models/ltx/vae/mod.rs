@@ -1,0 +1,34 @@
+//! The video autoencoder of LTX-Video. Unusual about it:
+//! - 0.9.0 and 0.9.1 compress 192 pixels' worth of colour into each latent value, so the decoder itself has to invent detail;
+//! - from 0.9.1 on it does so as a last denoising step: it takes a timestep, and 0.9.1 draws noise of its own between layers;
+//! - the encoder is causal in time and the decoder is not, so decoding in groups has to look one frame ahead in every layer;
+//! - its norms are over channels alone, so no statistic spans space or time, and groups of frames are exact;
+//! - pixels enter and leave as 4x4 patches, with the width offset slower than the height offset.
+
+mod blocks;
+mod decoder;
+
+pub use decoder::Decoder;
+
+use super::config::VaeConfig;
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+/// Mean and deviation of each latent channel over the training set.
+pub struct LatentStatistics {
+    mean: Tensor, // (c)
+    deviation: Tensor,
+}
+
+impl LatentStatistics {
+    /// - `vb` holds `latents_mean` and `latents_std`.
+    pub fn load(config: &VaeConfig, vb: VarBuilder) -> Result<Self> {
+        let c = config.latent_channels;
+        Ok(Self { mean: vb.get(c, "latents_mean")?, deviation: (vb.get(c, "latents_std")? / config.scaling_factor)? })
+    }
+
+    /// What the transformer makes -> what the decoder reads. (..., c) both.
+    pub fn denormalise(&self, latents: &Tensor) -> Result<Tensor> {
+        latents.broadcast_mul(&self.deviation)?.broadcast_add(&self.mean)
+    }
+}

@@ -1,0 +1,3 @@
+//! The families of video models that reel knows.
+
+pub mod ltx;

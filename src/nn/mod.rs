@@ -1,0 +1,47 @@
+//! What candle lacks or does slowly, one file each.
+//!
+//! Every operation has a plain form in candle's own differentiable operations; the fast forms (CPU, f32) are taken only
+//! where nothing is being differentiated. Activations are channels-last everywhere.
+
+pub mod activation;
+pub mod attention;
+pub mod conv3d;
+pub mod linear;
+pub mod norm;
+pub mod rope;
+mod rows;
+pub mod stream;
+pub mod timestep;
+
+use candle_core::{DType, Tensor};
+
+/// Whether the fast CPU form may stand in for the plain one: f32, on the CPU, and no gradient wanted.
+fn fast(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::F32 && !x.track_op()
+}
+
+/// Whether `weight` is the stand-in that a check of file headers hands out (see `weights::open`): it has a shape but no
+/// storage of that size, so nothing may be computed from it.
+fn is_stand_in(weight: &Tensor) -> bool {
+    weight.elem_count() > 1 && weight.stride().iter().all(|&s| s == 0)
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use candle_core::{Device, Result, Tensor};
+
+    /// Reproducible values in about [-2, 2], of any shape.
+    pub fn values(shape: &[usize], seed: u64) -> Result<Tensor> {
+        let n = shape.iter().product::<usize>();
+        let data: Vec<f32> = crate::noise::Noise::new(seed).normal(n);
+        Tensor::from_vec(data, shape, &Device::Cpu)
+    }
+
+    /// Largest difference, relative to the largest expected value.
+    pub fn distance(got: &Tensor, want: &Tensor) -> Result<f32> {
+        assert_eq!(got.dims(), want.dims());
+        let worst = (got - want)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
+        let scale = want.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
+        Ok(worst / scale.max(1e-12))
+    }
+}

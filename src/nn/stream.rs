@@ -1,0 +1,145 @@
+//! Frames in groups: what every temporal layer carries from one group to the next.
+//!
+//! A layer that looks at neighbouring frames answers later than it is asked. In a stream it keeps the frames that it still
+//! needs, so that any grouping of the input gives the frames that the whole input gives.
+
+use candle_core::{Result, Tensor};
+
+/// The frame axis of (b, frames, h, w, c).
+pub const FRAMES: usize = 1;
+
+#[derive(Clone, Debug, Default)]
+struct Slot {
+    frames: Option<Tensor>,
+    started: bool,
+}
+
+/// What all layers of one network carry, in the order in which they run.
+/// - Call [`Stream::next_group`] before each group, and run the same layers in the same order each time, also those that
+///   get no frames this time.
+#[derive(Clone, Debug, Default)]
+pub struct Stream {
+    slots: Vec<Slot>,
+    cursor: usize,
+    last: bool,
+}
+
+impl Stream {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Opens the next group of frames. `last`: no more will come, so layers give out all they hold.
+    pub fn next_group(&mut self, last: bool) {
+        (self.cursor, self.last) = (0, last);
+    }
+
+    /// The window that a kernel over `before + 1 + after` frames may run over: `x` with the frames carried from earlier groups
+    /// in front; at the clip's ends the first and the last frame are repeated.
+    /// - `None` while there are too few frames for one answer.
+    pub fn window(&mut self, x: Option<&Tensor>, before: usize, after: usize) -> Result<Option<Tensor>> {
+        let last = self.last;
+        let slot = self.slot();
+        let mut parts: Vec<Tensor> = slot.frames.take().into_iter().collect();
+        if let Some(x) = x {
+            if !slot.started && before > 0 {
+                parts.push(repeat(&x.narrow(FRAMES, 0, 1)?, before)?);
+            }
+            slot.started = true;
+            parts.push(x.clone());
+        }
+        if last
+            && after > 0
+            && let Some(end) = parts.last()
+        {
+            let end = end.narrow(FRAMES, end.dim(FRAMES)? - 1, 1)?;
+            parts.push(repeat(&end, after)?);
+        }
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        let all = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, FRAMES)? };
+        let (count, context) = (all.dim(FRAMES)?, before + after);
+        if !last && context > 0 {
+            let keep = context.min(count);
+            slot.frames = Some(all.narrow(FRAMES, count - keep, keep)?.contiguous()?);
+        }
+        Ok(if count > context { Some(all) } else { None })
+    }
+
+    /// Holds `x` back until its partner on the other way round (a residual) has come: takes `x` in, gives the oldest `count` frames out.
+    pub fn delay(&mut self, x: Option<&Tensor>, count: usize) -> Result<Option<Tensor>> {
+        let slot = self.slot();
+        let held = match (slot.frames.take(), x) {
+            (Some(held), Some(x)) => Some(Tensor::cat(&[&held, x], FRAMES)?),
+            (held, x) => held.or(x.cloned()),
+        };
+        let Some(held) = held else { return Ok(None) };
+        let rest = held.dim(FRAMES)? - count;
+        if rest > 0 {
+            slot.frames = Some(held.narrow(FRAMES, count, rest)?.contiguous()?);
+        }
+        if count > 0 { Ok(Some(held.narrow(FRAMES, 0, count)?)) } else { Ok(None) }
+    }
+
+    /// Drops the clip's first `count` frames, which come in one group with more.
+    pub fn drop_first(&mut self, x: Option<Tensor>, count: usize) -> Result<Option<Tensor>> {
+        let slot = self.slot();
+        match x {
+            Some(x) if !slot.started => {
+                slot.started = true;
+                Ok(Some(x.narrow(FRAMES, count, x.dim(FRAMES)? - count)?))
+            }
+            x => Ok(x),
+        }
+    }
+
+    /// What `make` gave when it first gave something.
+    pub fn once(&mut self, make: impl FnOnce() -> Result<Option<Tensor>>) -> Result<Option<Tensor>> {
+        let slot = self.slot();
+        if slot.frames.is_none() {
+            slot.frames = make()?;
+        }
+        Ok(slot.frames.clone())
+    }
+
+    fn slot(&mut self) -> &mut Slot {
+        if self.cursor == self.slots.len() {
+            self.slots.push(Slot::default());
+        }
+        self.cursor += 1;
+        &mut self.slots[self.cursor - 1]
+    }
+}
+
+fn repeat(frame: &Tensor, count: usize) -> Result<Tensor> {
+    let mut shape = frame.dims().to_vec();
+    shape[FRAMES] = count;
+    frame.broadcast_as(shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn frames(x: &Tensor) -> Vec<f32> {
+        x.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn windows_repeat_the_ends_and_carry_the_middle() -> Result<()> {
+        let clip = Tensor::arange(0f32, 5., &Device::Cpu)?.reshape((1, 5, 1, 1, 1))?;
+        let mut stream = Stream::new();
+        let mut seen = vec![];
+        for (start, count) in [(0, 1), (1, 3), (4, 1)] {
+            stream.next_group(start == 4);
+            if let Some(window) = stream.window(Some(&clip.narrow(FRAMES, start, count)?), 1, 1)? {
+                let window = frames(&window);
+                seen.extend(window.windows(3).map(|w| w.to_vec()));
+            }
+        }
+        assert_eq!(seen, [[0., 0., 1.], [0., 1., 2.], [1., 2., 3.], [2., 3., 4.], [3., 4., 4.]]);
+        Ok(())
+    }
+}

@@ -1,0 +1,151 @@
+//! What a person or a program sees while reel works; all of it on standard error.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+/// `--progress`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// Bars on a terminal, remarks alone elsewhere.
+    #[default]
+    Auto,
+    /// Bars, wherever standard error goes.
+    Bar,
+    /// One JSON object a line.
+    Json,
+    /// Nothing.
+    None,
+}
+
+/// How to report.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Progress {
+    pub mode: Mode,
+    pub quiet: bool,
+    pub verbose: bool,
+}
+
+impl Progress {
+    fn bars(&self) -> bool {
+        !self.quiet && (self.mode == Mode::Bar || self.mode == Mode::Auto && std::io::stderr().is_terminal())
+    }
+
+    /// One line that the user should know of.
+    pub fn note(&self, text: &str) {
+        match self.mode {
+            Mode::Json => emit(json!({"event": "note", "text": text})),
+            _ if self.quiet || self.mode == Mode::None => {}
+            _ => line(text),
+        }
+    }
+
+    /// One line for those who asked with `-v`.
+    pub fn detail(&self, text: &str) {
+        if self.verbose {
+            self.note(text);
+        }
+    }
+
+    /// The last line of a run; `fields` are its JSON form.
+    pub fn done(&self, text: &str, fields: Value) {
+        if self.mode == Mode::Json {
+            let mut event = json!({"event": "done"});
+            if let (Some(event), Value::Object(fields)) = (event.as_object_mut(), fields) {
+                event.extend(fields);
+            }
+            emit(event);
+        } else {
+            self.note(text);
+        }
+    }
+
+    /// Begins a stage of `total` equal parts.
+    pub fn stage(&self, name: &'static str, total: usize) -> Stage {
+        let bar = self.bars().then(|| {
+            let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
+            let style =
+                ProgressStyle::with_template("{prefix:>8} [{bar:30}] {pos}/{len}  {elapsed} so far, {eta} left");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+            bar.set_prefix(name);
+            bar.enable_steady_tick(Duration::from_millis(500));
+            bar
+        });
+        let stage = Stage { name, total, made: 0, begun: Instant::now(), bar, json: self.mode == Mode::Json };
+        stage.report();
+        stage
+    }
+}
+
+/// A stage under way.
+pub struct Stage {
+    name: &'static str,
+    total: usize,
+    made: usize,
+    begun: Instant,
+    bar: Option<ProgressBar>,
+    json: bool,
+}
+
+impl Stage {
+    /// `parts` more are made.
+    pub fn advance(&mut self, parts: usize) {
+        self.made += parts;
+        if let Some(bar) = &self.bar {
+            bar.inc(parts as u64);
+        }
+        self.report();
+    }
+
+    /// Ends the stage; returns the seconds it took.
+    pub fn finish(self) -> f64 {
+        let seconds = self.begun.elapsed().as_secs_f64();
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+            line(&format!("{:>8}  {} in {}", self.name, self.total, human_seconds(seconds)));
+        }
+        seconds
+    }
+
+    fn report(&self) {
+        if self.json {
+            let seconds = self.begun.elapsed().as_secs_f64();
+            let left =
+                (self.made > 0).then(|| seconds / self.made as f64 * (self.total - self.made.min(self.total)) as f64);
+            emit(json!({"event": "progress", "stage": self.name, "done": self.made, "total": self.total,
+                        "seconds": round(seconds), "seconds_left": left.map(round)}));
+        }
+    }
+}
+
+fn round(seconds: f64) -> f64 {
+    (seconds * 1000.0).round() / 1000.0
+}
+
+/// `0.42 s`, `12.3 s`, `3 min 07 s`, `2 h 05 min`.
+pub fn human_seconds(seconds: f64) -> String {
+    match seconds {
+        s if s < 10.0 => format!("{s:.2} s"),
+        s if s < 60.0 => format!("{s:.1} s"),
+        s if s < 3600.0 => format!("{} min {:02} s", s as u64 / 60, s as u64 % 60),
+        s => format!("{} h {:02} min", s as u64 / 3600, s as u64 % 3600 / 60),
+    }
+}
+
+fn emit(event: Value) {
+    line(&event.to_string());
+}
+
+/// A closed standard error is no reason to stop a run.
+fn line(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// The one error that ends the program: what and where with its causes on the first line, the fix below.
+pub fn error(error: &anyhow::Error) {
+    let top = error.to_string();
+    let (head, fix) = top.split_once('\n').unwrap_or((&top, ""));
+    let causes: Vec<String> = error.chain().skip(1).map(|cause| format!(": {cause}")).collect();
+    line(format!("error: {head}{}\n{fix}", causes.concat()).trim_end());
+}

@@ -1,0 +1,4 @@
+//! Prompts -> token ids -> the vectors that the transformer attends to.
+
+pub mod t5;
+pub mod tokenizer;

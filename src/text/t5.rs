@@ -1,0 +1,221 @@
+//! The encoder of T5 v1.1. Unusual about it:
+//! - scores are not divided by the root of the head size;
+//! - positions are a learnt bias on the scores, a function of the distance alone, owned by the first layer and used by all;
+//! - its layers are opened one after the other while it runs, so the 19 GB of XXL in f32 are never in memory at once.
+
+use crate::config::Keys;
+use crate::nn::{activation, attention::attention, linear::Linear, norm};
+use anyhow::{Context, ensure};
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+use serde_json::{Value, json};
+
+/// Sizes of the encoder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct T5Config {
+    pub vocab: usize,
+    pub d_model: usize,
+    pub d_kv: usize,
+    pub d_ff: usize,
+    pub heads: usize,
+    pub layers: usize,
+    pub buckets: usize,
+    pub max_distance: usize,
+    pub eps: f64,
+}
+
+impl T5Config {
+    /// Reads the `config.json` of transformers' T5.
+    /// - Defaults: transformers `models/t5/configuration_t5.py`, `T5Config.__init__`.
+    pub fn parse(json: &Value, what: &str) -> anyhow::Result<Self> {
+        let mut keys = Keys::new(json, what)?;
+        // about training, decoding and the file itself
+        keys.ignore(&[
+            "_name_or_path",
+            "architectures",
+            "bos_token_id",
+            "classifier_dropout",
+            "decoder_start_token_id",
+            "dropout_rate",
+            "dtype",
+            "eos_token_id",
+            "initializer_factor",
+            "is_decoder",
+            "is_encoder_decoder",
+            "is_gated_act",
+            "n_positions",
+            "num_decoder_layers",
+            "output_past",
+            "pad_token_id",
+            "scale_decoder_outputs",
+            "task_specific_params",
+            "tie_word_embeddings",
+            "tokenizer_class",
+            "torch_dtype",
+            "transformers_version",
+            "use_cache",
+        ]);
+        keys.only("model_type", &[json!("t5")])?;
+        keys.only("feed_forward_proj", &[json!("gated-gelu")])?;
+        keys.only("dense_act_fn", &[json!("gelu_new"), json!("gelu_pytorch_tanh")])?;
+        let config = Self {
+            vocab: keys.or("vocab_size", 32_128)?,
+            d_model: keys.or("d_model", 512)?,
+            d_kv: keys.or("d_kv", 64)?,
+            d_ff: keys.or("d_ff", 2048)?,
+            heads: keys.or("num_heads", 8)?,
+            layers: keys.or("num_layers", 6)?,
+            buckets: keys.or("relative_attention_num_buckets", 32)?,
+            max_distance: keys.or("relative_attention_max_distance", 128)?,
+            eps: keys.or("layer_norm_epsilon", 1e-6)?,
+        };
+        keys.finish()?;
+        ensure!(
+            config.buckets >= 4 && config.max_distance > config.buckets / 4,
+            "{what}: the position buckets do not work out"
+        );
+        ensure!(config.layers > 0 && config.heads > 0, "{what}: a size is 0");
+        Ok(config)
+    }
+
+    /// The configuration of a bare weight file, from its shapes.
+    pub fn from_shapes(shape: impl Fn(&str) -> Option<Vec<usize>>, what: &str) -> anyhow::Result<Self> {
+        let matrix = |name: &str| {
+            shape(name)
+                .filter(|s| s.len() == 2)
+                .with_context(|| format!("{what} is not a T5 encoder: there is no `{name}`"))
+        };
+        let embedding = matrix("shared.weight").or_else(|_| matrix("encoder.embed_tokens.weight"))?;
+        let first = "encoder.block.0.layer";
+        let bias = matrix(&format!("{first}.0.SelfAttention.relative_attention_bias.weight"))?;
+        let query = matrix(&format!("{first}.0.SelfAttention.q.weight"))?;
+        let up = matrix(&format!("{first}.1.DenseReluDense.wi_0.weight"))?;
+        let layers =
+            (0..).take_while(|i| shape(&format!("encoder.block.{i}.layer.0.layer_norm.weight")).is_some()).count();
+        Ok(Self {
+            vocab: embedding[0],
+            d_model: embedding[1],
+            d_kv: query[0] / bias[1].max(1),
+            d_ff: up[0],
+            heads: bias[1],
+            layers,
+            buckets: bias[0],
+            max_distance: 128, // of every released T5
+            eps: 1e-6,
+        })
+    }
+}
+
+struct Layer {
+    attention_norm: Tensor,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    mlp_norm: Tensor,
+    wi_0: Linear,
+    wi_1: Linear,
+    wo: Linear,
+}
+
+impl Layer {
+    fn load(config: &T5Config, vb: VarBuilder) -> Result<Self> {
+        let (d, inner, ff) = (config.d_model, config.heads * config.d_kv, config.d_ff);
+        let attention = vb.pp("layer.0.SelfAttention");
+        let mlp = vb.pp("layer.1.DenseReluDense");
+        Ok(Self {
+            attention_norm: vb.get(d, "layer.0.layer_norm.weight")?,
+            q: Linear::load(d, inner, false, attention.pp("q"))?,
+            k: Linear::load(d, inner, false, attention.pp("k"))?,
+            v: Linear::load(d, inner, false, attention.pp("v"))?,
+            o: Linear::load(inner, d, false, attention.pp("o"))?,
+            mlp_norm: vb.get(d, "layer.1.layer_norm.weight")?,
+            wi_0: Linear::load(d, ff, false, mlp.pp("wi_0"))?,
+            wi_1: Linear::load(d, ff, false, mlp.pp("wi_1"))?,
+            wo: Linear::load(ff, d, false, mlp.pp("wo"))?,
+        })
+    }
+
+    /// - `x`: (b, n, d_model). `bias`: broadcast to (b, heads, n, n).
+    fn forward(&self, x: &Tensor, bias: &Tensor, config: &T5Config) -> Result<Tensor> {
+        let (b, n, _) = x.dims3()?;
+        let split = |x: Tensor| x.reshape((b, n, config.heads, config.d_kv))?.transpose(1, 2); // (b, heads, n, d_kv)
+        let h = norm::rms_norm(x, Some(&self.attention_norm), config.eps)?;
+        let (q, k, v) = (split(self.q.forward(&h)?)?, split(self.k.forward(&h)?)?, split(self.v.forward(&h)?)?);
+        let h = attention(&q, &k, &v, 1.0, Some(bias))?.transpose(1, 2)?.reshape((b, n, ()))?;
+        let x = (x + self.o.forward(&h)?)?;
+        let h = norm::rms_norm(&x, Some(&self.mlp_norm), config.eps)?;
+        let h = (activation::gelu_tanh(&self.wi_0.forward(&h)?)? * self.wi_1.forward(&h)?)?;
+        x + self.wo.forward(&h)?
+    }
+}
+
+/// The encoder: its embedding is read row by row, its layers when they run.
+pub struct T5 {
+    config: T5Config,
+    vb: VarBuilder<'static>,
+    embedding: Tensor,     // (vocab, d_model)
+    position_bias: Tensor, // (buckets, heads)
+    final_norm: Tensor,
+}
+
+impl T5 {
+    /// - `vb` holds `shared` or `encoder.embed_tokens`, and `encoder.block.{i}`.
+    pub fn load(config: &T5Config, vb: VarBuilder<'static>) -> Result<Self> {
+        let name = if vb.contains_tensor("shared.weight") { "shared.weight" } else { "encoder.embed_tokens.weight" };
+        let first = vb.pp("encoder.block.0.layer.0.SelfAttention.relative_attention_bias");
+        Ok(Self {
+            embedding: vb.get((config.vocab, config.d_model), name)?,
+            position_bias: first.get((config.buckets, config.heads), "weight")?.to_dtype(vb.dtype())?,
+            final_norm: vb.get(config.d_model, "encoder.final_layer_norm.weight")?,
+            config: config.clone(),
+            vb,
+        })
+    }
+
+    /// Opens every layer once without running it: for checking names and shapes.
+    pub fn touch(&self) -> Result<()> {
+        (0..self.config.layers).try_for_each(|i| self.layer(i).map(|_| ()))
+    }
+
+    fn layer(&self, i: usize) -> Result<Layer> {
+        Layer::load(&self.config, self.vb.pp(format!("encoder.block.{i}")))
+    }
+
+    /// - `ids`: one prompt's tokens, all of which are attended to. `after`: called after each layer.
+    /// - Returns (1, ids, d_model).
+    /// - Source: transformers `models/t5/modeling_t5.py`, `T5Stack.forward`.
+    pub fn encode(&self, ids: &[u32], mut after: impl FnMut()) -> Result<Tensor> {
+        let device = self.vb.device();
+        let mut x =
+            self.embedding.index_select(&Tensor::new(ids, device)?, 0)?.to_dtype(self.vb.dtype())?.unsqueeze(0)?;
+        let bias = self.bias(ids.len())?;
+        for i in 0..self.config.layers {
+            x = self.layer(i)?.forward(&x, &bias, &self.config)?;
+            after();
+        }
+        norm::rms_norm(&x, Some(&self.final_norm), self.config.eps)
+    }
+
+    /// Position bias: (1, heads, n, n).
+    fn bias(&self, n: usize) -> Result<Tensor> {
+        let buckets: Vec<u32> = (0..n * n).map(|i| self.bucket(i / n, i % n)).collect();
+        let bias = self.position_bias.index_select(&Tensor::new(buckets, self.vb.device())?, 0)?; // (n n, heads)
+        bias.reshape((n, n, self.config.heads))?.permute((2, 0, 1))?.unsqueeze(0)?.contiguous()
+    }
+
+    /// Which bias belongs to key `k` seen from query `q`: exact for near keys, by the logarithm of the distance for far ones.
+    /// - Source: transformers `models/t5/modeling_t5.py`, `T5Attention._relative_position_bucket` (bidirectional).
+    fn bucket(&self, q: usize, k: usize) -> u32 {
+        let half = self.config.buckets / 2;
+        let exact = half / 2;
+        let distance = q.abs_diff(k);
+        let bucket = if distance < exact {
+            distance
+        } else {
+            let ratio = (distance as f32 / exact as f32).ln() / (self.config.max_distance as f32 / exact as f32).ln();
+            (exact + (ratio * (half - exact) as f32) as usize).min(half - 1)
+        };
+        (if k > q { half + bucket } else { bucket }) as u32
+    }
+}

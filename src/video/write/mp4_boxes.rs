@@ -1,0 +1,203 @@
+//! What stands before an MP4's pictures: the file's type and the index, `ftyp` and `moov`.
+//!
+//! Written here because `muxide` 0.5 knows no `colr` box and no clock but 90 kHz, and keeps all samples in memory.
+//! No box carries a date. Source: ISO/IEC 14496-12 (boxes), 14496-15 (`avc1`, `avcC`).
+
+/// One video track that fills the file.
+pub struct Track<'a> {
+    pub width: u16,
+    pub height: u16,
+    /// Ticks a second, and ticks a frame.
+    pub clock: (u32, u32),
+    /// Parameter sets, without start codes.
+    pub sps: &'a [u8],
+    pub pps: &'a [u8],
+    /// Bytes of each sample.
+    pub sizes: &'a [u32],
+    /// Samples that can be started from, counted from 1.
+    pub keys: &'a [u32],
+    /// Samples in a chunk: what a player reads at once.
+    pub chunk: usize,
+    /// Where in the file the first sample is.
+    pub start: u64,
+}
+
+/// A box: length, name, parts.
+fn atom(name: &[u8; 4], parts: &[&[u8]]) -> Vec<u8> {
+    let length = 8 + parts.iter().map(|part| part.len()).sum::<usize>();
+    let mut bytes = (length as u32).to_be_bytes().to_vec();
+    bytes.extend_from_slice(name);
+    parts.iter().for_each(|part| bytes.extend_from_slice(part));
+    bytes
+}
+
+fn words(values: &[u32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_be_bytes()).collect()
+}
+
+/// A table: version and flags 0, how many rows, the rows.
+fn table(name: &[u8; 4], rows: usize, values: &[u32]) -> Vec<u8> {
+    atom(name, &[&words(&[0, rows as u32]), &words(values)])
+}
+
+/// Rows for a picture that is neither turned nor scaled (16.16 and 2.30 fixed point).
+const MATRIX: [u32; 9] = [0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x4000_0000];
+
+/// `ftyp` and `moov`.
+/// - The duration, frames times ticks, must fit in 32 bits.
+pub fn header(track: &Track) -> Vec<u8> {
+    let ftyp = atom(b"ftyp", &[b"isom", &words(&[0x200]), b"isomiso2avc1mp41"]);
+    let (second, frame) = track.clock;
+    let duration = track.sizes.len() as u32 * frame;
+    let mvhd = [
+        words(&[0, 0, 0, second, duration, 0x10000, 0x0100_0000, 0, 0]), // no dates, speed 1, volume 1
+        words(&MATRIX),
+        words(&[0, 0, 0, 0, 0, 0, 2]), // next track
+    ];
+    let tkhd = [
+        words(&[3, 0, 0, 1, 0, duration, 0, 0, 0, 0]), // enabled, in the movie; no dates; track 1
+        words(&MATRIX),
+        words(&[u32::from(track.width) << 16, u32::from(track.height) << 16]),
+    ];
+    let mdhd = words(&[0, 0, 0, second, duration, 0x55C4_0000]); // no dates; language `und`
+    let hdlr: [&[u8]; 4] = [&words(&[0, 0]), b"vide", &words(&[0, 0, 0]), b"VideoHandler\0"];
+    let dinf = atom(b"dinf", &[&atom(b"dref", &[&words(&[0, 1]), &atom(b"url ", &[&words(&[1])])])]); // in this file
+    let vmhd = atom(b"vmhd", &[&words(&[1, 0, 0])]);
+    let minf = atom(b"minf", &[&vmhd, &dinf, &samples(track)]);
+    let mdia = atom(b"mdia", &[&atom(b"mdhd", &[&mdhd]), &atom(b"hdlr", &hdlr), &minf]);
+    let trak = atom(b"trak", &[&atom(b"tkhd", &[&tkhd.concat()]), &mdia]);
+    [ftyp, atom(b"moov", &[&atom(b"mvhd", &[&mvhd.concat()]), &trak])].concat()
+}
+
+/// `stbl`: how each sample is coded, how long it lasts, how big it is and where.
+fn samples(track: &Track) -> Vec<u8> {
+    let count = track.sizes.len();
+    let stts = table(b"stts", 1, &[count as u32, track.clock.1]);
+    let stss = table(b"stss", track.keys.len(), track.keys);
+    let stsz = atom(b"stsz", &[&words(&[0, 0, count as u32]), &words(track.sizes)]);
+
+    let (full, rest) = (count / track.chunk, count % track.chunk);
+    let mut runs = Vec::new(); // first chunk, samples in each, description
+    if full > 0 {
+        runs.extend([1, track.chunk as u32, 1]);
+    }
+    if rest > 0 {
+        runs.extend([full as u32 + 1, rest as u32, 1]);
+    }
+    let stsc = table(b"stsc", runs.len() / 3, &runs);
+
+    let mut at = track.start;
+    let mut offsets = Vec::new();
+    for chunk in track.sizes.chunks(track.chunk) {
+        offsets.push(at);
+        at += chunk.iter().map(|&size| u64::from(size)).sum::<u64>();
+    }
+    let places = if at <= u64::from(u32::MAX) {
+        table(b"stco", offsets.len(), &offsets.iter().map(|&offset| offset as u32).collect::<Vec<_>>())
+    } else {
+        let halves: Vec<u32> = offsets.iter().flat_map(|&offset| [(offset >> 32) as u32, offset as u32]).collect();
+        table(b"co64", offsets.len(), &halves)
+    };
+    let stsd = atom(b"stsd", &[&words(&[0, 1]), &description(track)]);
+    atom(b"stbl", &[&stsd, &stts, &stss, &stsc, &stsz, &places])
+}
+
+/// `avc1`: an H.264 picture of BT.709 colour in limited range.
+fn description(track: &Track) -> Vec<u8> {
+    let length = |bytes: &[u8]| (bytes.len() as u16).to_be_bytes();
+    let avcc = atom(
+        b"avcC",
+        &[
+            &[1],
+            &track.sps[1..4], // profile, constraints, level
+            &[0xFF, 0xE1],    // samples' lengths in 4 bytes; one SPS
+            &length(track.sps),
+            track.sps,
+            &[1], // one PPS
+            &length(track.pps),
+            track.pps,
+        ],
+    );
+    let colr = atom(b"colr", &[b"nclx", &[0, 1, 0, 1, 0, 1, 0]]); // primaries, transfer, matrix: BT.709; limited
+    let pasp = atom(b"pasp", &[&words(&[1, 1])]);
+    let size = [track.width.to_be_bytes(), track.height.to_be_bytes()].concat();
+    let fixed: [&[u8]; 6] = [
+        &words(&[0, 1, 0, 0, 0, 0]),        // data reference 1
+        &size,                              //
+        &words(&[0x48_0000, 0x48_0000, 0]), // 72 dots an inch
+        &[0, 1],                            // one frame a sample
+        &[0; 32],                           // no compressor's name
+        &[0, 24, 0xFF, 0xFF],               // depth; no colour table
+    ];
+    atom(b"avc1", &[&fixed.concat(), &avcc, &colr, &pasp])
+}
+
+/// H.264's levels: number, macroblocks a second, macroblocks a frame, kbit/s. Source: ITU-T H.264, table A-1, Baseline.
+const LEVELS: [(u8, u64, u64, u64); 16] = [
+    (10, 1_485, 99, 64),
+    (11, 3_000, 396, 192),
+    (12, 6_000, 396, 384),
+    (13, 11_880, 396, 768),
+    (20, 11_880, 396, 2_000),
+    (21, 19_800, 792, 4_000),
+    (22, 20_250, 1_620, 4_000),
+    (30, 40_500, 1_620, 10_000),
+    (31, 108_000, 3_600, 14_000),
+    (32, 216_000, 5_120, 20_000),
+    (40, 245_760, 8_192, 20_000),
+    (41, 245_760, 8_192, 50_000),
+    (42, 522_240, 8_704, 50_000),
+    (50, 589_824, 22_080, 135_000),
+    (51, 983_040, 36_864, 240_000),
+    (52, 2_073_600, 36_864, 240_000),
+];
+
+/// The lowest level that allows the clip, judged by its busiest second; players take a level for what they must be able
+/// to do. The highest where none does.
+/// - `fps`: rounded up.
+pub fn level(width: usize, height: usize, fps: usize, sizes: &[u32]) -> u8 {
+    let (across, down) = (width.div_ceil(16) as u64, height.div_ceil(16) as u64);
+    let second = |window: &[u32]| window.iter().map(|&size| u64::from(size)).sum::<u64>() * 8 / 1000;
+    let busiest = sizes.windows(fps.clamp(1, sizes.len().max(1))).map(second).max().unwrap_or(0);
+    let fits = |&&(_, a_second, a_frame, kbits): &&(u8, u64, u64, u64)| {
+        let frame = across * down;
+        let side = across.max(down);
+        frame * fps as u64 <= a_second && frame <= a_frame && side * side <= 8 * a_frame && busiest <= kbits
+    };
+    LEVELS.iter().find(fits).map_or(52, |level| level.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_follow_size_rate_and_bits() {
+        assert_eq!(level(768, 512, 24, &[10_000; 48]), 30); // 1536 macroblocks, 36864 a second, 1.9 Mbit/s
+        assert_eq!(level(768, 512, 30, &[10_000; 48]), 31);
+        assert_eq!(level(768, 512, 24, &[60_000; 48]), 31); // 11.5 Mbit/s
+        assert_eq!(level(1920, 1080, 30, &[1000; 3]), 40);
+        assert_eq!(level(16, 16, 8, &[]), 10);
+        assert_eq!(level(3840, 2160, 240, &[1000; 3]), 52);
+    }
+
+    #[test]
+    fn places_past_4_gib_are_long() {
+        let sizes = vec![1 << 30; 6];
+        let track = Track {
+            width: 16,
+            height: 16,
+            clock: (24, 1),
+            sps: &[0x67, 66, 0xC0, 30],
+            pps: &[0x68],
+            sizes: &sizes,
+            keys: &[1],
+            chunk: 4,
+            start: 1000,
+        };
+        let bytes = header(&track);
+        let at = bytes.windows(4).position(|name| name == b"co64").expect("co64") + 8;
+        let rows = [[0, 0, 0, 2].as_slice(), &1000u64.to_be_bytes(), &((4u64 << 30) + 1000).to_be_bytes()].concat();
+        assert_eq!(bytes[at..at + rows.len()], rows);
+    }
+}

@@ -1,0 +1,283 @@
+//! Weight files -> tensors by name. Files are mapped, never read whole: a tensor is copied to its device when a layer asks
+//! for it, and its pages can go again.
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{DType, Device, Shape, Tensor};
+use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
+use safetensors::tensor::{Dtype, SafeTensors};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+enum Bytes {
+    Mapped(memmap2::Mmap),
+    Embedded(&'static [u8]),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Embedded(bytes) => bytes,
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Entry {
+    file: Arc<Bytes>,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    range: (usize, usize),
+}
+
+/// A tensor as it lies in its file: little-endian, row-major.
+pub struct Raw<'a> {
+    pub dtype: Dtype,
+    pub shape: &'a [usize],
+    pub bytes: &'a [u8],
+}
+
+impl Entry {
+    fn raw(&self) -> Raw<'_> {
+        Raw { dtype: self.dtype, shape: &self.shape, bytes: &self.file[self.range.0..self.range.1] }
+    }
+}
+
+/// Tensors by name, from one or several safetensors files. Cheap to clone.
+#[derive(Clone)]
+pub struct Tensors {
+    what: String,
+    entries: Arc<BTreeMap<String, Entry>>,
+    metadata: Arc<HashMap<String, String>>,
+}
+
+impl Tensors {
+    /// Maps safetensors files and reads their headers; all of a shard set at once.
+    /// - Errors when a file is missing, truncated or not safetensors.
+    pub fn open(paths: &[PathBuf]) -> Result<Self> {
+        let what = paths.first().map(|p| format!("`{}`", p.display())).unwrap_or_default();
+        let mut all = Self { what, entries: Arc::default(), metadata: Arc::default() };
+        for path in paths {
+            let file = File::open(path).with_context(|| format!("cannot read weights `{}`", path.display()))?;
+            // SAFETY: the map is only read. A file that shrinks while it is mapped ends the program (SIGBUS), which no
+            // library can prevent; replacing a file by renaming, as downloads do, leaves the map intact.
+            let map = unsafe { memmap2::Mmap::map(&file) }
+                .with_context(|| format!("cannot map weights `{}`", path.display()))?;
+            all.add(Bytes::Mapped(map), &format!("`{}`", path.display()))?;
+        }
+        Ok(all)
+    }
+
+    /// The tensors of a file that is part of the program.
+    pub fn embedded(bytes: &'static [u8], what: &str) -> Result<Self> {
+        let mut all = Self { what: what.to_string(), entries: Arc::default(), metadata: Arc::default() };
+        all.add(Bytes::Embedded(bytes), what)?;
+        Ok(all)
+    }
+
+    fn add(&mut self, bytes: Bytes, what: &str) -> Result<()> {
+        let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| {
+            anyhow::anyhow!(
+                "{what} is not a whole safetensors file ({e}; {} bytes)\n  fix: fetch it again and compare its size and SHA-256",
+                bytes.len()
+            )
+        })?;
+        let start = header + 8; // the header's length stands before it
+        let file = Arc::new(bytes);
+        let entries = Arc::make_mut(&mut self.entries);
+        for (name, info) in metadata.tensors() {
+            let range = (start + info.data_offsets.0, start + info.data_offsets.1);
+            let entry = Entry { file: file.clone(), dtype: info.dtype, shape: info.shape.clone(), range };
+            ensure!(
+                entries.insert(name.clone(), entry).is_none(),
+                "{what}: the tensor `{name}` is in two files of the set"
+            );
+        }
+        if let Some(own) = metadata.metadata() {
+            Arc::make_mut(&mut self.metadata).extend(own.clone());
+        }
+        Ok(())
+    }
+
+    /// What these are, for errors.
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// The header's own entries.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata.get(key).map(String::as_str)
+    }
+
+    /// All names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.entries.get(name).map(|e| e.shape.as_slice())
+    }
+
+    /// Every tensor as it lies in its file, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Raw<'_>)> {
+        self.entries.iter().map(|(name, entry)| (name.as_str(), entry.raw()))
+    }
+
+    /// Bytes of all tensors.
+    pub fn size(&self) -> usize {
+        self.entries.values().map(|e| e.range.1 - e.range.0).sum()
+    }
+
+    /// The tensors that `rename` gives a name, under that name.
+    pub fn renamed(&self, rename: impl Fn(&str) -> Option<String>) -> Self {
+        let entries = self.entries.iter().filter_map(|(name, entry)| Some((rename(name)?, entry.clone()))).collect();
+        Self { what: self.what.clone(), entries: Arc::new(entries), metadata: self.metadata.clone() }
+    }
+
+    /// Tensors for a model's constructor.
+    /// - `stored`: element type that matrices are kept in; `None` keeps the file's. Vectors and scalars always take `compute`.
+    pub fn load(&self, stored: Option<DType>, compute: DType, device: &Device) -> VarBuilder<'static> {
+        let reader = Reader { tensors: self.clone(), stored };
+        VarBuilder::from_backend(Box::new(reader), compute, device.clone())
+    }
+
+    /// Runs a model's constructor over the headers alone and lists what does not fit, so that every error comes before the
+    /// first weight is loaded.
+    pub fn check<T>(&self, build: impl FnOnce(VarBuilder<'static>) -> candle_core::Result<T>) -> Result<()> {
+        let faults = Arc::new(Mutex::new(vec![]));
+        let checker = Checker { tensors: self.clone(), faults: faults.clone() };
+        let built = build(VarBuilder::from_backend(Box::new(checker), DType::F32, Device::Cpu));
+        let faults = faults.lock().map(|f| f.clone()).unwrap_or_default();
+        if faults.is_empty() {
+            return built.map(|_| ()).with_context(|| format!("{} cannot be read as a model", self.what));
+        }
+        const SHOWN: usize = 4;
+        let more = faults.len().saturating_sub(SHOWN);
+        let shown = faults[..faults.len().min(SHOWN)].join("; ");
+        let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+        bail!(
+            "{} does not fit its configuration: {shown}{more}\n  fix: use weights and configuration of one checkpoint",
+            self.what
+        )
+    }
+}
+
+fn candle_dtype(dtype: Dtype) -> Option<DType> {
+    Some(match dtype {
+        Dtype::F64 => DType::F64,
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        Dtype::F8_E4M3 => DType::F8E4M3,
+        _ => return None,
+    })
+}
+
+struct Reader {
+    tensors: Tensors,
+    stored: Option<DType>,
+}
+
+impl SimpleBackend for Reader {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        let tensor = self.get_unchecked(name, dtype, device)?;
+        if tensor.shape() != &shape {
+            candle_core::bail!("{}: `{name}` has shape {:?}, expected {shape:?}", self.tensors.what, tensor.shape())
+        }
+        Ok(tensor)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        let Some(entry) = self.tensors.entries.get(name) else {
+            candle_core::bail!("{}: there is no tensor `{name}`", self.tensors.what)
+        };
+        let Raw { dtype: stored, shape, bytes } = entry.raw();
+        let Some(own) = candle_dtype(stored) else {
+            candle_core::bail!("{}: `{name}` has element type {stored:?}", self.tensors.what)
+        };
+        let tensor = Tensor::from_raw_buffer(bytes, own, shape, device)?;
+        let kept = if shape.len() < 2 { dtype } else { self.stored.unwrap_or(own) };
+        tensor.to_dtype(kept)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.tensors.entries.contains_key(name)
+    }
+}
+
+struct Checker {
+    tensors: Tensors,
+    faults: Arc<Mutex<Vec<String>>>,
+}
+
+impl SimpleBackend for Checker {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        let fault = match self.tensors.entries.get(name) {
+            None => Some(format!("the tensor `{name}` is missing")),
+            Some(e) if e.shape != shape.dims() => {
+                Some(format!("`{name}` has shape {:?}, expected {:?}", e.shape, shape.dims()))
+            }
+            Some(e) if candle_dtype(e.dtype).is_none() => Some(format!("`{name}` has element type {:?}", e.dtype)),
+            Some(_) => None,
+        };
+        if let (Some(fault), Ok(mut faults)) = (fault, self.faults.lock()) {
+            faults.push(fault);
+        }
+        // a stand-in: the right shape over one element
+        Tensor::zeros((), dtype, device)?.broadcast_as(shape)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        let shape = self.tensors.shape(name).unwrap_or(&[]).to_vec();
+        self.get(Shape::from(shape), name, Init::Const(0.0), dtype, device)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.tensors.entries.contains_key(name)
+    }
+}
+
+/// The safetensors files of one part of a diffusers directory: a shard set by its index, or the one file.
+/// - `dir`: such as `transformer/`. Errors when there is none, or several without an index.
+pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .with_context(|| format!("cannot read the directory `{}`", dir.display()))?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"))
+        .collect();
+    // shortest first: variants such as `….fp16.safetensors` are longer than the plain file beside them
+    names.sort_by_key(|name| (name.len(), name.clone()));
+    if let Some(index) = names.iter().find(|name| name.ends_with(".index.json")) {
+        let path = dir.join(index);
+        let json = crate::weights::read_json(&path)?;
+        let map =
+            json["weight_map"].as_object().with_context(|| format!("`{}` has no `weight_map`", path.display()))?;
+        let mut files: Vec<&str> = map.values().filter_map(|v| v.as_str()).collect();
+        files.sort_unstable();
+        files.dedup();
+        for file in &files {
+            ensure!(
+                dir.join(file).is_file(),
+                "the shard `{}` named in `{index}` is missing\n  fix: fetch the checkpoint again",
+                dir.join(file).display()
+            );
+        }
+        return Ok(files.into_iter().map(|file| dir.join(file)).collect());
+    }
+    match names.as_slice() {
+        [] => bail!("there are no .safetensors weights in `{}`", dir.display()),
+        [first, rest @ ..] => {
+            let stem = first.trim_end_matches(".safetensors");
+            ensure!(
+                rest.iter().all(|name| name.starts_with(stem)),
+                "there are several .safetensors files in `{}` and no index that says how they belong together: {}",
+                dir.display(),
+                names.join(", ")
+            );
+            Ok(vec![dir.join(first)])
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! A diffusers directory -> one safetensors file with everything in it, as the embedded model is.
+
+use super::read_json;
+use crate::checkpoint::Checkpoint;
+use crate::models::ltx::names;
+use anyhow::{Context, Result, ensure};
+use serde_json::{Map, Value, json};
+use std::io::Write;
+use std::path::Path;
+
+/// Packs the checkpoint in `dir` into `out`: tensors in Lightricks' naming, configurations, tokenizer and `name` in the header.
+/// - The same directory gives the same bytes. Errors when `dir` is no whole checkpoint or `out` exists and not `force`.
+pub fn pack(dir: &Path, out: &Path, name: Option<&str>, force: bool) -> Result<()> {
+    ensure!(force || !out.exists(), "`{}` exists\n  fix: --force replaces it", out.display());
+    let model = dir.to_str().with_context(|| format!("`{}` is not valid UTF-8", dir.display()))?;
+    ensure!(dir.is_dir(), "`{model}` is not a directory");
+    let checkpoint = Checkpoint::open(model, None, None)?;
+    let vae = &checkpoint.vae.0;
+    let mut tensors = vec![];
+    tensors.extend(
+        checkpoint
+            .transformer
+            .1
+            .iter()
+            .map(|(name, raw)| (format!("{}{}", names::TRANSFORMER_PREFIX, names::transformer_to_official(name)), raw)),
+    );
+    tensors.extend(
+        checkpoint
+            .vae
+            .1
+            .iter()
+            .map(|(name, raw)| (format!("{}{}", names::VAE_PREFIX, names::vae_to_official(name, vae)), raw)),
+    );
+    tensors.extend(checkpoint.text.1.iter().map(|(name, raw)| (format!("{}{name}", names::TEXT_PREFIX), raw)));
+    // wide types first, so that every tensor lies at a multiple of its element's size
+    tensors.sort_by_key(|(name, raw)| (std::cmp::Reverse(raw.dtype.bitsize()), name.clone()));
+
+    let config = json!({
+        "transformer": read_json(&dir.join("transformer/config.json"))?,
+        "vae": read_json(&dir.join("vae/config.json"))?,
+        "scheduler": read_json(&dir.join("scheduler/scheduler_config.json"))?,
+        "text_encoder": read_json(&dir.join("text_encoder/config.json"))?,
+    });
+    let mut metadata = Map::new();
+    if let Some(name) = name {
+        metadata.insert("name".into(), name.into());
+    }
+    metadata.insert("config".into(), config.to_string().into());
+    metadata.insert("tokenizer".into(), checkpoint.tokenizer.to_json()?.into());
+    // written here and not by the safetensors crate, whose order of the metadata changes from run to run
+    let mut header = Map::new();
+    header.insert("__metadata__".into(), metadata.into());
+    let mut end = 0;
+    for (name, raw) in &tensors {
+        let offsets = [end, end + raw.bytes.len()];
+        header.insert(name.clone(), json!({"dtype": raw.dtype, "shape": raw.shape, "data_offsets": offsets}));
+        end += raw.bytes.len();
+    }
+    let mut header = Value::from(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let partial = out.with_extension(format!("{}.partial", std::process::id()));
+    let write = || -> std::io::Result<()> {
+        let mut file = std::io::BufWriter::new(std::fs::File::create(&partial)?);
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        tensors.iter().try_for_each(|(_, raw)| file.write_all(raw.bytes))?;
+        file.into_inner()?.sync_all()?;
+        std::fs::rename(&partial, out)
+    };
+    write()
+        .inspect_err(|_| _ = std::fs::remove_file(&partial))
+        .with_context(|| format!("cannot write `{}`", out.display()))
+}
