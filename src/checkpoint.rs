@@ -6,11 +6,11 @@ use crate::embedded;
 use crate::geometry::Geometry;
 use crate::models::ltx::config::{SchedulerConfig, TransformerConfig, VaeConfig, VaeVersion};
 use crate::models::ltx::transformer::Transformer;
-use crate::models::ltx::vae::{Decoder, LatentStatistics};
+use crate::models::ltx::vae::{Decoder, Encoder, LatentStatistics};
 use crate::models::ltx::{Convention, names};
 use crate::text::t5::{T5, T5Config};
 use crate::text::tokenizer::Tokenizer;
-use crate::weights::catalogue::{self, Entry, Facts};
+use crate::weights::catalogue::{self, Entry, Facts, RunDefaults};
 use crate::weights::open::{Tensors, weight_files};
 use crate::weights::{part_folder, read_json};
 use anyhow::{Context, Result, bail, ensure};
@@ -147,6 +147,16 @@ impl Checkpoint {
             entry,
             notes,
         })
+    }
+
+    /// What a run with it takes where nothing else is said.
+    pub fn run_defaults(&self) -> RunDefaults {
+        self.entry.map(|entry| entry.run.clone()).unwrap_or_default()
+    }
+
+    /// Checks names and shapes of the VAE's encoder, which only stills and clips need.
+    pub fn check_encoder(&self) -> Result<()> {
+        self.vae.1.check(|vb| Encoder::load(&self.vae.0, vb.pp("encoder")))
     }
 
     pub fn geometry(&self) -> Geometry {

@@ -1,48 +1,64 @@
-//! The story: a prompt is encoded, noise is drawn and denoised, latents are decoded, frames are written. Each stage is
-//! opened when it is needed and freed before the next: a stage's scope is its memory.
+//! The story: a prompt is encoded, what it is to hold to is encoded, noise is drawn and denoised, latents are decoded, frames
+//! are written. Each stage is opened when it is needed and freed before the next (see `stages`).
 
 use crate::checkpoint::Checkpoint;
+use crate::condition::{Clean, Condition, Tokens};
 use crate::device::{self, Compute};
-use crate::geometry::{Extent, Grid};
+use crate::geometry::{Extent, Geometry, Grid};
+use crate::inputs::{self, Held};
 use crate::models::ltx::Convention;
-use crate::models::ltx::transformer::Transformer;
-use crate::models::ltx::vae::{Decoder, LatentStatistics};
-use crate::nn::rope::Rope;
+use crate::models::ltx::vae::Posterior;
 use crate::noise::Noise;
-use crate::progress::{Progress, human_seconds};
-use crate::request::{Levels, Request, Settings};
-use crate::sampler::{self, Guidance, Schedule, Shift, State};
-use crate::text::t5::T5;
+use crate::progress::{Mode, Progress, human_seconds};
+use crate::request::{Levels, Request, Settings, default_size};
+use crate::sampler::{Schedule, State};
+use crate::stages::Stages;
 use crate::video::Frame;
 use crate::video::write::{Format, Target, Writer};
+use crate::weights::catalogue::RunDefaults;
+use crate::windows::{self, ChannelStatistics, Direction, Window};
 use anyhow::{Result, ensure};
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use serde_json::json;
 use std::time::Instant;
 
 /// The model that is part of the program.
 pub const DEFAULT_MODEL: &str = "tiny";
 
-/// Pixels that one group of latent frames may decode to: bounds the decoder's memory, whatever the clip's length.
-const DECODED_PIXELS: usize = 1 << 21;
-
-/// A run with everything checked and nothing loaded.
-pub struct Job {
+/// What there is to make, with everything checked and nothing loaded.
+pub struct Plan {
     pub settings: Settings,
-    pub target: Target,
     checkpoint: Checkpoint,
     compute: Compute,
     legal: Extent,
-    schedule: Schedule,
-    /// Tokens of the prompt and, where guidance asks for it, of the negative prompt.
+    /// Tokens of each scene's prompt.
     prompts: Vec<Vec<u32>>,
-    force: bool,
+    /// Tokens of the negative prompt, where guidance asks for it.
+    negative: Option<Vec<u32>>,
+    held: Vec<Held>,
+    shots: Vec<Shot>,
+    direction: Direction,
 }
 
-impl Job {
-    /// Checks all that can be wrong before the long part.
-    /// - Errors are the user's to mend: flags, files, sizes, output.
-    pub fn prepare(request: &Request, progress: &Progress) -> Result<Self> {
+/// One scene: a clip of its own, cut to the others without a transition.
+struct Shot {
+    /// First frame, and how many are wanted.
+    start: usize,
+    frames: usize,
+    grid: Grid,
+    windows: Vec<Window>,
+}
+
+/// A model opened for a request, with its size of pictures known.
+pub struct Opened {
+    pub checkpoint: Checkpoint,
+    compute: Compute,
+    pub convention: Convention,
+}
+
+impl Opened {
+    /// Checks the request and opens its model.
+    pub fn new(request: &Request, progress: &Progress) -> Result<Self> {
         request.check()?;
         let compute = device::open(request.device.as_deref().unwrap_or("auto"), request.dtype)?;
         let model = request.model.as_deref().unwrap_or(DEFAULT_MODEL);
@@ -53,245 +69,344 @@ impl Job {
         if convention != own {
             progress.note(&format!("--convention {convention}: this checkpoint was trained for `{own}`"));
         }
-        let seed = request.seed.unwrap_or_else(fresh_seed);
-        let defaults = checkpoint.entry.map(|e| e.run.clone()).unwrap_or_default();
-        let settings = Settings::decide(request, &defaults, checkpoint.allowed_sigmas.as_deref(), convention, seed)?;
         if checkpoint.entry.is_none() {
             progress.note(&format!(
                 "`{model}` is not in the catalogue: diffusers' defaults of the `{convention}` convention"
             ));
         }
+        Ok(Self { checkpoint, compute, convention })
+    }
+
+    pub fn geometry(&self) -> Geometry {
+        self.checkpoint.geometry()
+    }
+
+    /// What a run takes where nothing else is said.
+    pub fn run_defaults(&self) -> RunDefaults {
+        self.checkpoint.run_defaults()
+    }
+
+    /// Width and height that the model makes by default.
+    pub fn default_size(&self) -> (usize, usize) {
+        default_size(&self.run_defaults())
+    }
+}
+
+impl Plan {
+    /// Fills the request up and reads what it holds to.
+    /// - `size`: of the pictures, where the request asks for none. `more`: pictures to hold besides the request's own.
+    ///   `direction`: which way a clip longer than a window grows.
+    /// - Errors are the user's to mend: flags, files, sizes.
+    pub fn new(
+        opened: Opened,
+        request: &Request,
+        size: Option<(usize, usize)>,
+        more: Vec<Held>,
+        direction: Direction,
+        progress: &Progress,
+    ) -> Result<Self> {
+        let Opened { checkpoint, compute, convention } = opened;
+        let seed = request.seed.unwrap_or_else(fresh_seed);
+        let defaults = checkpoint.run_defaults();
+        let allowed = checkpoint.allowed_sigmas.as_deref();
+        let settings = Settings::decide(request, &defaults, allowed, convention, size, seed)?;
         if request.seed.is_none() {
             progress.note(&format!("seed {seed}"));
         } else if seed > u32::MAX as u64 {
             progress.note(&format!("seed {seed}: torch's generator reads its low 32 bits, {}", seed as u32));
         }
-        idle_flags(request, &settings, &checkpoint).iter().for_each(|note| progress.note(note));
-
+        let geometry = checkpoint.geometry();
         let asked = settings.clip;
-        let legal = checkpoint.geometry().legal(asked);
-        if legal != asked {
+        let legal = geometry.legal(asked);
+        let mut shots = shots(&settings, legal, geometry)?;
+        if legal != asked && shots.len() == 1 || (legal.width, legal.height) != (asked.width, asked.height) {
             let (a, l) = (asked, legal);
             progress.note(&format!(
                 "{}x{}, {} frames: made as {}x{}, {} frames, and cropped",
                 a.width, a.height, a.frames, l.width, l.height, l.frames
             ));
         }
+        let mut held = inputs::held(request, &settings, legal, geometry, progress)?;
+        held.extend(more);
+        if !held.is_empty() {
+            checkpoint.check_encoder()?;
+        }
+        idle_flags(request, &settings, &checkpoint, held.is_empty()).iter().for_each(|note| progress.note(note));
+        if let Levels::Sigmas(sigmas) = &settings.levels {
+            Schedule::explicit(sigmas)?;
+        }
+        let encode = |text: &str, which: &str| {
+            let encoded = checkpoint.tokenizer.encode(text, convention.max_tokens())?;
+            if let Some(unread) = &encoded.unread {
+                let most = convention.max_tokens();
+                progress.note(&format!("the {which} is longer than {most} tokens; not read: “{unread}”"));
+            }
+            Ok::<_, anyhow::Error>(encoded.ids)
+        };
+        let prompts = settings.scenes.iter().map(|scene| encode(&scene.prompt, "prompt")).collect::<Result<_>>()?;
+        let negative = settings.negative.as_deref().map(|text| encode(text, "negative prompt")).transpose()?;
+        for shot in &mut shots {
+            shot.cut(settings.window, &held, geometry, direction)?;
+        }
+        Ok(Self { settings, checkpoint, compute, legal, prompts, negative, held, shots, direction })
+    }
+
+    fn stages<'a>(&'a self, progress: &'a Progress) -> Stages<'a> {
+        Stages { checkpoint: &self.checkpoint, compute: &self.compute, settings: &self.settings, progress }
+    }
+
+    /// Prompts and pictures -> what the decoder reads, (1, f, h, w, c) a scene.
+    /// - Errors are the machine's: memory, disk, device.
+    pub fn latents(&self, progress: &Progress) -> Result<Vec<Tensor>> {
+        let stages = self.stages(progress);
+        let place = if self.compute.device.is_cpu() { "the CPU" } else { "the GPU" };
+        let tokens: usize = self.shots.iter().map(|shot| shot.grid.tokens()).sum();
+        progress.detail(&format!("{} on {place}, {tokens} tokens", self.checkpoint.name));
+        let prompts: Vec<Vec<u32>> = self.prompts.iter().chain(&self.negative).cloned().collect();
+        let texts = stages.encode_text(&prompts)?;
+        let clips: Vec<&[Frame]> = self.held.iter().map(|held| held.frames.as_slice()).collect();
+        let posteriors = stages.encode_clips(&clips)?;
+        let (latents, mut noise) = self.denoise(&stages, &texts, posteriors)?;
+        latents.iter().map(|latents| stages.decoder_input(latents, &mut noise)).collect()
+    }
+
+    /// Decodes the clip and hands its frames over as they come.
+    /// - `latents`: of [`Plan::latents`].
+    pub fn decode(
+        &self,
+        latents: &[Tensor],
+        progress: &Progress,
+        mut sink: impl FnMut(Frame) -> Result<()>,
+    ) -> Result<()> {
+        let mut stage = progress.stage("decode", self.settings.clip.frames);
+        for (shot, latents) in self.shots.iter().zip(latents) {
+            let clip = Extent { frames: shot.frames, ..self.settings.clip };
+            self.stages(progress).decode(latents, self.legal, clip, |frame| {
+                stage.advance(1);
+                sink(frame)
+            })?;
+        }
+        stage.finish();
+        Ok(())
+    }
+
+    /// Decodes the frames from `first` to `last` by themselves, for a look at them: as in the whole clip but for what
+    /// neighbours further away would add.
+    /// - `latents`: of the scene that they lie in, which begins at frame 0.
+    pub fn look(&self, latents: &Tensor, first: usize, last: usize) -> Result<Vec<Frame>> {
+        /// Latent frames beside the wanted ones: the decoder's layers look about this far.
+        const MARGIN: usize = 2;
+        let geometry = self.checkpoint.geometry();
+        let from = geometry.latent_frame(first).saturating_sub(MARGIN);
+        let to = (geometry.latent_frame(last) + 1 + MARGIN).min(latents.dim(1)?);
+        let part = latents.narrow(1, from, to - from)?;
+        let clip = Extent { frames: (to - from - 1) * geometry.time + 1, ..self.settings.clip };
+        let mut frames = vec![];
+        let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
+        self.stages(&silent).decode(&part, self.legal, clip, |frame| {
+            frames.push(frame);
+            Ok(())
+        })?;
+        let start = from * geometry.time; // the pixel frame that the part's first one stands for
+        Ok(frames.into_iter().skip(first - start).take(last + 1 - first).collect())
+    }
+
+    /// Noise -> latents, window by window: (1, f, h, w, c) a scene.
+    fn denoise(&self, stages: &Stages, texts: &[Tensor], posteriors: Vec<Posterior>) -> Result<(Vec<Tensor>, Noise)> {
+        let geometry = self.checkpoint.geometry();
+        let schedule =
+            |shot: &Shot, window: &Window| stages.schedule(Grid { frames: window.frames, ..shot.grid }.tokens());
+        let statistics = stages.statistics()?;
+        let mut noise = Noise::new(self.settings.seed);
+        let mut conditions: Vec<(&Held, Posterior)> = self.held.iter().zip(posteriors).collect();
+        let mut steps = 0;
+        for shot in &self.shots {
+            for window in &shot.windows {
+                steps += schedule(shot, window)?.steps();
+            }
+        }
+        let mut stage = stages.progress.stage("denoise", steps);
+        let denoiser = stages.denoiser(&texts[..self.prompts.len()], texts.get(self.prompts.len()))?;
+        let mut all = vec![];
+        for (scene, shot) in self.shots.iter().enumerate() {
+            let Grid { height, width, .. } = shot.grid;
+            let mut made: Option<Tensor> = None; // (1, f, h, w, c)
+            let mut reference: Option<ChannelStatistics> = None;
+            for window in &shot.windows {
+                let layout = stages.layout(Grid { frames: window.frames, ..shot.grid });
+                let fresh = window.fresh(self.direction);
+                let mut here: Vec<Condition> = self.carried(&made, window)?.into_iter().collect();
+                let (now, later) = conditions.into_iter().partition(|(held, _)| {
+                    shot.holds(held) && fresh.contains(&geometry.latent_frame(held.frame - shot.start))
+                });
+                conditions = later;
+                here.extend(Vec::from_iter(now).into_iter().map(|(held, posterior): (&Held, _)| Condition {
+                    frame: held.frame - shot.start - window.start * geometry.time,
+                    strength: held.strength,
+                    clean: Clean::Encoded(posterior),
+                }));
+                let tokens = Tokens::new(&layout, &here, &statistics, &mut noise)?;
+                let State { latents, noise: after } =
+                    denoiser.run(&tokens, scene, &schedule(shot, window)?, noise, &mut stage)?;
+                noise = after;
+                let plane = height * width;
+                let latents = latents.narrow(1, (fresh.start - window.start) * plane, fresh.len() * plane)?;
+                let latents = match &reference {
+                    Some(reference) if self.settings.drift_match => reference.impose(&latents)?,
+                    _ => {
+                        reference = Some(ChannelStatistics::of(&latents)?);
+                        latents
+                    }
+                };
+                let latents = latents.reshape((1, fresh.len(), height, width, layout.channels))?;
+                made = Some(match (made, self.direction) {
+                    (Some(made), Direction::Forward) => Tensor::cat(&[&made, &latents], 1)?,
+                    (Some(made), Direction::Back) => Tensor::cat(&[&latents, &made], 1)?,
+                    (None, _) => latents,
+                });
+            }
+            all.extend(made);
+        }
+        stage.finish();
+        Ok((all, noise))
+    }
+
+    /// What a window goes on from: the latents beside it that were made before.
+    fn carried(&self, made: &Option<Tensor>, window: &Window) -> Result<Option<Condition>> {
+        let Some(made) = made else { return Ok(None) };
+        let (first, frame) = match self.direction {
+            Direction::Forward => (window.start, 0),
+            Direction::Back => (0, window.added() * self.checkpoint.geometry().time),
+        };
+        let latents = made.narrow(1, first, window.carried)?.contiguous()?;
+        Ok(Some(Condition { frame, strength: 1.0, clean: Clean::Made(latents) }))
+    }
+}
+
+/// The scenes of a clip, not yet cut into windows.
+/// - Errors when a scene begins after the clip's end.
+fn shots(settings: &Settings, legal: Extent, geometry: Geometry) -> Result<Vec<Shot>> {
+    let frames = settings.clip.frames;
+    let mut starts: Vec<usize> = vec![];
+    for scene in &settings.scenes {
+        let start = (scene.at * settings.fps).round() as usize;
+        ensure!(
+            start < frames && starts.last().is_none_or(|&last| last < start),
+            "--prompt-at {}: the clip has {frames} frames at {} a second, and this scene begins at frame {start}",
+            scene.at,
+            settings.fps
+        );
+        starts.push(start);
+    }
+    let ends = starts.iter().skip(1).copied().chain([frames]);
+    let shot = |(&start, end): (&usize, usize)| {
+        let whole = geometry.legal(Extent { frames: end - start, ..legal });
+        Shot { start, frames: end - start, grid: geometry.grid(whole), windows: vec![] }
+    };
+    Ok(starts.iter().zip(ends).map(shot).collect())
+}
+
+impl Shot {
+    /// Whether the pictures begin in this scene.
+    fn holds(&self, held: &Held) -> bool {
+        (self.start..self.start + self.frames).contains(&held.frame)
+    }
+
+    /// Finds the windows that the scene is made in.
+    /// - `window`: frames that the model makes at once. Errors when a clip to hold lies across two windows.
+    fn cut(&mut self, window: usize, held: &[Held], geometry: Geometry, direction: Direction) -> Result<()> {
+        let size = geometry.latent_frame(window.max(1) - 1) + 1;
+        let total = self.grid.frames;
+        let here = || held.iter().filter(|held| self.holds(held));
+        let place = |held: &Held| {
+            let first = held.frame - self.start;
+            (geometry.latent_frame(first), geometry.latent_frame(first + held.frames.len() - 1))
+        };
+        // a clip that the end leads to has to lie within the window made last, with something new before it
+        let last = here().filter(|held| held.frame > self.start).map(|held| total + 1 - place(held).0.min(total)).min();
+        let size = size.max(2);
+        let windows = windows::plan(total, size, last.unwrap_or(1).min(size), direction);
+        for held in here() {
+            let (first, last) = place(held);
+            let mut fresh = windows.iter().map(|window| window.fresh(direction));
+            ensure!(
+                fresh.any(|fresh| fresh.contains(&first) && fresh.contains(&last)),
+                "the {} frames held from frame {} on do not lie within one window of {window} frames\n  fix: hold fewer frames, or make longer windows with --window",
+                held.frames.len(),
+                held.frame
+            );
+        }
+        self.windows = windows;
+        Ok(())
+    }
+}
+
+/// One `generate`: a plan and where its frames go.
+pub struct Job {
+    plan: Plan,
+    target: Target,
+    force: bool,
+}
+
+impl Job {
+    /// Checks all that can be wrong before the long part.
+    /// - Errors are the user's to mend: flags, files, sizes, output.
+    pub fn prepare(request: &Request, progress: &Progress) -> Result<Self> {
+        let opened = Opened::new(request, progress)?;
+        let size = inputs::size_from_stills(request, opened.default_size(), opened.geometry(), progress)?;
+        let plan = Plan::new(opened, request, size, vec![], Direction::Forward, progress)?;
+        let (clip, seed) = (plan.settings.clip, plan.settings.seed);
         let target = match &request.out {
             Some(path) => Target::parse(path)?,
-            None => Target::parse(&default_name(&settings.prompt, seed))?,
+            None => Target::parse(&default_name(&request.prompt, seed))?,
         };
-        target.check(asked.width, asked.height, request.force)?;
+        target.check(clip.width, clip.height, request.force)?;
         if request.quality.is_some() && !matches!(target.format, Format::Mp4 | Format::Webp) {
             progress.note("--quality has no effect on a lossless format");
         }
-        let schedule = schedule(&settings, &checkpoint, checkpoint.geometry().grid(legal).tokens())?;
-        let mut prompts = vec![];
-        for (text, which) in [(Some(&settings.prompt), "prompt"), (settings.negative.as_ref(), "negative prompt")] {
-            let Some(text) = text else { continue };
-            let encoded = checkpoint.tokenizer.encode(text, convention.max_tokens())?;
-            if let Some(unread) = &encoded.unread {
-                progress.note(&format!(
-                    "the {which} is longer than {} tokens; not read: “{unread}”",
-                    convention.max_tokens()
-                ));
-            }
-            prompts.push(encoded.ids);
-        }
-        Ok(Self { settings, target, checkpoint, compute, legal, schedule, prompts, force: request.force })
+        Ok(Self { plan, target, force: request.force })
     }
 
-    /// Makes the clip.
+    /// Makes the clip and writes it.
     /// - Errors are the machine's: memory, disk, device.
     pub fn run(self, progress: &Progress) -> Result<()> {
         let begun = Instant::now();
-        let (clip, seed) = (self.settings.clip, self.settings.seed);
-        progress.detail(&format!(
-            "{} on {}, {} steps, {} tokens",
-            self.checkpoint.name,
-            if self.compute.device.is_cpu() { "the CPU" } else { "the GPU" },
-            self.schedule.steps(),
-            self.grid().tokens()
-        ));
-        let contexts = self.encode_text(progress)?;
-        let state = self.denoise(&contexts, progress)?;
-        drop(contexts);
-        self.decode(state, progress)?;
-        let seconds = begun.elapsed().as_secs_f64();
-        let out = self.target.path.display();
-        progress.done(
-            &format!(
-                "{out}: {}x{}, {} frames, seed {seed}, {}",
-                clip.width,
-                clip.height,
-                clip.frames,
-                human_seconds(seconds)
-            ),
-            json!({"out": out.to_string(), "width": clip.width, "height": clip.height, "frames": clip.frames,
-                   "fps": self.settings.fps, "seed": seed, "seconds": (seconds * 1000.0).round() / 1000.0}),
-        );
-        Ok(())
-    }
-
-    fn grid(&self) -> Grid {
-        self.checkpoint.geometry().grid(self.legal)
-    }
-
-    /// Text vectors of each prompt: (1, real tokens, channels).
-    fn encode_text(&self, progress: &Progress) -> Result<Vec<Tensor>> {
-        let (config, tensors) = &self.checkpoint.text;
-        let t5 = T5::load(config, tensors.load(self.compute.stored, self.compute.dtype, &self.compute.device))?;
-        let mut stage = progress.stage("text", config.layers * self.prompts.len());
-        let mut contexts = vec![];
-        for ids in &self.prompts {
-            let mut padded = ids.clone();
-            padded.resize(self.settings.convention.encoded_tokens(ids.len()), 0);
-            let text = t5.encode(&padded, || stage.advance(1))?;
-            // the transformer masks padding, so its rows may as well stay out
-            contexts.push(text.narrow(1, 0, ids.len())?.contiguous()?);
-        }
-        stage.finish();
-        Ok(contexts)
-    }
-
-    /// Noise -> latents: (1, tokens, c), f32.
-    fn denoise(&self, texts: &[Tensor], progress: &Progress) -> Result<State> {
-        let Compute { device, stored, dtype } = &self.compute;
-        let (config, tensors) = &self.checkpoint.transformer;
-        let grid = self.grid();
-        let mut noise = Noise::new(self.settings.seed);
-        let latents = draw(&mut noise, grid, config.in_channels)?.to_device(device)?;
-        let state = State { latents, noise };
-
-        let mut stage = progress.stage("denoise", self.schedule.steps());
-        let transformer = Transformer::load(config, tensors.load(*stored, *dtype, device))?;
-        let contexts = texts.iter().map(|text| transformer.context(text)).collect::<candle_core::Result<Vec<_>>>()?;
-        let geometry = self.checkpoint.geometry();
-        let positions = match self.settings.convention {
-            Convention::Text => geometry.plain_positions(grid, self.settings.fps),
-            Convention::Condition => geometry.causal_positions(grid, self.settings.fps, 0),
-        };
-        let shares: Vec<[f32; 3]> =
-            positions.iter().map(|p| std::array::from_fn(|i| p[i] / config.max_pos[i])).collect();
-        let rope = Rope::new(&shares, config.width(), config.theta, device)?;
-        let guidance = Guidance { scale: self.settings.guidance, rescale: self.settings.guidance_rescale };
-        let velocity = |latents: &Tensor, context: &Tensor, timestep: f32| {
-            // guidance and steps are f32 in any precision of the model
-            transformer.forward(latents, context, &[timestep], &rope)?.to_dtype(DType::F32)
-        };
-        let step = |state: State, i: usize| {
-            let timestep = self.schedule.timesteps[i];
-            let mut v = velocity(&state.latents, &contexts[0], timestep)?;
-            if let Some(negative) = contexts.get(1) {
-                v = guidance.combine(&velocity(&state.latents, negative, timestep)?, &v)?;
-            }
-            let (sigma, next) = (self.schedule.sigmas[i], self.schedule.sigmas[i + 1]);
-            Ok(State { latents: sampler::euler(&state.latents, &v, sigma, next)?, noise: state.noise })
-        };
-        let state = sampler::sample(state, self.schedule.steps(), 0, step, |_, _| {
-            stage.advance(1);
-            Ok(())
+        let settings = self.plan.settings.clone();
+        let Extent { width, height, frames } = settings.clip;
+        let mut writer = None;
+        let latents = self.plan.latents(progress)?;
+        self.plan.decode(&latents, progress, |frame| {
+            // opened with the first frame: a long run leaves no empty file lying about
+            let writer = match &mut writer {
+                Some(writer) => writer,
+                None => writer.insert(Writer::create(
+                    &self.target,
+                    width,
+                    height,
+                    settings.fps,
+                    frames,
+                    settings.quality,
+                    self.force,
+                )?),
+            };
+            writer.push(&frame)
         })?;
-        stage.finish();
-        Ok(state)
-    }
-
-    /// Latents -> frames -> file.
-    fn decode(&self, state: State, progress: &Progress) -> Result<()> {
-        let Compute { device, stored, dtype } = &self.compute;
-        let (config, tensors) = &self.checkpoint.vae;
-        let (grid, clip) = (self.grid(), self.settings.clip);
-        let mut stage = progress.stage("decode", clip.frames);
-        let vb = tensors.load(*stored, *dtype, device);
-        let State { latents, mut noise } = state;
-        let latents = latents.reshape((1, grid.frames, grid.height, grid.width, config.latent_channels))?;
-        ensure!(
-            is_finite(&latents)?,
-            "the model made values that are no numbers\n  fix: try --dtype f32; if that does not help, the weights are damaged"
+        if let Some(writer) = writer {
+            writer.finish()?;
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        let (out, seed) = (self.target.path.display(), settings.seed);
+        progress.done(
+            &format!("{out}: {width}x{height}, {frames} frames, seed {seed}, {}", human_seconds(seconds)),
+            json!({"out": out.to_string(), "width": width, "height": height, "frames": frames, "fps": settings.fps,
+                   "seed": seed, "seconds": (seconds * 1000.0).round() / 1000.0}),
         );
-        let mut latents = LatentStatistics::load(config, vb.clone())?.denormalise(&latents)?;
-        if config.timestep_conditioning {
-            let scale = self.settings.decode_noise;
-            let drawn = draw(&mut noise, grid, config.latent_channels)?.reshape(latents.shape())?.to_device(device)?;
-            latents = ((latents * (1.0 - scale))? + (drawn * scale)?)?;
-        }
-        let decoder = Decoder::load(config, vb.pp("decoder"))?;
-        // the decoder of 0.9.1 draws from torch's global generator: another stream, with the same seed
-        let mut decoding = decoder.start(self.settings.decode_timestep as f32, Noise::new(self.settings.seed));
-        let mut writer = Writer::create(
-            &self.target,
-            clip.width,
-            clip.height,
-            self.settings.fps,
-            clip.frames,
-            self.settings.quality,
-            self.force,
-        )?;
-        let group = (DECODED_PIXELS / (self.legal.width * self.legal.height * self.checkpoint.geometry().time)).max(1);
-        let mut made = 0;
-        for first in (0..grid.frames).step_by(group) {
-            let count = group.min(grid.frames - first);
-            let last = first + count == grid.frames;
-            let Some(pixels) = decoder.push(&latents.narrow(1, first, count)?, last, &mut decoding)? else { continue };
-            for frame in frames(&pixels, self.legal, clip)? {
-                if made < clip.frames {
-                    writer.push(&frame)?;
-                    made += 1;
-                    stage.advance(1);
-                }
-            }
-        }
-        ensure!(made == clip.frames, "the decoder made {made} of {} frames", clip.frames);
-        writer.finish()?;
-        stage.finish();
         Ok(())
     }
-}
-
-/// Noise for a whole latent grid, drawn channel by channel as the reference does: (1, tokens, c), f32, on the CPU.
-fn draw(noise: &mut Noise, grid: Grid, channels: usize) -> Result<Tensor> {
-    let tokens = grid.tokens();
-    let drawn = Tensor::from_vec(noise.normal(channels * tokens), (1, channels, tokens), &candle_core::Device::Cpu)?;
-    Ok(drawn.transpose(1, 2)?.contiguous()?)
-}
-
-fn is_finite(x: &Tensor) -> Result<bool> {
-    Ok(x.sum_all()?.to_scalar::<f32>()?.is_finite())
-}
-
-/// (1, f, H, W, 3) in [-1, 1] -> 8-bit pictures, cropped to the centre.
-fn frames(pixels: &Tensor, legal: Extent, clip: Extent) -> Result<Vec<Frame>> {
-    let (left, top) = ((legal.width - clip.width) / 2, (legal.height - clip.height) / 2);
-    let pixels = pixels.squeeze(0)?.narrow(1, top, clip.height)?.narrow(2, left, clip.width)?;
-    let mut all = vec![];
-    for i in 0..pixels.dim(0)? {
-        let values = pixels.get(i)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let rgb = values.iter().map(|v| ((v * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect();
-        all.push(Frame { width: clip.width, height: clip.height, rgb });
-    }
-    Ok(all)
-}
-
-/// The noise levels of a run: one place for all conventions.
-fn schedule(settings: &Settings, checkpoint: &Checkpoint, tokens: usize) -> Result<Schedule> {
-    let config = &checkpoint.scheduler;
-    let fixed = Shift { shift: config.shift, terminal: config.terminal };
-    Ok(match (&settings.levels, settings.convention) {
-        (Levels::Sigmas(sigmas), _) => Schedule::explicit(sigmas)?,
-        (Levels::Steps(n), Convention::Text) => match config.dynamic {
-            Some(bounds) => Schedule::linear(*n, &Shift::by_tokens(tokens, bounds, config.terminal)),
-            None => Schedule::linear(*n, &fixed),
-        },
-        // the shift by tokens belongs to the other convention
-        (Levels::Steps(n), Convention::Condition) if config.dynamic.is_some() => {
-            Schedule::linear_quadratic(*n, &Shift::NONE)
-        }
-        (Levels::Steps(n), Convention::Condition) => Schedule::linear_quadratic(*n, &fixed),
-    })
 }
 
 /// Flags that do nothing in this run, a line each.
-fn idle_flags(request: &Request, settings: &Settings, checkpoint: &Checkpoint) -> Vec<String> {
+fn idle_flags(request: &Request, settings: &Settings, checkpoint: &Checkpoint, free: bool) -> Vec<String> {
     let mut notes = vec![];
     if settings.negative.is_none() {
         if request.negative.is_some() {
@@ -312,14 +427,20 @@ fn idle_flags(request: &Request, settings: &Settings, checkpoint: &Checkpoint) -
             }
         }
     }
-    if request.image_noise.is_some() {
-        notes.push("--image-noise has no effect: there is no still or clip to condition on".to_string());
+    if free {
+        for (given, flag) in
+            [(request.image_noise.is_some(), "--image-noise"), (request.image_crf.is_some(), "--image-crf")]
+        {
+            if given {
+                notes.push(format!("{flag} has no effect: there is no still or clip to hold"));
+            }
+        }
     }
     notes
 }
 
 /// A file name from the prompt's first words and the seed.
-fn default_name(prompt: &str, seed: u64) -> String {
+pub fn default_name(prompt: &str, seed: u64) -> String {
     const LONGEST: usize = 40;
     let mut name = String::new();
     for word in prompt.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()) {

@@ -53,6 +53,11 @@ impl Geometry {
         }
     }
 
+    /// The latent frame that a pixel frame lies in.
+    pub fn latent_frame(&self, frame: usize) -> usize {
+        frame.div_ceil(self.time)
+    }
+
     /// Token positions without the first frame's correction, as `text` checkpoints were trained: (seconds, rows, columns).
     /// - Source: diffusers `models/transformers/transformer_ltx.py`, `_prepare_video_coords`, at 58eb52c.
     pub fn plain_positions(&self, grid: Grid, fps: f64) -> Vec<[f32; 3]> {

@@ -13,17 +13,23 @@
 
 pub mod checkpoint;
 pub mod cli;
+pub mod condition;
 pub mod config;
 pub mod device;
 pub mod embedded;
 pub mod generate;
 pub mod geometry;
+pub mod inputs;
+pub mod join;
 pub mod models;
 pub mod nn;
 pub mod noise;
 pub mod progress;
 pub mod request;
 pub mod sampler;
+pub mod seam;
+pub mod stages;
 pub mod text;
 pub mod video;
 pub mod weights;
+pub mod windows;

@@ -6,6 +6,7 @@ use crate::device::Dtype;
 use crate::geometry::Extent;
 use crate::models::ltx::Convention;
 use crate::sampler::{Guidance, Schedule};
+use crate::video::resize::Fit;
 use crate::weights::catalogue::RunDefaults;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -35,7 +36,15 @@ pub struct Request {
     pub sigmas: Option<Vec<f64>>,
     pub guidance: Option<f64>,
     pub guidance_rescale: Option<f64>,
+    pub image: Option<PathBuf>,
+    pub last_image: Option<PathBuf>,
+    pub keyframe: Vec<Keyframe>,
+    pub fit: Fit,
+    pub image_crf: Option<u8>,
     pub image_noise: Option<f64>,
+    pub prompt_at: Vec<Scene>,
+    pub window: Option<usize>,
+    pub no_drift_match: bool,
     pub decode_timestep: Option<f64>,
     pub decode_noise: Option<f64>,
     pub seed: Option<u64>,
@@ -46,7 +55,47 @@ pub struct Request {
     pub dtype: Dtype,
 }
 
+/// `--keyframe FILE@FRAME[:X]`: what to hold, from which frame on, how strongly.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keyframe {
+    pub file: PathBuf,
+    /// Negative counts from the end: -1 is the last frame.
+    pub frame: i64,
+    pub strength: f64,
+}
+
+impl std::str::FromStr for Keyframe {
+    type Err = String;
+
+    /// Reads from the right, so that a file name may hold `@` and `:`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}`: expected FILE@FRAME or FILE@FRAME:STRENGTH, such as still.png@-1:0.8");
+        let (file, place) = text.rsplit_once('@').ok_or_else(wrong)?;
+        let (frame, strength) = place.split_once(':').map_or((place, None), |(frame, x)| (frame, Some(x)));
+        let strength = strength.map_or(Ok(1.0), |x| x.parse::<f64>().map_err(|_| wrong()))?;
+        if file.is_empty() || !(0.0..=1.0).contains(&strength) {
+            return Err(wrong());
+        }
+        Ok(Self { file: file.into(), frame: frame.parse().map_err(|_| wrong())?, strength })
+    }
+}
+
+/// `--prompt-at TIME PROMPT`: another prompt from then on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scene {
+    /// Seconds from the start of what is made.
+    pub at: f64,
+    pub prompt: String,
+}
+
 impl Request {
+    /// Whether there is a still or a clip to hold.
+    pub fn conditioned(&self) -> bool {
+        self.image.is_some() || self.last_image.is_some() || !self.keyframe.is_empty()
+    }
+
     /// Checks every value that can be judged without the model.
     /// - Errors name the flag, what it was given and what it takes.
     pub fn check(&self) -> Result<()> {
@@ -82,6 +131,19 @@ impl Request {
         range(self.guidance, "--guidance", 0.0, 1000.0)?;
         range(self.guidance_rescale, "--guidance-rescale", 0.0, 1.0)?;
         range(self.image_noise, "--image-noise", 0.0, 1.0)?;
+        if let Some(crf) = self.image_crf {
+            ensure!(crf <= 51, "--image-crf {crf}: it has to be 0 to 51");
+        }
+        for keyframe in &self.keyframe {
+            range(Some(keyframe.strength), "--keyframe strength", 0.0, 1.0)?;
+        }
+        for scene in &self.prompt_at {
+            range(Some(scene.at), "--prompt-at", 0.0, 86_400.0)?;
+        }
+        ensure!(
+            self.prompt_at.windows(2).all(|w| w[0].at < w[1].at),
+            "--prompt-at: the times have to rise, each after the one before"
+        );
         range(self.decode_timestep, "--decode-timestep", 0.0, 1.0)?;
         range(self.decode_noise, "--decode-noise", 0.0, 1.0)?;
         if let Some(n) = self.steps {
@@ -108,7 +170,8 @@ pub enum Levels {
 /// A run with nothing left open but what depends on the model's tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    pub prompt: String,
+    /// The scenes in their order; the first begins at 0.
+    pub scenes: Vec<Scene>,
     /// `None`: guidance does not ask for it.
     pub negative: Option<String>,
     pub convention: Convention,
@@ -117,6 +180,11 @@ pub struct Settings {
     pub levels: Levels,
     pub guidance: f64,
     pub guidance_rescale: f64,
+    pub image_noise: f64,
+    pub image_crf: u8,
+    /// Frames that the model makes at once; longer clips are made of overlapping windows.
+    pub window: usize,
+    pub drift_match: bool,
     pub decode_timestep: f64,
     pub decode_noise: f64,
     pub seed: u64,
@@ -128,22 +196,25 @@ pub struct Settings {
 const DIFFUSERS: (Extent, f64, usize, f64) = (Extent { width: 704, height: 512, frames: 161 }, 25.0, 50, 3.0);
 /// Visually lossless, or nearly.
 const QUALITY: u8 = 85;
+/// The longest clip that LTX-Video's README recommends to make at once.
+pub const WINDOW: usize = 257;
 
 impl Settings {
     /// Fills a request up.
-    /// - `model`: run defaults of the model's entry. `allowed`: noise levels that the checkpoint itself names.
+    /// - `model`: run defaults of the model's entry. `allowed`: noise levels that the checkpoint itself names. `size`: width
+    ///   and height where none were asked for and a still or clip gives them.
     /// - Errors when the clip comes out with no or too many frames.
     pub fn decide(
         request: &Request,
         model: &RunDefaults,
         allowed: Option<&[f64]>,
         convention: Convention,
+        size: Option<(usize, usize)>,
         seed: u64,
     ) -> Result<Self> {
         let (extent, fps, steps, guidance) = DIFFUSERS;
         let fps = request.fps.or(model.fps).unwrap_or(fps);
-        let size = (model.width.unwrap_or(extent.width), model.height.unwrap_or(extent.height));
-        let (width, height) = request.size.unwrap_or(size);
+        let (width, height) = request.size.or(size).unwrap_or_else(|| default_size(model));
         let frames = match (request.frames, request.seconds) {
             (Some(n), _) => n,
             (None, Some(seconds)) => ((seconds * fps).round() as usize).max(1),
@@ -170,8 +241,16 @@ impl Settings {
             model.decode_noise.filter(|_| request.decode_timestep.is_none_or(|t| Some(t) == model.decode_timestep));
         let negative = request.negative.clone().or(model.negative.clone()).unwrap_or_default();
         let guided = Guidance { scale: guidance, rescale: 0.0 }.active();
+        let mut scenes = request.prompt_at.clone();
+        if scenes.first().is_none_or(|scene| scene.at > 0.0) {
+            scenes.insert(0, Scene { at: 0.0, prompt: request.prompt.clone() });
+        }
+        let image_noise = match convention {
+            Convention::Text => 0.0,
+            Convention::Condition => 0.15,
+        };
         Ok(Self {
-            prompt: request.prompt.clone(),
+            scenes,
             negative: guided.then_some(negative),
             convention,
             clip: Extent { width, height, frames },
@@ -179,12 +258,22 @@ impl Settings {
             levels,
             guidance,
             guidance_rescale: request.guidance_rescale.or(model.guidance_rescale).unwrap_or(0.0),
+            image_noise: request.image_noise.or(model.image_noise).unwrap_or(image_noise),
+            image_crf: request.image_crf.or(model.image_crf.map(|crf| crf as u8)).unwrap_or(0),
+            window: request.window.or(model.window).unwrap_or(WINDOW),
+            drift_match: !request.no_drift_match,
             decode_timestep,
             decode_noise: request.decode_noise.or(known_noise).unwrap_or(decode_timestep),
             seed,
             quality: request.quality.unwrap_or(QUALITY),
         })
     }
+}
+
+/// Width and height of a run that says neither.
+pub fn default_size(model: &RunDefaults) -> (usize, usize) {
+    let (extent, ..) = DIFFUSERS;
+    (model.width.unwrap_or(extent.width), model.height.unwrap_or(extent.height))
 }
 
 #[cfg(test)]
@@ -235,7 +324,8 @@ mod tests {
             decode_noise: Some(0.025),
             ..Default::default()
         };
-        let decide = |request: &Request| Settings::decide(request, &model, None, Convention::Condition, 1).unwrap();
+        let decide =
+            |request: &Request| Settings::decide(request, &model, None, Convention::Condition, None, 1).unwrap();
         let plain = decide(&Request::default());
         assert_eq!((plain.clip.frames, plain.clip.width, plain.levels), (17, 704, Levels::Steps(16)));
         assert_eq!((plain.decode_timestep, plain.decode_noise), (0.05, 0.025));

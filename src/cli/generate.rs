@@ -1,159 +1,53 @@
 //! `reel generate`.
 
-use super::{Common, Failure};
-use crate::device::Dtype;
+use super::Failure;
+use super::making::{Making, prompt};
 use crate::generate::Job;
-use crate::models::ltx::Convention;
-use crate::request::Request;
+use crate::request::{Keyframe, Request};
+use crate::video::resize::Fit;
 use std::path::PathBuf;
 
-/// Make a video from a prompt
+/// Make a video from a prompt, and from stills and clips to hold to
 #[derive(clap::Args)]
 pub struct Args {
     /// What the video shows; `-` reads standard input
     prompt: String,
-
-    /// A name of `reel models list`, a directory in diffusers layout, or one .safetensors file [default: tiny, built in]
-    #[arg(long, env = "REEL_MODEL", value_name = "NAME|PATH", help_heading = "Model")]
-    model: Option<String>,
-    /// T5 weights (safetensors file or directory) where the model does not bring its own
-    #[arg(long, value_name = "PATH", help_heading = "Model")]
-    text_encoder: Option<PathBuf>,
-    /// tokenizer.json or spiece.model, or where one lies [default: beside the text encoder]
-    #[arg(long, value_name = "PATH", help_heading = "Model")]
-    tokenizer: Option<PathBuf>,
-    /// How the checkpoint was trained to be sampled [default: auto, by the VAE]
-    #[arg(long, value_enum, value_name = "WHICH", default_value_t, hide_default_value = true, help_heading = "Model")]
-    convention: ConventionFlag,
-
-    /// What the video should not show; used when guidance is above 1
-    #[arg(long, value_name = "TEXT", help_heading = "Clip")]
-    negative: Option<String>,
-    /// Width and height in pixels
-    #[arg(long, value_name = "WxH", value_parser = size, help_heading = "Clip")]
-    size: Option<(usize, usize)>,
-    /// Length in frames
-    #[arg(long, value_name = "N", conflicts_with = "seconds", help_heading = "Clip")]
-    frames: Option<usize>,
-    /// Length in seconds
-    #[arg(long, value_name = "S", allow_negative_numbers = true, help_heading = "Clip")]
-    seconds: Option<f64>,
+    /// A still for the first frame
+    #[arg(long, value_name = "FILE", help_heading = "Stills and clips")]
+    image: Option<PathBuf>,
+    /// A still for the last frame
+    #[arg(long, value_name = "FILE", help_heading = "Stills and clips")]
+    last_image: Option<PathBuf>,
+    /// A still or a clip from FRAME on (negative: from the end), held with strength X [default: 1]; repeatable
+    #[arg(long, value_name = "FILE@FRAME[:X]", help_heading = "Stills and clips")]
+    keyframe: Vec<Keyframe>,
+    /// How they meet the frame
+    #[arg(long, value_enum, default_value_t, value_name = "HOW", help_heading = "Stills and clips")]
+    fit: Fit,
+    /// Blur and H.264-like degradation that some weights expect of a still, 0 to 51; 0 is none
+    #[arg(long, value_name = "N", help_heading = "Stills and clips")]
+    image_crf: Option<u8>,
     /// Frames a second
     #[arg(long, value_name = "F", allow_negative_numbers = true, help_heading = "Clip")]
     fps: Option<f64>,
-    /// The same seed, the same video
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = seed, help_heading = "Clip")]
-    seed: Option<u64>,
-
-    /// Denoising steps
-    #[arg(long, value_name = "N", conflicts_with = "sigmas", help_heading = "Sampling")]
-    steps: Option<usize>,
-    /// Noise levels, falling from at most 1; a closing 0 is added
-    #[arg(long, value_name = "A,B,…", value_delimiter = ',', allow_negative_numbers = true, help_heading = "Sampling")]
-    sigmas: Option<Vec<f64>>,
-    /// How strongly the prompt is followed; 1 means one pass a step
-    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Sampling")]
-    guidance: Option<f64>,
-    /// Share of the guided velocity brought back to the unguided deviation, 0 to 1
-    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Sampling")]
-    guidance_rescale: Option<f64>,
-    // without --image or --keyframe it has no effect and only earns a line, so help does not show it
-    #[arg(long, value_name = "X", allow_negative_numbers = true, hide = true)]
-    image_noise: Option<f64>,
-    /// Timestep of the decoder, 0 to 1, for VAEs that take one
-    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Sampling")]
-    decode_timestep: Option<f64>,
-    /// Noise mixed into the latents before decoding [default: the decode timestep]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Sampling")]
-    decode_noise: Option<f64>,
-
-    /// .mp4, .gif, .webp, .png (animated), a directory for PNG frames, or - for Y4M on standard output
-    #[arg(short, long, value_name = "PATH", help_heading = "Output")]
-    out: Option<String>,
-    /// Of .mp4 and .webp, 1 to 100
-    #[arg(long, value_name = "N", help_heading = "Output")]
-    quality: Option<u8>,
-    /// Replace an existing output
-    #[arg(long, help_heading = "Output")]
-    force: bool,
-
-    /// auto, cpu, cuda, cuda:N or metal
-    #[arg(long, value_name = "WHERE", default_value = "auto", help_heading = "Machine")]
-    device: String,
-    /// auto: as stored on a CPU, bf16 on a GPU
-    #[arg(long, value_enum, value_name = "TYPE", default_value_t, hide_default_value = true, help_heading = "Machine")]
-    dtype: Dtype,
     #[command(flatten)]
-    common: Common,
-}
-
-#[derive(Clone, Copy, Default, clap::ValueEnum)]
-enum ConventionFlag {
-    #[default]
-    Auto,
-    /// As diffusers' LTXPipeline: LTX-Video 0.9.0 and 0.9.1
-    Text,
-    /// As diffusers' LTXConditionPipeline: LTX-Video 0.9.5 on
-    Condition,
-}
-
-fn size(text: &str) -> Result<(usize, usize), String> {
-    let sides =
-        text.split_once(['x', 'X', '×']).and_then(|(w, h)| Some((w.trim().parse().ok()?, h.trim().parse().ok()?)));
-    sides.ok_or_else(|| "expected WIDTHxHEIGHT in pixels, such as 704x480".to_string())
-}
-
-/// A seed as torch takes it: negative numbers are read as two's complement.
-fn seed(text: &str) -> Result<u64, String> {
-    let number = text.parse::<u64>().or_else(|_| text.parse::<i64>().map(|n| n as u64));
-    number.map_err(|_| "expected a whole number of at most 64 bits".to_string())
-}
-
-impl Args {
-    fn request(self, prompt: String) -> Request {
-        Request {
-            prompt,
-            model: self.model,
-            text_encoder: self.text_encoder,
-            tokenizer: self.tokenizer,
-            convention: match self.convention {
-                ConventionFlag::Auto => None,
-                ConventionFlag::Text => Some(Convention::Text),
-                ConventionFlag::Condition => Some(Convention::Condition),
-            },
-            negative: self.negative,
-            size: self.size,
-            frames: self.frames,
-            seconds: self.seconds,
-            fps: self.fps,
-            steps: self.steps,
-            sigmas: self.sigmas,
-            guidance: self.guidance,
-            guidance_rescale: self.guidance_rescale,
-            image_noise: self.image_noise,
-            decode_timestep: self.decode_timestep,
-            decode_noise: self.decode_noise,
-            seed: self.seed,
-            out: self.out,
-            quality: self.quality,
-            force: self.force,
-            device: Some(self.device),
-            dtype: self.dtype,
-        }
-    }
+    making: Making,
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {
-    let progress = args.common.apply()?;
-    let prompt = if args.prompt == "-" {
-        let text = std::io::read_to_string(std::io::stdin());
-        let text =
-            text.map_err(|e| Failure::BadInput(anyhow::anyhow!("the prompt on standard input is not text: {e}")))?;
-        text.trim_end_matches(['\n', '\r']).to_string()
-    } else {
-        args.prompt.clone()
+    let progress = args.making.common.apply()?;
+    let prepare = || {
+        let request = Request {
+            image: args.image,
+            last_image: args.last_image,
+            keyframe: args.keyframe,
+            fit: args.fit,
+            image_crf: args.image_crf,
+            fps: args.fps,
+            ..args.making.request(prompt(args.prompt)?)?
+        };
+        Job::prepare(&request, &progress)
     };
-    let request = args.request(prompt);
-    let job = Job::prepare(&request, &progress).map_err(Failure::BadInput)?;
+    let job = prepare().map_err(Failure::BadInput)?;
     job.run(&progress).map_err(Failure::Failed)
 }

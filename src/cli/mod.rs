@@ -1,6 +1,8 @@
 //! The command line: verbs and flags -> requests. The only room that knows clap.
 
 mod generate;
+mod join;
+mod making;
 mod models;
 mod selftest;
 
@@ -32,6 +34,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Generate(Box<generate::Args>),
+    Extend(Box<join::Extend>),
+    Bridge(Box<join::Bridge>),
+    Loop(Box<join::Loop>),
     /// The models that reel knows
     #[command(subcommand)]
     Models(models::Verb),
@@ -92,6 +97,9 @@ pub fn run() -> ExitCode {
     }
     let done = match cli.verb {
         Verb::Generate(args) => generate::run(*args),
+        Verb::Extend(args) => join::extend(*args),
+        Verb::Bridge(args) => join::bridge(*args),
+        Verb::Loop(args) => join::close(*args),
         Verb::Models(verb) => models::run(verb),
         Verb::Selftest(args) => selftest::run(args),
         Verb::Completions { shell } => {

@@ -67,14 +67,59 @@ impl Stream {
         Ok(if count > context { Some(all) } else { None })
     }
 
+    /// The windows of a causal kernel over `before + 1` frames that moves `stride` frames at a time: as [`Stream::window`], with
+    /// the frames that the next window begins at carried on. What is left at the end is no whole window and is dropped.
+    pub fn strided_window(&mut self, x: Option<&Tensor>, before: usize, stride: usize) -> Result<Option<Tensor>> {
+        let slot = self.slot();
+        let mut parts: Vec<Tensor> = slot.frames.take().into_iter().collect();
+        if let Some(x) = x {
+            if !slot.started {
+                parts.push(repeat(&x.narrow(FRAMES, 0, 1)?, before)?);
+            }
+            slot.started = true;
+            parts.push(x.clone());
+        }
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        let all = Tensor::cat(&parts, FRAMES)?;
+        let count = all.dim(FRAMES)?;
+        let windows = (count + stride).saturating_sub(before + 1) / stride;
+        let used = windows * stride;
+        if used < count {
+            slot.frames = Some(all.narrow(FRAMES, used, count - used)?.contiguous()?);
+        }
+        if windows == 0 { Ok(None) } else { Ok(Some(all.narrow(FRAMES, 0, used - stride + before + 1)?)) }
+    }
+
+    /// Repeats the clip's first frame `count` times in front of it.
+    pub fn repeat_first(&mut self, x: Option<&Tensor>, count: usize) -> Result<Option<Tensor>> {
+        let slot = self.slot();
+        match x {
+            Some(x) if !slot.started && count > 0 => {
+                slot.started = true;
+                Ok(Some(Tensor::cat(&[&repeat(&x.narrow(FRAMES, 0, 1)?, count)?, x], FRAMES)?))
+            }
+            x => Ok(x.cloned()),
+        }
+    }
+
+    /// As many frames as make whole groups of `size`; the rest waits for the next call.
+    pub fn whole(&mut self, x: Option<&Tensor>, size: usize) -> Result<Option<Tensor>> {
+        let slot = self.slot();
+        let Some(all) = joined(slot.frames.take(), x)? else { return Ok(None) };
+        let count = all.dim(FRAMES)?;
+        let used = count / size * size;
+        if used < count {
+            slot.frames = Some(all.narrow(FRAMES, used, count - used)?.contiguous()?);
+        }
+        if used == 0 { Ok(None) } else { Ok(Some(all.narrow(FRAMES, 0, used)?)) }
+    }
+
     /// Holds `x` back until its partner on the other way round (a residual) has come: takes `x` in, gives the oldest `count` frames out.
     pub fn delay(&mut self, x: Option<&Tensor>, count: usize) -> Result<Option<Tensor>> {
         let slot = self.slot();
-        let held = match (slot.frames.take(), x) {
-            (Some(held), Some(x)) => Some(Tensor::cat(&[&held, x], FRAMES)?),
-            (held, x) => held.or(x.cloned()),
-        };
-        let Some(held) = held else { return Ok(None) };
+        let Some(held) = joined(slot.frames.take(), x)? else { return Ok(None) };
         let rest = held.dim(FRAMES)? - count;
         if rest > 0 {
             slot.frames = Some(held.narrow(FRAMES, count, rest)?.contiguous()?);
@@ -109,6 +154,13 @@ impl Stream {
         }
         self.cursor += 1;
         &mut self.slots[self.cursor - 1]
+    }
+}
+
+fn joined(held: Option<Tensor>, x: Option<&Tensor>) -> Result<Option<Tensor>> {
+    match (held, x) {
+        (Some(held), Some(x)) => Ok(Some(Tensor::cat(&[&held, x], FRAMES)?)),
+        (held, x) => Ok(held.or(x.cloned())),
     }
 }
 

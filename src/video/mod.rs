@@ -1,5 +1,7 @@
 //! Pictures outside the model: what a clip is made of, and the files it is written to.
 
+pub mod read;
+pub mod resize;
 pub mod write;
 
 /// One picture, packed RGB, 8 bits, row-major.

@@ -59,6 +59,8 @@ pub struct RunDefaults {
     pub width: Option<usize>,
     pub height: Option<usize>,
     pub frames: Option<usize>,
+    /// Frames that the model makes well at once.
+    pub window: Option<usize>,
     pub fps: Option<f64>,
     pub steps: Option<usize>,
     /// Descending, in (0, 1], without the closing 0. Never beside `steps`.

@@ -46,13 +46,7 @@ impl Frames {
     }
 
     pub fn push(&mut self, frame: &Frame) -> Result<()> {
-        if self.next == 0 && self.force {
-            for old in existing(&self.folder)? {
-                std::fs::remove_file(&old)
-                    .with_context(|| format!("cannot remove the old frame `{}`", old.display()))?;
-            }
-        }
-        let partial = Partial::create(&name(&self.folder, self.next), self.force)?;
+        let partial = self.begin()?;
         let mut encoder = png::Encoder::new(partial.writer()?, frame.width as u32, frame.height as u32);
         encoder.set_color(png::ColorType::Rgb);
         let mut writer = encoder.write_header().with_context(|| partial.failed())?;
@@ -61,6 +55,27 @@ impl Frames {
         partial.commit()?;
         self.next += 1;
         Ok(())
+    }
+
+    /// Takes the next frame from a PNG file, byte for byte.
+    pub fn copy(&mut self, file: &Path) -> Result<()> {
+        let partial = self.begin()?;
+        let mut from =
+            std::fs::File::open(file).with_context(|| format!("cannot read the frame `{}`", file.display()))?;
+        std::io::copy(&mut from, &mut partial.writer()?).with_context(|| partial.failed())?;
+        partial.commit()?;
+        self.next += 1;
+        Ok(())
+    }
+
+    fn begin(&self) -> Result<Partial> {
+        if self.next == 0 && self.force {
+            for old in existing(&self.folder)? {
+                std::fs::remove_file(&old)
+                    .with_context(|| format!("cannot remove the old frame `{}`", old.display()))?;
+            }
+        }
+        Partial::create(&name(&self.folder, self.next), self.force)
     }
 
     pub fn finish(self) -> Result<()> {

@@ -166,6 +166,20 @@ impl Writer {
         Ok(())
     }
 
+    /// Writes the next frame, which `file` holds too: into a folder of PNG frames a PNG file goes byte for byte.
+    /// - Errors as `push` does, and when the file cannot be read.
+    pub fn push_file(&mut self, frame: &Frame, file: &Path) -> Result<()> {
+        let png = file.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"));
+        match &mut self.sink {
+            Sink::Frames(sink) if png && self.pushed < self.frames => {
+                sink.copy(file)?;
+                self.pushed += 1;
+                Ok(())
+            }
+            _ => self.push(frame),
+        }
+    }
+
     /// Completes the file and gives it its name.
     /// - Errors when frames are missing, when a file took the name meanwhile (without force), or when writing fails; the
     ///   output is then as it was before.

@@ -1,6 +1,7 @@
 //! What encoder and decoder are built of. Everything runs on (b, frames, h, w, c), group by group (see `nn::stream`); a
 //! layer that cannot answer yet gives `None`.
 
+use crate::models::ltx::config::Down;
 use crate::nn::conv3d::Conv3d;
 use crate::nn::stream::{FRAMES, Stream};
 use crate::nn::timestep::TimestepEmbedder;
@@ -244,6 +245,55 @@ impl Upsampler {
         let h = add_delayed(h, skip.as_ref(), stream)?;
         stream.drop_first(h, 1)
     }
+}
+
+/// The way down: frames and sides divided by `stride`.
+pub enum Downsampler {
+    /// A strided convolution (0.9.0, 0.9.1).
+    Conv(Conv3d, usize),
+    /// A convolution whose answer, and whose input averaged, are folded from space and time into channels (0.9.5 on).
+    Fold { conv: TimeConv, stride: [usize; 3], outputs: usize },
+}
+
+impl Downsampler {
+    /// - Source: diffusers `models/autoencoders/autoencoder_kl_ltx.py`, `LTXVideoDownsampler3d` and `LTXVideoDownBlock3D`, at 58eb52c.
+    pub fn load(inputs: usize, outputs: usize, down: Down, causal: bool, vb: VarBuilder) -> Result<Option<Self>> {
+        Ok(match down {
+            Down::No => None,
+            Down::Conv(stride) => Some(Self::Conv(Conv3d::load(inputs, inputs, 3, stride, vb.pp("conv"))?, stride[0])),
+            Down::Fold(stride) => {
+                let conv = TimeConv::load(inputs, outputs / stride.iter().product::<usize>(), causal, vb.pp("conv"))?;
+                Some(Self::Fold { conv, stride, outputs })
+            }
+        })
+    }
+
+    pub fn forward(&self, x: Option<&Tensor>, stream: &mut Stream) -> Result<Option<Tensor>> {
+        match self {
+            Self::Conv(conv, time) => stream.strided_window(x, 2, *time)?.map(|x| conv.forward(&x)).transpose(),
+            Self::Fold { conv, stride, outputs } => {
+                let time = stride[0];
+                let x = stream.repeat_first(x, time - 1)?;
+                let h = conv.forward(x.as_ref(), stream)?;
+                let h = stream.whole(h.as_ref(), time)?.map(|h| fold(&h, *stride)).transpose()?;
+                let skip = stream.whole(x.as_ref(), time)?.map(|x| fold(&x, *stride)).transpose()?;
+                let mean = |x: Tensor| {
+                    let (b, f, h, w, c) = x.dims5()?;
+                    x.reshape(vec![b, f, h, w, *outputs, c / outputs])?.mean(5) // neighbouring channels together
+                };
+                add_delayed(h, skip.map(mean).transpose()?.as_ref(), stream)
+            }
+        }
+    }
+}
+
+/// Space and time into channels: (b, f, h, w, c) -> (b, f / st, h / sh, w / sw, c st sh sw), channel = ((c st + t) sh + i) sw + j.
+fn fold(x: &Tensor, [st, sh, sw]: [usize; 3]) -> Result<Tensor> {
+    let (b, f, h, w, c) = x.dims5()?;
+    let (f, h, w) = (f / st, h / sh, w / sw);
+    x.reshape(vec![b, f, st, h, sh, w, sw, c])?
+        .permute(vec![0, 1, 3, 5, 7, 2, 4, 6])? // (b, f, h, w, c, t, i, j)
+        .reshape((b, f, h, w, c * st * sh * sw))
 }
 
 /// Channels into space and time: (b, f, h, w, 8 c) -> (b, 2 f, 2 h, 2 w, c), channel = c 8 + (t 2 + i) 2 + j.

@@ -7,8 +7,10 @@
 
 mod blocks;
 mod decoder;
+mod encoder;
 
 pub use decoder::Decoder;
+pub use encoder::{Encoder, Posterior};
 
 use super::config::VaeConfig;
 use candle_core::{Result, Tensor};
@@ -30,5 +32,10 @@ impl LatentStatistics {
     /// What the transformer makes -> what the decoder reads. (..., c) both.
     pub fn denormalise(&self, latents: &Tensor) -> Result<Tensor> {
         latents.broadcast_mul(&self.deviation)?.broadcast_add(&self.mean)
+    }
+
+    /// What the encoder makes -> what the transformer reads. (..., c) both.
+    pub fn normalise(&self, latents: &Tensor) -> Result<Tensor> {
+        latents.broadcast_sub(&self.mean)?.broadcast_div(&self.deviation)
     }
 }

@@ -1,0 +1,93 @@
+//! `reel extend`, `reel bridge` and `reel loop`.
+
+use super::Failure;
+use super::making::{Making, prompt};
+use crate::join::{Asked, Join};
+use crate::request::Request;
+use std::path::PathBuf;
+
+/// Flags of all three.
+#[derive(clap::Args)]
+struct Joining {
+    /// Frames of the footage that the model sees [default: as many as help]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Stills and clips")]
+    context: Option<u32>,
+    /// Frames a second of footage that does not say: stills and folders of frames [default: the model's]
+    #[arg(long, value_name = "F", allow_negative_numbers = true, help_heading = "Clip")]
+    fps: Option<f64>,
+    /// Leave the colours of the new part as they come
+    #[arg(long, help_heading = "Stills and clips")]
+    no_colour_match: bool,
+    #[command(flatten)]
+    making: Making,
+}
+
+/// Continue a clip, or make what came before it, and write the joined clip
+#[derive(clap::Args)]
+pub struct Extend {
+    /// Video file, animation or directory of frames
+    clip: PathBuf,
+    /// What happens; `-` reads standard input
+    prompt: String,
+    /// Make what came before
+    #[arg(long, help_heading = "Stills and clips")]
+    before: bool,
+    #[command(flatten)]
+    joining: Joining,
+}
+
+/// Fill the gap between two clips or stills and write all of it
+#[derive(clap::Args)]
+pub struct Bridge {
+    /// What it begins with
+    a: PathBuf,
+    /// What it ends with
+    b: PathBuf,
+    /// What happens between them; `-` reads standard input
+    prompt: String,
+    #[command(flatten)]
+    joining: Joining,
+}
+
+/// Lead the end of a clip back into its start
+#[derive(clap::Args)]
+pub struct Loop {
+    /// Video file, animation or directory of frames
+    clip: PathBuf,
+    /// What happens on the way; `-` reads standard input
+    #[arg(default_value = "")]
+    prompt: String,
+    #[command(flatten)]
+    joining: Joining,
+}
+
+pub fn extend(args: Extend) -> Result<(), Failure> {
+    let (before, after) = if args.before { (None, Some(args.clip)) } else { (Some(args.clip), None) };
+    join(args.prompt, args.joining, before, after, false)
+}
+
+pub fn bridge(args: Bridge) -> Result<(), Failure> {
+    join(args.prompt, args.joining, Some(args.a), Some(args.b), false)
+}
+
+pub fn close(args: Loop) -> Result<(), Failure> {
+    join(args.prompt, args.joining, Some(args.clip.clone()), Some(args.clip), true)
+}
+
+fn join(
+    text: String,
+    joining: Joining,
+    before: Option<PathBuf>,
+    after: Option<PathBuf>,
+    closed: bool,
+) -> Result<(), Failure> {
+    let progress = joining.making.common.apply()?;
+    let prepare = || {
+        let context = joining.context.map(|n| n as usize);
+        let asked = Asked { before, after, closed, context, colour_match: !joining.no_colour_match };
+        let request = Request { fps: joining.fps, ..joining.making.request(prompt(text)?)? };
+        Join::prepare(&request, &asked, &progress)
+    };
+    let join = prepare().map_err(Failure::BadInput)?;
+    join.run(&progress).map_err(Failure::Failed)
+}

@@ -1,0 +1,232 @@
+//! The three networks at work: text -> context, pixels -> latents, noise -> latents, latents -> pixels. A stage loads its
+//! network when it begins and frees it when it ends.
+
+use crate::checkpoint::Checkpoint;
+use crate::condition::{Layout, Tokens, draw};
+use crate::device::Compute;
+use crate::geometry::{Extent, Grid};
+use crate::models::ltx::transformer::Transformer;
+use crate::models::ltx::vae::{Decoder, Encoder, LatentStatistics, Posterior};
+use crate::nn::rope::Rope;
+use crate::noise::Noise;
+use crate::progress::{Progress, Stage};
+use crate::request::{Levels, Settings};
+use crate::sampler::{self, Guidance, Schedule, Shift, State};
+use crate::text::t5::T5;
+use crate::video::Frame;
+use anyhow::{Result, ensure};
+use candle_core::{DType, Tensor};
+
+/// Pixels that one group of latent frames may stand for: bounds the VAE's memory, whatever the clip's length.
+const GROUP_PIXELS: usize = 1 << 17;
+
+/// A checkpoint with where to run it and whom to tell.
+pub struct Stages<'a> {
+    pub checkpoint: &'a Checkpoint,
+    pub compute: &'a Compute,
+    pub settings: &'a Settings,
+    pub progress: &'a Progress,
+}
+
+impl Stages<'_> {
+    /// Text vectors of each prompt: (1, real tokens, channels).
+    pub fn encode_text(&self, prompts: &[Vec<u32>]) -> Result<Vec<Tensor>> {
+        let (config, tensors) = &self.checkpoint.text;
+        let t5 = T5::load(config, tensors.load(self.compute.stored, self.compute.dtype, &self.compute.device))?;
+        let mut stage = self.progress.stage("text", config.layers * prompts.len());
+        let mut contexts = vec![];
+        for ids in prompts {
+            let mut padded = ids.clone();
+            padded.resize(self.settings.convention.encoded_tokens(ids.len()), 0);
+            let text = t5.encode(&padded, || stage.advance(1))?;
+            // the transformer masks padding, so its rows may as well stay out
+            contexts.push(text.narrow(1, 0, ids.len())?.contiguous()?);
+        }
+        stage.finish();
+        Ok(contexts)
+    }
+
+    /// What the encoder knows of each clip.
+    /// - `clips`: 1 + k frames each, all of the model's size.
+    pub fn encode_clips(&self, clips: &[&[Frame]]) -> Result<Vec<Posterior>> {
+        if clips.is_empty() {
+            return Ok(vec![]);
+        }
+        let Compute { device, stored, dtype } = &self.compute;
+        let (config, tensors) = &self.checkpoint.vae;
+        let mut stage = self.progress.stage("encode", clips.iter().map(|clip| clip.len()).sum());
+        let encoder = Encoder::load(config, tensors.load(*stored, *dtype, device).pp("encoder"))?;
+        let mut posteriors = vec![];
+        for clip in clips {
+            let (width, height) = (clip[0].width, clip[0].height);
+            let values = clip.iter().flat_map(|frame| frame.rgb.iter().map(|&v| v as f32 / 255.0 * 2.0 - 1.0));
+            let pixels = Tensor::from_iter(values, device)?.reshape((1, clip.len(), height, width, 3))?;
+            posteriors.push(encoder.encode(&pixels, self.group(width, height), |frames| stage.advance(frames))?);
+        }
+        stage.finish();
+        Ok(posteriors)
+    }
+
+    /// Latent frames that the VAE takes at a time.
+    fn group(&self, width: usize, height: usize) -> usize {
+        (GROUP_PIXELS / (width * height * self.checkpoint.geometry().time)).max(1)
+    }
+
+    /// Mean and deviation of the checkpoint's latents.
+    pub fn statistics(&self) -> Result<LatentStatistics> {
+        let (config, tensors) = &self.checkpoint.vae;
+        Ok(LatentStatistics::load(config, tensors.load(None, DType::F32, &self.compute.device))?)
+    }
+
+    /// How a video of `grid` is laid out.
+    pub fn layout(&self, grid: Grid) -> Layout {
+        Layout {
+            convention: self.settings.convention,
+            geometry: self.checkpoint.geometry(),
+            grid,
+            fps: self.settings.fps,
+            channels: self.checkpoint.transformer.0.in_channels,
+            device: self.compute.device.clone(),
+        }
+    }
+
+    /// The noise levels for a video of so many tokens: one place for both conventions.
+    pub fn schedule(&self, tokens: usize) -> Result<Schedule> {
+        use crate::models::ltx::Convention::{Condition, Text};
+        let config = &self.checkpoint.scheduler;
+        let fixed = Shift { shift: config.shift, terminal: config.terminal };
+        Ok(match (&self.settings.levels, self.settings.convention, config.dynamic) {
+            (Levels::Sigmas(sigmas), ..) => Schedule::explicit(sigmas)?,
+            (Levels::Steps(n), Text, Some(bounds)) => {
+                Schedule::linear(*n, &Shift::by_tokens(tokens, bounds, config.terminal))
+            }
+            (Levels::Steps(n), Text, None) => Schedule::linear(*n, &fixed),
+            // the shift by tokens belongs to the other convention
+            (Levels::Steps(n), Condition, Some(_)) => Schedule::linear_quadratic(*n, &Shift::NONE),
+            (Levels::Steps(n), Condition, None) => Schedule::linear_quadratic(*n, &fixed),
+        })
+    }
+
+    /// Loads the transformer, with the prompts that it is to follow.
+    /// - `positive`: text vectors of each scene. `negative`: of the negative prompt, where guidance asks for it.
+    pub fn denoiser(&self, positive: &[Tensor], negative: Option<&Tensor>) -> Result<Denoiser<'_>> {
+        let Compute { device, stored, dtype } = &self.compute;
+        let (config, tensors) = &self.checkpoint.transformer;
+        let transformer = Transformer::load(config, tensors.load(*stored, *dtype, device))?;
+        let positive = positive.iter().map(|text| transformer.context(text)).collect::<candle_core::Result<_>>()?;
+        let negative = negative.map(|text| transformer.context(text)).transpose()?;
+        Ok(Denoiser { stages: self, transformer, positive, negative })
+    }
+
+    /// What the decoder reads: denormalised, with the noise that it expects mixed in.
+    /// - `latents`: (1, f, h, w, c), normalised.
+    pub fn decoder_input(&self, latents: &Tensor, noise: &mut Noise) -> Result<Tensor> {
+        let config = &self.checkpoint.vae.0;
+        ensure!(
+            latents.sum_all()?.to_scalar::<f32>()?.is_finite(),
+            "the model made values that are no numbers\n  fix: try --dtype f32; if that does not help, the weights are damaged"
+        );
+        let latents = self.statistics()?.denormalise(latents)?;
+        if !config.timestep_conditioning {
+            return Ok(latents);
+        }
+        let scale = self.settings.decode_noise;
+        let tokens = latents.elem_count() / config.latent_channels;
+        let drawn = draw(noise, tokens, config.latent_channels)?.reshape(latents.shape())?;
+        Ok(((latents * (1.0 - scale))? + (drawn.to_device(&self.compute.device)? * scale)?)?)
+    }
+
+    /// Latents -> frames, handed to `sink` as they come.
+    /// - `latents`: of [`Stages::decoder_input`], all of a clip or a part of it. `legal`: the size that they decode to.
+    ///   `clip`: the size that frames are cropped to, and how many of them are wanted.
+    pub fn decode(
+        &self,
+        latents: &Tensor,
+        legal: Extent,
+        clip: Extent,
+        mut sink: impl FnMut(Frame) -> Result<()>,
+    ) -> Result<()> {
+        let Compute { device, stored, dtype } = &self.compute;
+        let (config, tensors) = &self.checkpoint.vae;
+        let decoder = Decoder::load(config, tensors.load(*stored, *dtype, device).pp("decoder"))?;
+        // the decoder of 0.9.1 draws from torch's global generator: another stream, with the same seed
+        let mut decoding = decoder.start(self.settings.decode_timestep as f32, Noise::new(self.settings.seed));
+        let frames = latents.dim(1)?;
+        let group = self.group(legal.width, legal.height);
+        let mut made = 0;
+        for first in (0..frames).step_by(group) {
+            let count = group.min(frames - first);
+            let last = first + count == frames;
+            let Some(pixels) = decoder.push(&latents.narrow(1, first, count)?, last, &mut decoding)? else { continue };
+            for frame in pictures(&pixels, legal, clip, clip.frames - made)? {
+                sink(frame)?;
+                made += 1;
+            }
+        }
+        ensure!(made == clip.frames, "the decoder made {made} of {} frames", clip.frames);
+        Ok(())
+    }
+}
+
+/// A loaded transformer and the prompts that it follows.
+pub struct Denoiser<'a> {
+    stages: &'a Stages<'a>,
+    transformer: Transformer,
+    positive: Vec<Tensor>,
+    negative: Option<Tensor>,
+}
+
+impl Denoiser<'_> {
+    /// Takes a laid-out video down its noise levels, after the prompt of `scene`.
+    /// - Returns the video's own tokens, (1, tokens, c), f32, and the generator.
+    pub fn run(
+        &self,
+        tokens: &Tokens,
+        scene: usize,
+        schedule: &Schedule,
+        noise: Noise,
+        stage: &mut Stage,
+    ) -> Result<State> {
+        let settings = self.stages.settings;
+        let config = &self.stages.checkpoint.transformer.0;
+        let shares: Vec<[f32; 3]> =
+            tokens.positions.iter().map(|p| std::array::from_fn(|i| p[i] / config.max_pos[i])).collect();
+        let rope = Rope::new(&shares, config.width(), config.theta, &self.stages.compute.device)?;
+        let guidance = Guidance { scale: settings.guidance, rescale: settings.guidance_rescale };
+        let velocity = |latents: &Tensor, context: &Tensor, timesteps: &[f32]| {
+            // guidance and steps are f32 in any precision of the model
+            self.transformer.forward(latents, context, timesteps, &rope)?.to_dtype(DType::F32)
+        };
+        let step = |State { mut latents, mut noise }: State, i: usize| {
+            if settings.image_noise > 0.0 && !tokens.strengths.is_empty() {
+                latents = tokens.with_noise(&latents, settings.image_noise, schedule.sigmas[i], &mut noise)?;
+            }
+            let timesteps = tokens.timesteps(schedule.timesteps[i]);
+            let mut v = velocity(&latents, &self.positive[scene], &timesteps)?;
+            if let Some(negative) = &self.negative {
+                v = guidance.combine(&velocity(&latents, negative, &timesteps)?, &v)?;
+            }
+            Ok(State { latents: tokens.step(&latents, &v, &schedule.sigmas, i, &timesteps)?, noise })
+        };
+        let state = State { latents: tokens.latents.clone(), noise };
+        let State { latents, noise } = sampler::sample(state, schedule.steps(), 0, step, |_, _| {
+            stage.advance(1);
+            Ok(())
+        })?;
+        let own = latents.dim(1)? - tokens.extra;
+        Ok(State { latents: latents.narrow(1, tokens.extra, own)?.contiguous()?, noise })
+    }
+}
+
+/// (1, f, H, W, 3) in [-1, 1] -> at most `most` 8-bit pictures, cropped to the centre.
+fn pictures(pixels: &Tensor, legal: Extent, clip: Extent, most: usize) -> Result<Vec<Frame>> {
+    let (left, top) = ((legal.width - clip.width) / 2, (legal.height - clip.height) / 2);
+    let pixels = pixels.squeeze(0)?.narrow(1, top, clip.height)?.narrow(2, left, clip.width)?;
+    let mut all = vec![];
+    for i in 0..pixels.dim(0)?.min(most) {
+        let values = pixels.get(i)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let rgb = values.iter().map(|v| ((v * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect();
+        all.push(Frame { width: clip.width, height: clip.height, rgb });
+    }
+    Ok(all)
+}

@@ -1,0 +1,286 @@
+//! What is not decoded here goes through the user's own `ffmpeg`, where there is one: as a child process with its
+//! arguments given one by one (no shell), local files only, raw pixels back through a pipe. It turns pictures upright
+//! itself.
+
+use super::Source;
+use super::talk::{complaint, described, last_line, ours, tagged};
+use super::yuv::untagged;
+use crate::video::Frame;
+use anyhow::{Context, Result, bail, ensure};
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread::JoinHandle;
+
+/// What `ffmpeg` says about a file.
+pub struct Probe {
+    pub width: usize,
+    pub height: usize,
+    pub codec: String,
+    pub starts: Vec<f64>,
+    pub end: Option<f64>,
+    /// Its clock, in seconds.
+    pub tick: f64,
+    pub sound: bool,
+    /// Brighter than 8 bits can show.
+    pub hdr: bool,
+    /// The first thing that it complained about while it decoded.
+    pub complaint: Option<String>,
+    pub passthrough: Passthrough,
+}
+
+/// How an `ffmpeg` is told to give every frame once, with its own time. The options were renamed (5.1, 6.1), and the old
+/// forms are gone from new ones.
+pub type Passthrough = [&'static str; 4];
+
+const PASSTHROUGH: [Passthrough; 3] = [
+    ["-fps_mode", "passthrough", "-enc_time_base", "demux"],
+    ["-fps_mode", "passthrough", "-enc_time_base", "-1"],
+    ["-vsync", "0", "-enc_time_base", "-1"],
+];
+
+/// What its talk may fill; the rest is read and dropped, so that it never waits for us.
+const MOST_TALK: usize = 256 << 10;
+
+/// A child that ends with us, and what it says on standard error.
+struct Running {
+    child: Child,
+    talk: Option<JoinHandle<String>>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Running {
+    /// None where there is no `ffmpeg`.
+    /// - `video`: which of the file's picture streams.
+    fn start(
+        path: &Path,
+        video: usize,
+        mode: Passthrough,
+        level: &str,
+        output: &[&str],
+    ) -> Result<Option<(Running, ChildStdout)>> {
+        let mut input = OsString::from("file:");
+        input.push(path);
+        let map = format!("0:V:{video}");
+        let child = Command::new("ffmpeg")
+            .args([
+                "-hide_banner",
+                "-nostdin",
+                "-nostats",
+                "-loglevel",
+                level,
+                "-protocol_whitelist",
+                "file,pipe",
+                "-i",
+            ])
+            .arg(input)
+            .args(["-map", &map, "-an", "-sn", "-dn"])
+            .args(mode)
+            .args(output)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        let mut child = match child {
+            Ok(child) => child,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).context("cannot start `ffmpeg`"),
+        };
+        let (Some(stdout), Some(mut stderr)) = (child.stdout.take(), child.stderr.take()) else {
+            bail!("`ffmpeg` has no pipes")
+        };
+        let talk = std::thread::spawn(move || {
+            let (mut kept, mut block) = (Vec::new(), [0; 4096]);
+            while let Ok(n @ 1..) = stderr.read(&mut block) {
+                let room = MOST_TALK.saturating_sub(kept.len()).min(n);
+                kept.extend_from_slice(&block[..room]);
+            }
+            String::from_utf8_lossy(&kept).into_owned()
+        });
+        Ok(Some((Running { child, talk: Some(talk) }, stdout)))
+    }
+
+    /// Waits for the end. Returns whether it went well, and what was said.
+    fn finish(&mut self) -> Result<(bool, String)> {
+        let status = self.child.wait()?;
+        let talk = self.talk.take().and_then(|talk| talk.join().ok()).unwrap_or_default();
+        Ok((status.success(), talk))
+    }
+}
+
+/// Decodes the file once to count its frames, exactly, and to find their times.
+/// - None where there is no `ffmpeg`.
+pub fn probe(path: &Path, video: usize) -> Result<Option<Probe>> {
+    for mode in PASSTHROUGH {
+        // `framecrc` prints one line a frame: stream, decoding time, time, duration, size, checksum.
+        let started = Running::start(path, video, mode, "info", &["-f", "framecrc", "-"])?;
+        let Some((mut running, stdout)) = started else { return Ok(None) };
+        let listing = Listing::read(stdout)?;
+        let (fine, talk) = running.finish()?;
+        let count = listing.times.len();
+        if !fine && count == 0 && (talk.contains("fps_mode") || talk.contains("time base")) {
+            continue;
+        }
+        ensure!(fine || count > 0, "`ffmpeg` cannot read it either: {}", last_line(&talk));
+        ensure!(count > 0, "there are no frames in it");
+        let (width, height) = listing.size.context("`ffmpeg` does not say how large it is")?;
+        super::check_size(width, height)?;
+        let (codec, sound, hdr) = described(&talk);
+        let first = listing.times[0].0;
+        let seconds = |ticks: i64| (ticks - first) as f64 * listing.tick;
+        let end = listing.times.last().filter(|last| last.1 > 0).map(|last| seconds(last.0.saturating_add(last.1)));
+        return Ok(Some(Probe {
+            width,
+            height,
+            codec,
+            starts: listing.times.iter().map(|&(start, _)| seconds(start)).collect(),
+            end,
+            tick: listing.tick,
+            sound,
+            hdr,
+            complaint: complaint(&talk),
+            passthrough: mode,
+        }));
+    }
+    bail!("this `ffmpeg` is too old")
+}
+
+#[derive(Default)]
+struct Listing {
+    size: Option<(usize, usize)>,
+    tick: f64,
+    /// Start and duration, in ticks.
+    times: Vec<(i64, i64)>,
+}
+
+impl Listing {
+    fn read(listing: impl Read) -> Result<Listing> {
+        let mut found = Listing { tick: 1.0, ..Listing::default() };
+        for line in BufReader::new(listing).lines() {
+            found.line(&line?);
+        }
+        Ok(found)
+    }
+
+    fn line(&mut self, line: &str) {
+        let pair = |text: &str, by: char| -> Option<(u64, u64)> {
+            let (a, b) = text.trim().split_once(by)?;
+            Some((a.parse().ok()?, b.parse().ok()?))
+        };
+        if let Some(text) = line.strip_prefix("#tb 0:") {
+            self.tick = pair(text, '/').filter(|tb| tb.1 > 0).map_or(1.0, |(num, den)| num as f64 / den as f64);
+        } else if let Some(text) = line.strip_prefix("#dimensions 0:") {
+            self.size = pair(text, 'x').map(|(w, h)| (w as usize, h as usize));
+        } else if !line.starts_with('#') {
+            let mut numbers = line.split(',').skip(2).map(|text| text.trim().parse::<i64>());
+            if let (Some(Ok(time)), Some(Ok(duration))) = (numbers.next(), numbers.next()) {
+                self.times.push((time, duration));
+            }
+        }
+    }
+}
+
+/// Frames through a pipe. The child starts with the first one that is wanted.
+pub struct Piped {
+    path: PathBuf,
+    video: usize,
+    passthrough: Passthrough,
+    width: usize,
+    height: usize,
+    frames: usize,
+    at: usize,
+    running: Option<(Running, ChildStdout)>,
+}
+
+impl Piped {
+    /// - `at`: the first frame that is wanted. `frames`: in the whole file.
+    pub fn new(
+        path: &Path,
+        video: usize,
+        passthrough: Passthrough,
+        size: (usize, usize),
+        frames: usize,
+        at: usize,
+    ) -> Piped {
+        Piped {
+            path: PathBuf::from(path),
+            video,
+            passthrough,
+            width: size.0,
+            height: size.1,
+            frames,
+            at,
+            running: None,
+        }
+    }
+
+    fn start(&mut self) -> Result<(Running, ChildStdout)> {
+        // Without a tag `ffmpeg` takes BT.601 for any size; and it puts colour between the columns where the codecs say
+        // (and `h264` reads) that it lies on the left one.
+        let matrix =
+            if untagged(self.width, self.height) == 1 && !self.tagged()? { ":in_color_matrix=bt709" } else { "" };
+        let scale = format!("scale=flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp:in_h_chr_pos=0{matrix}");
+        let filter = if self.at > 0 { format!("select='gte(n,{})',{scale}", self.at) } else { scale };
+        let output = ["-vf", &filter, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"];
+        Running::start(&self.path, self.video, self.passthrough, "error", &output)?.context("there is no `ffmpeg`")
+    }
+
+    fn tagged(&self) -> Result<bool> {
+        let output = ["-frames:v", "1", "-f", "null", "-"];
+        let started = Running::start(&self.path, self.video, self.passthrough, "info", &output)?;
+        let (mut running, _stdout) = started.context("there is no `ffmpeg`")?;
+        Ok(ours(&running.finish()?.1).is_some_and(tagged))
+    }
+}
+
+impl Source for Piped {
+    fn next(&mut self) -> Result<Option<Frame>> {
+        if self.at >= self.frames {
+            self.running = None;
+            return Ok(None);
+        }
+        let (mut running, mut stdout) = match self.running.take() {
+            Some(running) => running,
+            None => self.start()?,
+        };
+        let mut rgb = vec![0; self.width * self.height * 3];
+        if stdout.read_exact(&mut rgb).is_err() {
+            drop(stdout);
+            let (_, talk) = running.finish()?;
+            bail!("`ffmpeg` gave no frame {}: {}", self.at, last_line(&talk));
+        }
+        self.running = Some((running, stdout));
+        self.at += 1;
+        Ok(Some(Frame { width: self.width, height: self.height, rgb }))
+    }
+
+    fn skip_to(&mut self, frame: usize) -> Result<()> {
+        if frame != self.at {
+            (self.running, self.at) = (None, frame);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn its_list_is_understood() -> Result<()> {
+        let text = "#software: x\n#tb 0: 1/30\n#codec_id 0: rawvideo\n#dimensions 0: 64x48\n\
+                    0,  0,  2,  1, 4608, 0xc0ffee\n0,  1,  4,  3, 4608, 0x1\n";
+        let listing = Listing::read(text.as_bytes())?;
+        assert_eq!((listing.size, listing.times), (Some((64, 48)), vec![(2, 1), (4, 3)]));
+        assert_eq!(listing.tick, 1.0 / 30.0);
+        assert_eq!(Listing::read(&b"nonsense\n,,,,\n#tb 0: 1/0\n"[..])?.times, []);
+        Ok(())
+    }
+}
