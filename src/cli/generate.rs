@@ -30,10 +30,10 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", help_heading = "Clip")]
     negative: Option<String>,
     /// Width and height in pixels
-    #[arg(long, value_name = "WxH", value_parser = size, help_heading = "Clip")]
+    #[arg(long, value_name = "WxH", allow_hyphen_values = true, value_parser = size, help_heading = "Clip")]
     size: Option<(usize, usize)>,
     /// Length in frames
-    #[arg(long, value_name = "N", conflicts_with = "seconds", help_heading = "Clip")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "seconds", help_heading = "Clip")]
     frames: Option<usize>,
     /// Length in seconds
     #[arg(long, value_name = "S", allow_negative_numbers = true, help_heading = "Clip")]
@@ -46,7 +46,7 @@ pub struct Args {
     seed: Option<u64>,
 
     /// Denoising steps
-    #[arg(long, value_name = "N", conflicts_with = "sigmas", help_heading = "Sampling")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "sigmas", help_heading = "Sampling")]
     steps: Option<usize>,
     /// Noise levels, falling from at most 1; a closing 0 is added
     #[arg(long, value_name = "A,B,…", value_delimiter = ',', allow_negative_numbers = true, help_heading = "Sampling")]
@@ -71,7 +71,7 @@ pub struct Args {
     #[arg(short, long, value_name = "PATH", help_heading = "Output")]
     out: Option<String>,
     /// Of .mp4 and .webp, 1 to 100
-    #[arg(long, value_name = "N", help_heading = "Output")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u8).range(1..=100), help_heading = "Output")]
     quality: Option<u8>,
     /// Replace an existing output
     #[arg(long, help_heading = "Output")]
@@ -84,7 +84,7 @@ pub struct Args {
     #[arg(long, value_enum, value_name = "TYPE", default_value_t, hide_default_value = true, help_heading = "Machine")]
     dtype: Dtype,
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
 }
 
 #[derive(Clone, Copy, Default, clap::ValueEnum)]
@@ -113,7 +113,8 @@ impl Args {
     fn request(self, prompt: String) -> Request {
         Request {
             prompt,
-            model: self.model,
+            // a variable that is set to nothing counts as not set
+            model: self.model.filter(|m| !m.is_empty() || std::env::var_os("REEL_MODEL").is_none_or(|v| !v.is_empty())),
             text_encoder: self.text_encoder,
             tokenizer: self.tokenizer,
             convention: match self.convention {
@@ -147,8 +148,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let progress = args.common.apply()?;
     let prompt = if args.prompt == "-" {
         let text = std::io::read_to_string(std::io::stdin());
-        let text =
-            text.map_err(|e| Failure::BadInput(anyhow::anyhow!("the prompt on standard input is not text: {e}")))?;
+        let text = text.map_err(|e| {
+            Failure::BadInput(anyhow::anyhow!("the prompt on standard input is not text: {e}\n  fix: give UTF-8"))
+        })?;
         text.trim_end_matches(['\n', '\r']).to_string()
     } else {
         args.prompt.clone()
