@@ -9,6 +9,7 @@ use crate::models::ltx::transformer::Transformer;
 use crate::models::ltx::vae::{Decoder, LatentStatistics};
 use crate::nn::rope::Rope;
 use crate::noise::Noise;
+use crate::plan;
 use crate::progress::{Progress, human_seconds};
 use crate::request::{Levels, Request, Settings};
 use crate::sampler::{self, Guidance, Schedule, Shift, State};
@@ -82,6 +83,8 @@ impl Job {
             None => Target::parse(&default_name(&settings.prompt, seed))?,
         };
         target.check(asked.width, asked.height, request.force)?;
+        plan::check_memory(&checkpoint, legal, &compute)?;
+        plan::check_disk(&target, asked)?;
         if request.quality.is_some() && !matches!(target.format, Format::Mp4 | Format::Webp) {
             progress.note("--quality has no effect on a lossless format");
         }
@@ -91,6 +94,7 @@ impl Job {
             let Some(text) = text else { continue };
             let encoded = checkpoint.tokenizer.encode(text, convention.max_tokens())?;
             if let Some(unread) = &encoded.unread {
+                let unread = unread.split_whitespace().collect::<Vec<_>>().join(" "); // one line
                 progress.note(&format!(
                     "the {which} is longer than {} tokens; not read: “{unread}”",
                     convention.max_tokens()
