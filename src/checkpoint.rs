@@ -8,6 +8,7 @@ use crate::models::ltx::config::{SchedulerConfig, TransformerConfig, VaeConfig, 
 use crate::models::ltx::transformer::Transformer;
 use crate::models::ltx::vae::{Decoder, Encoder, LatentStatistics};
 use crate::models::ltx::{Convention, names};
+use crate::sampler::Schedule;
 use crate::text::t5::{T5, T5Config};
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::catalogue::{self, Entry, Facts, RunDefaults};
@@ -54,6 +55,10 @@ impl Checkpoint {
     /// - `text_encoder`: a safetensors file or a directory, in place of the model's own. `tokenizer`: a file or a directory.
     /// - Errors on an unknown name, on a path that is no checkpoint, and on whatever does not fit together in one.
     pub fn open(model: &str, text_encoder: Option<&Path>, tokenizer: Option<&Path>) -> Result<Self> {
+        Self::put_together(model, text_encoder, tokenizer).map_err(with_fix)
+    }
+
+    fn put_together(model: &str, text_encoder: Option<&Path>, tokenizer: Option<&Path>) -> Result<Self> {
         let parts = match locate(model)? {
             Place::Embedded => single_file(Tensors::embedded(embedded::TINY, "the embedded model")?, None)?,
             Place::Path(path) if path.is_dir() => directory(&path, text_encoder.is_none())?,
@@ -71,7 +76,7 @@ impl Checkpoint {
         let tokenizer = match (tokenizer, own_tokenizer) {
             (Some(path), _) => {
                 let found = Tokenizer::find(path)
-                    .with_context(|| format!("there is no tokenizer.json or spiece.model at `{}`", path.display()))?;
+                    .with_context(|| format!("there is no tokenizer.json or spiece.model at `{}`\n  fix: give --tokenizer the file, or the folder that holds it", path.display()))?;
                 Tokenizer::open(&found)?
             }
             (None, Some(own)) => own,
@@ -91,7 +96,8 @@ impl Checkpoint {
         let what = parts.transformer.1.what();
         ensure!(
             transformer.in_channels == vae.latent_channels && transformer.out_channels == vae.latent_channels,
-            "{what}: the transformer makes {} latent channels and the VAE reads {}\n  fix: use parts of one checkpoint",
+            "{what}: the transformer reads {} latent channels and makes {}, and the VAE has {}\n  fix: use parts of one checkpoint",
+            transformer.in_channels,
             transformer.out_channels,
             vae.latent_channels
         );
@@ -165,6 +171,19 @@ impl Checkpoint {
     }
 }
 
+/// What most faults inside a checkpoint have in common is the fix; faults with one of their own keep it.
+fn with_fix(error: anyhow::Error) -> anyhow::Error {
+    if error.chain().any(|cause| cause.to_string().contains("\n  fix:")) {
+        return error;
+    }
+    // below the first line stand backtraces, where the environment asks for them
+    let said = error.chain().map(|cause| cause.to_string().lines().next().unwrap_or_default().to_string());
+    let said = said.collect::<Vec<_>>().join(": ");
+    anyhow::anyhow!(
+        "{said}\n  fix: use a whole checkpoint of LTX-Video 0.9.0 to 0.9.8; if this should be one, fetch it again"
+    )
+}
+
 enum Place {
     Embedded,
     Path(PathBuf),
@@ -186,7 +205,9 @@ fn locate(model: &str) -> Result<Place> {
         }
         Err(_) if path.exists() => Ok(Place::Path(path.to_path_buf())),
         Err(_) if model.contains(['/', '\\']) || model.ends_with(".safetensors") => {
-            bail!("there is no checkpoint at `{model}`: no such file or directory")
+            bail!(
+                "there is no checkpoint at `{model}`: no such file or directory\n  fix: give --model a .safetensors file, a directory, or a name of `reel models list`"
+            )
         }
         Err(unknown) => Err(unknown),
     }
@@ -263,6 +284,10 @@ fn single_file(tensors: Tensors, path: Option<&Path>) -> Result<Parts> {
             let json: Option<Value> = keys.get("scheduler")?;
             scheduler = json.map(|json| SchedulerConfig::parse(&json, &at("config.scheduler"))).transpose()?;
             allowed_sigmas = keys.get::<Vec<f64>>("allowed_inference_steps")?.filter(|s| !s.is_empty());
+            if let Some(sigmas) = &allowed_sigmas {
+                let of = || at("config.allowed_inference_steps");
+                Schedule::explicit(sigmas).with_context(of)?;
+            }
             let json: Option<Value> = keys.get("text_encoder")?;
             text_config = json.map(|json| T5Config::parse(&json, &at("config.text_encoder"))).transpose()?;
             keys.finish()?;
@@ -306,7 +331,11 @@ fn single_file(tensors: Tensors, path: Option<&Path>) -> Result<Parts> {
 
 /// `--text-encoder`, or the folder of that name in a checkpoint.
 fn open_text_encoder(path: &Path) -> Result<(T5Config, Tensors)> {
-    ensure!(path.exists(), "there is no text encoder at `{}`: no such file or directory", path.display());
+    ensure!(
+        path.exists(),
+        "there is no text encoder at `{}`: no such file or directory\n  fix: give --text-encoder a .safetensors file or a directory",
+        path.display()
+    );
     let nested = part_folder(path, "text_encoder"); // a whole checkpoint was given
     let dir = nested.as_deref().unwrap_or(path);
     let files = if dir.is_dir() { weight_files(dir)? } else { vec![path.to_path_buf()] };

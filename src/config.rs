@@ -40,6 +40,34 @@ impl Keys {
         self.get(key)?.with_context(|| format!("{what}: the key `{key}` is missing"))
     }
 
+    /// The size `key`, or `default`.
+    /// - Errors when it is 0 or above `most`: no checkpoint has it, and arithmetic with it would go wrong.
+    pub fn size(&mut self, key: &'static str, default: usize, most: usize) -> Result<usize> {
+        let n = self.or(key, default)?;
+        self.within(key, &[n], 1, most)?;
+        Ok(n)
+    }
+
+    /// The list of sizes `key`, or `default`; each of them `least` to `most`.
+    pub fn sizes(&mut self, key: &'static str, default: &[usize], least: usize, most: usize) -> Result<Vec<usize>> {
+        let list = self.or(key, default.to_vec())?;
+        self.within(key, &list, least, most)?;
+        Ok(list)
+    }
+
+    fn within(&self, key: &str, values: &[usize], least: usize, most: usize) -> Result<()> {
+        match values.iter().find(|n| !(least..=most).contains(n)) {
+            Some(n) => bail!("{}: `{key}` has the value {n}, and reel takes {least} to {most}", self.what),
+            None => Ok(()),
+        }
+    }
+
+    /// The number `key`, or `default`; above 0 and finite.
+    pub fn positive(&mut self, key: &'static str, default: f64) -> Result<f64> {
+        let x = self.or(key, default)?;
+        if x > 0.0 && x.is_finite() { Ok(x) } else { bail!("{}: `{key}` is {x}, and has to be above 0", self.what) }
+    }
+
     /// Checks that `key`, if it is there, has one of the values that reel's code is written for.
     pub fn only(&mut self, key: &'static str, allowed: &[Value]) -> Result<()> {
         let what = self.what.clone();
@@ -61,13 +89,17 @@ impl Keys {
 
     /// Errors when a key was not read.
     pub fn finish(mut self) -> Result<()> {
-        let unknown: Vec<String> = self.left.keys().map(|k| format!("`{k}`")).collect();
+        const SHOWN: usize = 4;
+        let mut unknown: Vec<String> = self.left.keys().take(SHOWN).map(|k| format!("`{k}`")).collect();
         if unknown.is_empty() {
             return Ok(());
         }
+        if self.left.len() > SHOWN {
+            unknown.push(format!("and {} more", self.left.len() - SHOWN));
+        }
         self.known.sort_unstable();
         bail!(
-            "{}: unknown key {}, which may change what the model computes\n  known: {}",
+            "{}: unknown key {}, which may change what the model computes\n  known: {}\n  fix: use a checkpoint of LTX-Video 0.9.0 to 0.9.8",
             self.what,
             unknown.join(", "),
             self.known.join(", ")

@@ -9,6 +9,7 @@ use crate::inputs::{self, Held};
 use crate::models::ltx::Convention;
 use crate::models::ltx::vae::Posterior;
 use crate::noise::Noise;
+use crate::plan;
 use crate::progress::{Mode, Progress, human_seconds};
 use crate::request::{Levels, Request, Settings, default_size};
 use crate::sampler::{Schedule, State};
@@ -26,7 +27,7 @@ use std::time::Instant;
 pub const DEFAULT_MODEL: &str = "tiny";
 
 /// What there is to make, with everything checked and nothing loaded.
-pub struct Plan {
+pub struct Take {
     pub settings: Settings,
     checkpoint: Checkpoint,
     compute: Compute,
@@ -92,7 +93,7 @@ impl Opened {
     }
 }
 
-impl Plan {
+impl Take {
     /// Fills the request up and reads what it holds to.
     /// - `size`: of the pictures, where the request asks for none. `more`: pictures to hold besides the request's own.
     ///   `direction`: which way a clip longer than a window grows.
@@ -126,6 +127,8 @@ impl Plan {
                 a.width, a.height, a.frames, l.width, l.height, l.frames
             ));
         }
+        let once = geometry.legal(Extent { frames: settings.window.clamp(1, legal.frames), ..legal });
+        plan::check_memory(&checkpoint, once, &compute)?;
         let mut held = inputs::held(request, &settings, legal, geometry, progress)?;
         held.extend(more);
         if !held.is_empty() {
@@ -138,6 +141,7 @@ impl Plan {
         let encode = |text: &str, which: &str| {
             let encoded = checkpoint.tokenizer.encode(text, convention.max_tokens())?;
             if let Some(unread) = &encoded.unread {
+                let unread = unread.split_whitespace().collect::<Vec<_>>().join(" "); // one line
                 let most = convention.max_tokens();
                 progress.note(&format!("the {which} is longer than {most} tokens; not read: “{unread}”"));
             }
@@ -171,7 +175,7 @@ impl Plan {
     }
 
     /// Decodes the clip and hands its frames over as they come.
-    /// - `latents`: of [`Plan::latents`].
+    /// - `latents`: of [`Take::latents`].
     pub fn decode(
         &self,
         latents: &[Tensor],
@@ -341,9 +345,9 @@ impl Shot {
     }
 }
 
-/// One `generate`: a plan and where its frames go.
+/// One `generate`: a take and where its frames go.
 pub struct Job {
-    plan: Plan,
+    take: Take,
     target: Target,
     force: bool,
 }
@@ -354,28 +358,29 @@ impl Job {
     pub fn prepare(request: &Request, progress: &Progress) -> Result<Self> {
         let opened = Opened::new(request, progress)?;
         let size = inputs::size_from_stills(request, opened.default_size(), opened.geometry(), progress)?;
-        let plan = Plan::new(opened, request, size, vec![], Direction::Forward, progress)?;
-        let (clip, seed) = (plan.settings.clip, plan.settings.seed);
+        let take = Take::new(opened, request, size, vec![], Direction::Forward, progress)?;
+        let (clip, seed) = (take.settings.clip, take.settings.seed);
         let target = match &request.out {
             Some(path) => Target::parse(path)?,
             None => Target::parse(&default_name(&request.prompt, seed))?,
         };
         target.check(clip.width, clip.height, request.force)?;
+        plan::check_disk(&target, clip)?;
         if request.quality.is_some() && !matches!(target.format, Format::Mp4 | Format::Webp) {
             progress.note("--quality has no effect on a lossless format");
         }
-        Ok(Self { plan, target, force: request.force })
+        Ok(Self { take, target, force: request.force })
     }
 
     /// Makes the clip and writes it.
     /// - Errors are the machine's: memory, disk, device.
     pub fn run(self, progress: &Progress) -> Result<()> {
         let begun = Instant::now();
-        let settings = self.plan.settings.clone();
+        let settings = self.take.settings.clone();
         let Extent { width, height, frames } = settings.clip;
         let mut writer = None;
-        let latents = self.plan.latents(progress)?;
-        self.plan.decode(&latents, progress, |frame| {
+        let latents = self.take.latents(progress)?;
+        self.take.decode(&latents, progress, |frame| {
             // opened with the first frame: a long run leaves no empty file lying about
             let writer = match &mut writer {
                 Some(writer) => writer,

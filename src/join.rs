@@ -1,10 +1,11 @@
 //! `extend`, `bridge` and `loop`: footage, a made part that goes on from it or leads up to it, and the join. The footage never
 //! goes through the VAE: it gives the model some frames of context, and the output its own frames.
 
-use crate::generate::{Opened, Plan, default_name};
-use crate::geometry::Geometry;
+use crate::generate::{Opened, Take, default_name};
+use crate::geometry::{Extent, Geometry};
 use crate::inputs::{self, Held};
 use crate::models::ltx::Convention;
+use crate::plan;
 use crate::progress::{Progress, human_seconds};
 use crate::request::Request;
 use crate::seam::{self, Colours, Ease, Watch};
@@ -52,7 +53,7 @@ struct Side {
 
 /// A join with everything checked and nothing loaded.
 pub struct Join {
-    plan: Plan,
+    take: Take,
     before: Option<Side>,
     after: Option<Side>,
     closed: bool,
@@ -87,7 +88,7 @@ impl Join {
         let made_size = request
             .size
             .unwrap_or_else(|| inputs::size_in_aspect(info.width, info.height, opened.default_size(), geometry));
-        let legal = geometry.legal(crate::geometry::Extent { width: made_size.0, height: made_size.1, frames: 1 });
+        let legal = geometry.legal(Extent { width: made_size.0, height: made_size.1, frames: 1 });
         let made_size = (legal.width, legal.height);
         let window = request.window.or(opened.run_defaults().window).unwrap_or(crate::request::WINDOW);
         let latents = (window.max(1) - 1) / geometry.time + 1;
@@ -162,12 +163,15 @@ impl Join {
             ..request.clone()
         };
         let direction = if before.is_some() { Direction::Forward } else { Direction::Back };
-        let plan = Plan::new(opened, &request, None, held, direction, progress)?;
+        let take = Take::new(opened, &request, None, held, direction, progress)?;
         let target = match &request.out {
             Some(path) => Target::parse(path)?,
-            None => Target::parse(&default_name(&request.prompt, plan.settings.seed))?,
+            None => Target::parse(&default_name(&request.prompt, take.settings.seed))?,
         };
         target.check(size.0, size.1, request.force)?;
+        let count = |side: &Option<Side>| side.as_ref().map_or(0, |side| side.info.frames);
+        let all = count(&before) + new.len() + if asked.closed { 0 } else { count(&after) };
+        plan::check_disk(&target, Extent { width: size.0, height: size.1, frames: all })?;
         for path in [&asked.before, &asked.after].into_iter().flatten() {
             ensure!(
                 !same_place(path, &target.path),
@@ -176,9 +180,9 @@ impl Join {
             );
         }
         let encoded = matches!(target.format, Format::Mp4 | Format::Webp);
-        let quality = request.quality.unwrap_or(if encoded { FOOTAGE_QUALITY } else { plan.settings.quality });
+        let quality = request.quality.unwrap_or(if encoded { FOOTAGE_QUALITY } else { take.settings.quality });
         Ok(Self {
-            plan,
+            take,
             before,
             after,
             closed: asked.closed,
@@ -202,7 +206,7 @@ impl Join {
     /// - Errors are the machine's: memory, disk, device.
     pub fn run(self, progress: &Progress) -> Result<()> {
         let begun = Instant::now();
-        let latents = self.plan.latents(progress)?;
+        let latents = self.take.latents(progress)?;
         let (first, second) = self.corrections(&latents)?;
         let (lead, tail) = self.footage();
         let total = lead + self.new.len() + tail;
@@ -219,7 +223,7 @@ impl Join {
         let joined = watch.len();
         let mut index = 0;
         let count = self.new.len();
-        self.plan.decode(&latents, progress, |mut frame| {
+        self.take.decode(&latents, progress, |mut frame| {
             let at = index;
             index += 1;
             if !self.new.contains(&at) {
@@ -271,7 +275,7 @@ impl Join {
                 scores.push(json!({"jump": of(jump), "own": of(own)}));
             }
         }
-        let (out, seed, seconds) = (self.target.path.display(), self.plan.settings.seed, begun.elapsed().as_secs_f64());
+        let (out, seed, seconds) = (self.target.path.display(), self.take.settings.seed, begun.elapsed().as_secs_f64());
         progress.done(
             &format!("{out}: {width}x{height}, {total} frames, {count} of them new, seed {seed}, {}", human_seconds(seconds)),
             json!({"out": out.to_string(), "width": width, "height": height, "frames": total, "new": count, "fps": self.fps,
@@ -292,14 +296,14 @@ impl Join {
         let mut both = (None, None);
         if let Some(Side { context, .. }) = &self.before {
             let start = self.new.start;
-            let mut made = self.plan.look(&latents[0], start - 1, start + near - 1)?;
+            let mut made = self.take.look(&latents[0], start - 1, start + near - 1)?;
             let seen = made.remove(0);
             both.0 =
                 Some(correct(made, seen, &context[context.len().saturating_sub(near)..], &context[context.len() - 1]));
         }
         if let Some(Side { context, .. }) = &self.after {
             let end = self.new.end;
-            let mut made = self.plan.look(&latents[latents.len() - 1], end - near, end)?;
+            let mut made = self.take.look(&latents[latents.len() - 1], end - near, end)?;
             let Some(seen) = made.pop() else { return Ok(both) };
             both.1 = Some(correct(made, seen, &context[..near.min(context.len())], &context[0]));
         }

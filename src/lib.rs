@@ -8,7 +8,7 @@
 //! frame group, and hands the frames to [`video`] as they come.
 //!
 //! [`geometry`] holds the arithmetic between pixels and latents, [`nn`] the layers that candle lacks or does slowly,
-//! [`device`] where and in what precision, [`progress`] what a person sees meanwhile, [`embedded`] the tiny model that is
+//! [`plan`] what a run needs at the least, [`device`] where and in what precision, [`progress`] what a person sees meanwhile, [`embedded`] the tiny model that is
 //! part of the program.
 
 pub mod checkpoint;
@@ -24,6 +24,7 @@ pub mod join;
 pub mod models;
 pub mod nn;
 pub mod noise;
+pub mod plan;
 pub mod progress;
 pub mod request;
 pub mod sampler;

@@ -1,6 +1,6 @@
 //! What a person or a program sees while reel works; all of it on standard error.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -32,11 +32,16 @@ impl Progress {
         !self.quiet && (self.mode == Mode::Bar || self.mode == Mode::Auto && std::io::stderr().is_terminal())
     }
 
+    fn json(&self) -> bool {
+        !self.quiet && self.mode == Mode::Json
+    }
+
     /// One line that the user should know of.
     pub fn note(&self, text: &str) {
         match self.mode {
+            _ if self.quiet => {}
+            Mode::None => {}
             Mode::Json => emit(json!({"event": "note", "text": text})),
-            _ if self.quiet || self.mode == Mode::None => {}
             _ => line(text),
         }
     }
@@ -50,7 +55,7 @@ impl Progress {
 
     /// The last line of a run; `fields` are its JSON form.
     pub fn done(&self, text: &str, fields: Value) {
-        if self.mode == Mode::Json {
+        if self.json() {
             let mut event = json!({"event": "done"});
             if let (Some(event), Value::Object(fields)) = (event.as_object_mut(), fields) {
                 event.extend(fields);
@@ -65,14 +70,19 @@ impl Progress {
     pub fn stage(&self, name: &'static str, total: usize) -> Stage {
         let bar = self.bars().then(|| {
             let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
-            let style =
-                ProgressStyle::with_template("{prefix:>8} [{bar:30}] {pos}/{len}  {elapsed} so far, {eta} left");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+            // as wide as the terminal allows, so that a line stays one line on a narrow one
+            let style = ProgressStyle::with_template("{prefix:>8} [{wide_bar}] {pos}/{len}, {left}");
+            let style = style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ");
+            bar.set_style(style.with_key("left", |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+                let left = state.eta().as_secs_f64();
+                // before the first part is done nobody knows
+                let _ = if state.pos() == 0 { write!(out, "…") } else { write!(out, "{} left", whole_seconds(left)) };
+            }));
             bar.set_prefix(name);
             bar.enable_steady_tick(Duration::from_millis(500));
             bar
         });
-        let stage = Stage { name, total, made: 0, begun: Instant::now(), bar, json: self.mode == Mode::Json };
+        let stage = Stage { name, total, made: 0, begun: Instant::now(), bar, json: self.json() };
         stage.report();
         stage
     }
@@ -133,6 +143,11 @@ pub fn human_seconds(seconds: f64) -> String {
     }
 }
 
+/// As [`human_seconds`], without fractions, which would only flicker.
+fn whole_seconds(seconds: f64) -> String {
+    if seconds < 60.0 { format!("{seconds:.0} s") } else { human_seconds(seconds) }
+}
+
 fn emit(event: Value) {
     line(&event.to_string());
 }
@@ -142,10 +157,49 @@ fn line(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// The one error that ends the program: what and where with its causes on the first line, the fix below.
-pub fn error(error: &anyhow::Error) {
-    let top = error.to_string();
-    let (head, fix) = top.split_once('\n').unwrap_or((&top, ""));
-    let causes: Vec<String> = error.chain().skip(1).map(|cause| format!(": {cause}")).collect();
-    line(format!("error: {head}{}\n{fix}", causes.concat()).trim_end());
+/// The one error that ends the program: what and where with its causes on the first line, below it the fix that the deepest
+/// cause names.
+pub fn error(error: &anyhow::Error, mode: Mode) {
+    let (head, below) = told(error);
+    let text = format!("{head}\n{}", below.join("\n"));
+    match mode {
+        Mode::Json => emit(json!({"event": "error", "text": text.trim_end()})),
+        _ => line(format!("error: {text}").trim_end()),
+    }
+}
+
+/// An error's first line, and the lines below it. Below a message only lines such as `  fix: ...` are ours: where the
+/// environment asks for backtraces, candle puts them into its messages.
+fn told(error: &anyhow::Error) -> (String, Vec<String>) {
+    let (mut heads, mut below): (Vec<String>, Vec<String>) = (vec![], vec![]);
+    for cause in error.chain() {
+        let text = cause.to_string();
+        let mut lines = text.lines();
+        let head = lines.next().unwrap_or_default().to_string();
+        // some errors repeat their cause's message in their own
+        if !heads.last().is_some_and(|said| said.ends_with(&head)) {
+            heads.push(head);
+        }
+        let ours = |line: &&str| line.starts_with("  ") && line[2..].starts_with(|c: char| c.is_ascii_lowercase());
+        let own: Vec<String> = lines.filter(ours).map(String::from).collect();
+        if !own.is_empty() {
+            below = own;
+        }
+    }
+    (heads.join(": "), below)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::anyhow;
+
+    #[test]
+    fn an_error_is_told_in_a_few_lines() {
+        let deep = anyhow!("no room\n  fix: make some\n   0: candle_core::error::Error::bt\n             at x.rs");
+        let error = deep.context("cannot write `a`\n  fix: something general");
+        assert_eq!(told(&error), ("cannot write `a`: no room".to_string(), vec!["  fix: make some".to_string()]));
+        let repeated = anyhow!("gone").context("cannot read: gone");
+        assert_eq!(told(&repeated), ("cannot read: gone".to_string(), vec![]));
+    }
 }

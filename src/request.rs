@@ -222,7 +222,7 @@ impl Settings {
         };
         ensure!(
             frames <= MOST_FRAMES,
-            "{} seconds at {fps} frames a second are {frames} frames; at most {MOST_FRAMES} are made",
+            "--seconds {} at {fps} frames a second are {frames} frames; at most {MOST_FRAMES} are made",
             request.seconds.unwrap_or(0.0)
         );
         let levels = match (request.steps, &request.sigmas) {

@@ -31,7 +31,7 @@ pub struct Args {
     #[arg(long, value_name = "F", allow_negative_numbers = true, help_heading = "Clip")]
     fps: Option<f64>,
     #[command(flatten)]
-    making: Making,
+    pub making: Making,
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {

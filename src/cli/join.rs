@@ -8,9 +8,9 @@ use std::path::PathBuf;
 
 /// Flags of all three.
 #[derive(clap::Args)]
-struct Joining {
+pub struct Joining {
     /// Frames of the footage that the model sees [default: as many as help]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Stills and clips")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Stills and clips")]
     context: Option<u32>,
     /// Frames a second of footage that does not say: stills and folders of frames [default: the model's]
     #[arg(long, value_name = "F", allow_negative_numbers = true, help_heading = "Clip")]
@@ -19,7 +19,7 @@ struct Joining {
     #[arg(long, help_heading = "Stills and clips")]
     no_colour_match: bool,
     #[command(flatten)]
-    making: Making,
+    pub making: Making,
 }
 
 /// Continue a clip, or make what came before it, and write the joined clip
@@ -33,7 +33,7 @@ pub struct Extend {
     #[arg(long, help_heading = "Stills and clips")]
     before: bool,
     #[command(flatten)]
-    joining: Joining,
+    pub joining: Joining,
 }
 
 /// Fill the gap between two clips or stills and write all of it
@@ -46,7 +46,7 @@ pub struct Bridge {
     /// What happens between them; `-` reads standard input
     prompt: String,
     #[command(flatten)]
-    joining: Joining,
+    pub joining: Joining,
 }
 
 /// Lead the end of a clip back into its start
@@ -58,7 +58,7 @@ pub struct Loop {
     #[arg(default_value = "")]
     prompt: String,
     #[command(flatten)]
-    joining: Joining,
+    pub joining: Joining,
 }
 
 pub fn extend(args: Extend) -> Result<(), Failure> {

@@ -25,10 +25,10 @@ pub struct Making {
     #[arg(long, value_name = "TEXT", help_heading = "Clip")]
     negative: Option<String>,
     /// Width and height in pixels that the model works at
-    #[arg(long, value_name = "WxH", value_parser = size, help_heading = "Clip")]
+    #[arg(long, value_name = "WxH", allow_hyphen_values = true, value_parser = size, help_heading = "Clip")]
     size: Option<(usize, usize)>,
     /// Length of the new part in frames
-    #[arg(long, value_name = "N", conflicts_with = "seconds", help_heading = "Clip")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "seconds", help_heading = "Clip")]
     frames: Option<usize>,
     /// Length of the new part in seconds
     #[arg(long, value_name = "S", allow_negative_numbers = true, help_heading = "Clip")]
@@ -41,7 +41,7 @@ pub struct Making {
     seed: Option<u64>,
 
     /// Denoising steps
-    #[arg(long, value_name = "N", conflicts_with = "sigmas", help_heading = "Sampling")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "sigmas", help_heading = "Sampling")]
     steps: Option<usize>,
     /// Noise levels, falling from at most 1; a closing 0 is added
     #[arg(long, value_name = "A,B,…", value_delimiter = ',', allow_negative_numbers = true, help_heading = "Sampling")]
@@ -62,7 +62,7 @@ pub struct Making {
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Sampling")]
     decode_noise: Option<f64>,
     /// Frames that the model makes at once; longer clips are made of overlapping windows
-    #[arg(long, value_name = "N", help_heading = "Sampling")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Sampling")]
     window: Option<usize>,
     /// Leave the colours and contrasts of later windows as they come
     #[arg(long, help_heading = "Sampling")]
@@ -72,7 +72,7 @@ pub struct Making {
     #[arg(short, long, value_name = "PATH", help_heading = "Output")]
     out: Option<String>,
     /// Of .mp4 and .webp, 1 to 100
-    #[arg(long, value_name = "N", help_heading = "Output")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u8).range(1..=100), help_heading = "Output")]
     quality: Option<u8>,
     /// Replace an existing output
     #[arg(long, help_heading = "Output")]
@@ -123,7 +123,8 @@ impl Making {
         }
         Ok(Request {
             prompt,
-            model: self.model,
+            // a variable that is set to nothing counts as not set
+            model: self.model.filter(|m| !m.is_empty() || std::env::var_os("REEL_MODEL").is_none_or(|v| !v.is_empty())),
             text_encoder: self.text_encoder,
             tokenizer: self.tokenizer,
             convention: match self.convention {
@@ -162,6 +163,6 @@ pub fn prompt(text: String) -> anyhow::Result<String> {
         return Ok(text);
     }
     let text = std::io::read_to_string(std::io::stdin());
-    let text = text.map_err(|e| anyhow::anyhow!("the prompt on standard input is not text: {e}"))?;
+    let text = text.map_err(|e| anyhow::anyhow!("the prompt on standard input is not text: {e}\n  fix: give UTF-8"))?;
     Ok(text.trim_end_matches(['\n', '\r']).to_string())
 }

@@ -5,10 +5,11 @@ mod join;
 mod making;
 mod models;
 mod selftest;
+mod usage;
 
 use crate::device;
 use crate::progress::{self, Mode, Progress};
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::LazyLock;
@@ -54,7 +55,7 @@ enum Verb {
 #[derive(clap::Args)]
 struct Common {
     /// Threads to compute with [default: all cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Machine")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Machine")]
     threads: Option<u16>,
     /// How to show progress, on standard error
     #[arg(long, value_enum, default_value_t, value_name = "HOW", help_heading = "Talk")]
@@ -81,10 +82,22 @@ impl Common {
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(e) => {
+        Err(e) if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = e.print(); // a closed terminal is no second error
             return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
         }
+        Err(e) => {
+            let args: Vec<String> = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
+            progress::error(&anyhow::anyhow!(usage::message(&e, &Cli::command(), &args)), Mode::Auto);
+            return ExitCode::from(2);
+        }
+    };
+    let mode = match &cli.verb {
+        Verb::Generate(args) => args.making.common.progress,
+        Verb::Extend(args) => args.joining.making.common.progress,
+        Verb::Bridge(args) => args.joining.making.common.progress,
+        Verb::Loop(args) => args.joining.making.common.progress,
+        _ => Mode::Auto,
     };
     // a signal ends the program at once; what is half written goes first
     let handled = ctrlc::set_handler(|| {
@@ -92,7 +105,7 @@ pub fn run() -> ExitCode {
         std::process::exit(INTERRUPTED);
     });
     if let Err(e) = handled {
-        progress::error(&anyhow::Error::new(e).context("cannot listen for interrupts"));
+        progress::error(&anyhow::Error::new(e).context("cannot listen for interrupts"), mode);
         return ExitCode::from(1);
     }
     let done = match cli.verb {
@@ -112,11 +125,11 @@ pub fn run() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::BadInput(e)) => {
-            progress::error(&e);
+            progress::error(&e, mode);
             ExitCode::from(2)
         }
         Err(Failure::Failed(e)) => {
-            progress::error(&e);
+            progress::error(&e, mode);
             ExitCode::from(1)
         }
     }
@@ -126,7 +139,9 @@ pub fn run() -> ExitCode {
 fn print(data: &[u8]) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(data).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::Failed(e.into())),
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::Failed(anyhow::Error::new(e).context("cannot write to standard output")))
+        }
         _ => Ok(()),
     }
 }

@@ -10,6 +10,10 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use serde_json::{Value, json};
 
+/// Beyond these no text encoder goes: words, channels, heads; and layers.
+const MOST: usize = 1 << 20;
+const MOST_LAYERS: usize = 1024;
+
 /// Sizes of the encoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct T5Config {
@@ -59,31 +63,39 @@ impl T5Config {
         keys.only("feed_forward_proj", &[json!("gated-gelu")])?;
         keys.only("dense_act_fn", &[json!("gelu_new"), json!("gelu_pytorch_tanh")])?;
         let config = Self {
-            vocab: keys.or("vocab_size", 32_128)?,
-            d_model: keys.or("d_model", 512)?,
-            d_kv: keys.or("d_kv", 64)?,
-            d_ff: keys.or("d_ff", 2048)?,
-            heads: keys.or("num_heads", 8)?,
-            layers: keys.or("num_layers", 6)?,
-            buckets: keys.or("relative_attention_num_buckets", 32)?,
-            max_distance: keys.or("relative_attention_max_distance", 128)?,
-            eps: keys.or("layer_norm_epsilon", 1e-6)?,
+            vocab: keys.size("vocab_size", 32_128, MOST)?,
+            d_model: keys.size("d_model", 512, MOST)?,
+            d_kv: keys.size("d_kv", 64, MOST)?,
+            d_ff: keys.size("d_ff", 2048, MOST)?,
+            heads: keys.size("num_heads", 8, MOST)?,
+            layers: keys.size("num_layers", 6, MOST_LAYERS)?,
+            buckets: keys.size("relative_attention_num_buckets", 32, MOST)?,
+            max_distance: keys.size("relative_attention_max_distance", 128, MOST)?,
+            eps: keys.positive("layer_norm_epsilon", 1e-6)?,
         };
         keys.finish()?;
+        config.checked(what)
+    }
+
+    /// What both ways to a configuration have to give.
+    fn checked(self, what: &str) -> anyhow::Result<Self> {
         ensure!(
-            config.buckets >= 4 && config.max_distance > config.buckets / 4,
-            "{what}: the position buckets do not work out"
+            self.buckets >= 4 && self.max_distance > self.buckets / 4,
+            "{what}: {} position buckets up to a distance of {} do not work out (`relative_attention_num_buckets`)",
+            self.buckets,
+            self.max_distance
         );
-        ensure!(config.layers > 0 && config.heads > 0, "{what}: a size is 0");
-        Ok(config)
+        let least = [self.vocab, self.d_model, self.d_kv, self.d_ff, self.heads, self.layers].into_iter().min();
+        ensure!(least > Some(0), "{what}: the text encoder has a size of 0");
+        Ok(self)
     }
 
     /// The configuration of a bare weight file, from its shapes.
     pub fn from_shapes(shape: impl Fn(&str) -> Option<Vec<usize>>, what: &str) -> anyhow::Result<Self> {
         let matrix = |name: &str| {
-            shape(name)
-                .filter(|s| s.len() == 2)
-                .with_context(|| format!("{what} is not a T5 encoder: there is no `{name}`"))
+            shape(name).filter(|s| s.len() == 2).with_context(|| {
+                format!("{what} is not a T5 encoder: there is no `{name}`\n  fix: use the encoder of a T5 v1.1")
+            })
         };
         let embedding = matrix("shared.weight").or_else(|_| matrix("encoder.embed_tokens.weight"))?;
         let first = "encoder.block.0.layer";
@@ -92,7 +104,7 @@ impl T5Config {
         let up = matrix(&format!("{first}.1.DenseReluDense.wi_0.weight"))?;
         let layers =
             (0..).take_while(|i| shape(&format!("encoder.block.{i}.layer.0.layer_norm.weight")).is_some()).count();
-        Ok(Self {
+        let config = Self {
             vocab: embedding[0],
             d_model: embedding[1],
             d_kv: query[0] / bias[1].max(1),
@@ -102,7 +114,8 @@ impl T5Config {
             buckets: bias[0],
             max_distance: 128, // of every released T5
             eps: 1e-6,
-        })
+        };
+        config.checked(what)
     }
 }
 

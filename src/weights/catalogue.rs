@@ -177,12 +177,13 @@ pub fn find(name: &str) -> Result<&'static Entry> {
         }
         _ => String::new(),
     };
-    let encoder = match text_encoder(name) {
-        Some(_) => "\n  it is a text encoder: --text-encoder takes it",
-        None => "",
-    };
+    if text_encoder(name).is_some() {
+        return Err(anyhow!(
+            "`{name}` is a text encoder, not a model\n  fix: download it, and pass its file with --text-encoder beside --model"
+        ));
+    }
     Err(anyhow!(
-        "unknown model `{name}`{guess}{encoder}\n  models: {}\n  fix: name one of these, or give a path to a `.safetensors` file or a directory",
+        "unknown model `{name}`{guess}\n  models: {}\n  fix: name one of these, or give a path to a `.safetensors` file or a directory",
         quoted.join(", ")
     ))
 }

@@ -61,6 +61,13 @@ impl Tensors {
         let what = paths.first().map(|p| format!("`{}`", p.display())).unwrap_or_default();
         let mut all = Self { what, entries: Arc::default(), metadata: Arc::default() };
         for path in paths {
+            // a pipe would be waited for without end
+            let plain = std::fs::metadata(path).is_ok_and(|m| m.is_file());
+            ensure!(
+                plain || !path.exists(),
+                "`{}` is no file that can be mapped\n  fix: copy it to a plain file",
+                path.display()
+            );
             let file = File::open(path).with_context(|| format!("cannot read weights `{}`", path.display()))?;
             // SAFETY: the map is only read. A file that shrinks while it is mapped ends the program (SIGBUS), which no
             // library can prevent; replacing a file by renaming, as downloads do, leaves the map intact.
@@ -129,6 +136,11 @@ impl Tensors {
     /// Bytes of all tensors.
     pub fn size(&self) -> usize {
         self.entries.values().map(|e| e.range.1 - e.range.0).sum()
+    }
+
+    /// Elements of all tensors.
+    pub fn elements(&self) -> usize {
+        self.entries.values().map(|e| e.shape.iter().product::<usize>()).sum()
     }
 
     /// The tensors that `rename` gives a name, under that name.
@@ -208,6 +220,9 @@ impl SimpleBackend for Reader {
     }
 }
 
+/// With so many faults the rest need not be looked at.
+const MOST_FAULTS: usize = 100;
+
 struct Checker {
     tensors: Tensors,
     faults: Arc<Mutex<Vec<String>>>,
@@ -225,6 +240,9 @@ impl SimpleBackend for Checker {
         };
         if let (Some(fault), Ok(mut faults)) = (fault, self.faults.lock()) {
             faults.push(fault);
+            if faults.len() == MOST_FAULTS {
+                candle_core::bail!("it is another model")
+            }
         }
         // a stand-in: the right shape over one element
         Tensor::zeros((), dtype, device)?.broadcast_as(shape)
@@ -253,8 +271,10 @@ pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     if let Some(index) = names.iter().find(|name| name.ends_with(".index.json")) {
         let path = dir.join(index);
         let json = crate::weights::read_json(&path)?;
-        let map =
-            json["weight_map"].as_object().with_context(|| format!("`{}` has no `weight_map`", path.display()))?;
+        let map = json["weight_map"].as_object().filter(|map| !map.is_empty());
+        let map = map.with_context(|| {
+            format!("`{}` has no `weight_map` with files\n  fix: fetch the checkpoint again", path.display())
+        })?;
         let mut files: Vec<&str> = map.values().filter_map(|v| v.as_str()).collect();
         files.sort_unstable();
         files.dedup();
@@ -268,12 +288,15 @@ pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
         return Ok(files.into_iter().map(|file| dir.join(file)).collect());
     }
     match names.as_slice() {
-        [] => bail!("there are no .safetensors weights in `{}`", dir.display()),
+        [] => bail!(
+            "there are no .safetensors weights in `{}`\n  fix: put the checkpoint's weights there, as .safetensors",
+            dir.display()
+        ),
         [first, rest @ ..] => {
             let stem = first.trim_end_matches(".safetensors");
             ensure!(
                 rest.iter().all(|name| name.starts_with(stem)),
-                "there are several .safetensors files in `{}` and no index that says how they belong together: {}",
+                "there are several .safetensors files in `{}` and no index that says how they belong together: {}\n  fix: leave one, or add the set's index",
                 dir.display(),
                 names.join(", ")
             );

@@ -13,7 +13,7 @@ use std::path::Path;
 pub fn pack(dir: &Path, out: &Path, name: Option<&str>, force: bool) -> Result<()> {
     ensure!(force || !out.exists(), "`{}` exists\n  fix: --force replaces it", out.display());
     let model = dir.to_str().with_context(|| format!("`{}` is not valid UTF-8", dir.display()))?;
-    ensure!(dir.is_dir(), "`{model}` is not a directory");
+    ensure!(dir.is_dir(), "`{model}` is not a directory\n  fix: give a checkpoint in diffusers layout");
     let checkpoint = Checkpoint::open(model, None, None)?;
     let vae = &checkpoint.vae.0;
     let mut tensors = vec![];

@@ -5,6 +5,12 @@ use crate::config::Keys;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
+/// Beyond these no checkpoint goes: channels of a layer, layers, blocks, pixels along a patch.
+const MOST_CHANNELS: usize = 16_384;
+const MOST_LAYERS: usize = 1024;
+const MOST_BLOCKS: usize = 16;
+const MOST_PATCH: usize = 64;
+
 /// Boilerplate of saved configurations.
 const LABELS: [&str; 3] = ["_class_name", "_diffusers_version", "_name_or_path"];
 
@@ -61,31 +67,35 @@ impl TransformerConfig {
         keys.only("norm_elementwise_affine", &[json!(false)])?;
         keys.only("positional_embedding_type", &[json!("rope")])?;
         keys.only("timestep_scale_multiplier", &[json!(1000), json!(1000.0)])?;
-        let in_channels = keys.or("in_channels", 128)?;
+        let in_channels = keys.size("in_channels", 128, MOST_CHANNELS)?;
         let config = Self {
             in_channels,
-            out_channels: keys.or("out_channels", in_channels)?,
-            layers: keys.or("num_layers", 28)?,
-            heads: keys.or("num_attention_heads", 32)?,
-            head_dim: keys.or("attention_head_dim", 64)?,
-            cross_attention_dim: keys.or("cross_attention_dim", 2048)?,
-            caption_channels: keys.or("caption_channels", 4096)?,
+            out_channels: keys.size("out_channels", in_channels, MOST_CHANNELS)?,
+            layers: keys.size("num_layers", 28, MOST_LAYERS)?,
+            heads: keys.size("num_attention_heads", 32, MOST_CHANNELS)?,
+            head_dim: keys.size("attention_head_dim", 64, MOST_CHANNELS)?,
+            cross_attention_dim: keys.size("cross_attention_dim", 2048, MOST_CHANNELS)?,
+            caption_channels: keys.size("caption_channels", 4096, MOST_CHANNELS)?,
             attention_bias: keys.or("attention_bias", true)?,
             attention_out_bias: keys.or("attention_out_bias", true)?,
-            norm_eps: keys.or("norm_eps", 1e-6)?,
-            theta: keys.or("positional_embedding_theta", 10_000.0)?,
+            norm_eps: keys.positive("norm_eps", 1e-6)?,
+            theta: keys.positive("positional_embedding_theta", 10_000.0)?,
             max_pos: keys.or("positional_embedding_max_pos", [20.0, 2048.0, 2048.0])?,
         };
         keys.finish()?;
-        ensure!(config.layers > 0 && config.heads > 0 && config.in_channels > 0, "{what}: a size is 0");
         ensure!(
-            config.head_dim > 0 && config.width().is_multiple_of(2),
-            "{what}: {} channels cannot be turned in pairs",
-            config.width()
+            config.max_pos.iter().all(|&x| x > 0.0 && x.is_finite()),
+            "{what}: `positional_embedding_max_pos` is {:?}, and its values have to be above 0",
+            config.max_pos
         );
+        ensure!(config.width().is_multiple_of(2), "{what}: {} channels cannot be turned in pairs", config.width());
         ensure!(
             config.cross_attention_dim == config.width(),
-            "{what}: `cross_attention_dim` differs from heads x head_dim"
+            "{what}: `cross_attention_dim` is {}, and {} heads of {} channels make {}",
+            config.cross_attention_dim,
+            config.heads,
+            config.head_dim,
+            config.width()
         );
         Ok(config)
     }
@@ -181,7 +191,18 @@ impl VaeConfig {
                 other.unwrap_or("missing")
             ),
         };
-        ensure!(!config.encoder.is_empty() && !config.decoder.is_empty(), "{what}: there are no blocks");
+        for (side, blocks) in [("encoder", config.encoder.len()), ("decoder", config.decoder.len())] {
+            ensure!(
+                (1..=MOST_BLOCKS).contains(&blocks),
+                "{what}: the {side} has {blocks} blocks, and reel takes 1 to {MOST_BLOCKS}"
+            );
+        }
+        let widest = config.decoder.iter().map(|b| b.inputs.max(b.outputs)).max().unwrap_or(0);
+        ensure!(
+            config.decoder_width.max(widest) <= MOST_CHANNELS,
+            "{what}: the decoder has {} channels, and reel takes at most {MOST_CHANNELS}",
+            config.decoder_width.max(widest)
+        );
         let [t, h, w] = config.strides();
         let ups = config.decoder.iter().filter(|b| b.up).count() as u32;
         ensure!(
@@ -217,17 +238,17 @@ impl VaeConfig {
         keys.only("in_channels", &[json!(3)])?;
         keys.only("out_channels", &[json!(3)])?;
         keys.only("patch_size_t", &[json!(1)])?;
-        let widths: Vec<usize> = keys.or("block_out_channels", vec![128, 256, 512, 512])?;
+        let widths = keys.sizes("block_out_channels", &[128, 256, 512, 512], 1, MOST_CHANNELS)?;
         let kinds: Vec<String> = keys.or("down_block_types", vec!["LTXVideoDownBlock3D".to_string(); 4])?;
-        let layers: Vec<usize> = keys.or("layers_per_block", vec![4, 3, 3, 3, 4])?;
+        let layers = keys.sizes("layers_per_block", &[4, 3, 3, 3, 4], 0, MOST_LAYERS)?;
         let scaling: Vec<bool> = keys.or("spatio_temporal_scaling", vec![true, true, true, false])?;
         let downs: Vec<String> = keys.or("downsample_type", vec!["conv".to_string(); 4])?;
-        let up_widths: Vec<usize> = keys.or("decoder_block_out_channels", vec![128, 256, 512, 512])?;
-        let up_layers: Vec<usize> = keys.or("decoder_layers_per_block", vec![4, 3, 3, 3, 4])?;
+        let up_widths = keys.sizes("decoder_block_out_channels", &[128, 256, 512, 512], 1, MOST_CHANNELS)?;
+        let up_layers = keys.sizes("decoder_layers_per_block", &[4, 3, 3, 3, 4], 0, MOST_LAYERS)?;
         let up_scaling: Vec<bool> = keys.or("decoder_spatio_temporal_scaling", vec![true, true, true, false])?;
         let noise: Vec<bool> = keys.or("decoder_inject_noise", vec![false; 5])?;
         let residual: Vec<bool> = keys.or("upsample_residual", vec![false; 4])?;
-        let factor: Vec<usize> = keys.or("upsample_factor", vec![1; 4])?;
+        let factor = keys.sizes("upsample_factor", &[1; 4], 1, MOST_CHANNELS)?;
 
         let folded = match kinds.last().map(String::as_str) {
             Some("LTXVideoDownBlock3D") => false,
@@ -238,6 +259,7 @@ impl VaeConfig {
         };
         ensure!(kinds.iter().all(|k| Some(k) == kinds.last()), "{what}: `down_block_types` mixes two kinds");
         let stages = widths.len().saturating_sub(folded as usize);
+        ensure!(!layers.is_empty(), "{what}: `layers_per_block` is empty");
         let long_enough = |n: usize, key: &str| {
             if n < stages { bail!("{what}: `{key}` has {n} entries for {stages} blocks") } else { Ok(()) }
         };
@@ -279,11 +301,7 @@ impl VaeConfig {
         let mut width = decoder_width;
         let mut decoder = vec![];
         for i in (0..stages).rev() {
-            ensure!(
-                factor[i] > 0 && width.is_multiple_of(factor[i]),
-                "{what}: `upsample_factor` {} does not divide {width}",
-                factor[i]
-            );
+            ensure!(width.is_multiple_of(factor[i]), "{what}: `upsample_factor` {} does not divide {width}", factor[i]);
             let inputs = width / factor[i];
             width = up_widths[i] / factor[i];
             decoder.push(UpBlock {
@@ -297,10 +315,10 @@ impl VaeConfig {
             });
         }
         let config = Self {
-            latent_channels: keys.or("latent_channels", 128)?,
-            patch_size: keys.or("patch_size", 4)?,
-            norm_eps: keys.or("resnet_norm_eps", 1e-6)?,
-            scaling_factor: keys.or("scaling_factor", 1.0)?,
+            latent_channels: keys.size("latent_channels", 128, MOST_CHANNELS)?,
+            patch_size: keys.size("patch_size", 4, MOST_PATCH)?,
+            norm_eps: keys.positive("resnet_norm_eps", 1e-6)?,
+            scaling_factor: keys.positive("scaling_factor", 1.0)?,
             timestep_conditioning: keys.or("timestep_conditioning", false)?,
             encoder_causal: keys.or("encoder_causal", true)?,
             decoder_causal: keys.or("decoder_causal", false)?,
@@ -336,7 +354,7 @@ impl VaeConfig {
         let mut up = blocks(&up.or(shared).with_context(missing)?, what)?;
         up.reverse(); // listed in the encoder's order
 
-        let mut width = keys.or("encoder_base_channels", 128)?;
+        let mut width = keys.size("encoder_base_channels", 128, MOST_CHANNELS)?;
         let (mut encoder, mut encoder_mid) = (vec![], 0);
         let mut i = 0;
         while i < down.len() {
@@ -351,21 +369,22 @@ impl VaeConfig {
                 && let Some((stride, folded)) = next.compression()
             {
                 block.down = if folded { Down::Fold(stride) } else { Down::Conv(stride) };
-                block.outputs *= if folded { next.multiplier.unwrap_or(2) } else { 1 };
+                let by = if folded { next.multiplier.unwrap_or(2) } else { 1 };
+                block.outputs = block.outputs.saturating_mul(by);
                 i += 1;
             }
             if let Some(next) = down.get(i)
                 && next.kind == "res_x_y"
             {
-                block.outputs *= next.multiplier.unwrap_or(2);
+                block.outputs = block.outputs.saturating_mul(next.multiplier.unwrap_or(2));
                 i += 1;
             }
             width = block.outputs;
             encoder.push(block);
         }
 
-        let base: usize = keys.or("decoder_base_channels", 128)?;
-        let decoder_width = base * up.iter().map(Block::shrinkage).product::<usize>();
+        let base = keys.size("decoder_base_channels", 128, MOST_CHANNELS)?;
+        let decoder_width = up.iter().map(Block::shrinkage).fold(base, usize::saturating_mul);
         let first = up.first().with_context(|| format!("{what}: `decoder_blocks` is empty"))?;
         let (decoder_mid, decoder_mid_noise) = (first.layers(what)?, first.noise);
         let mut width = decoder_width;
@@ -407,10 +426,10 @@ impl VaeConfig {
             decoder.push(block);
         }
         let config = Self {
-            latent_channels: keys.or("latent_channels", 128)?,
-            patch_size: keys.or("patch_size", 4)?,
+            latent_channels: keys.size("latent_channels", 128, MOST_CHANNELS)?,
+            patch_size: keys.size("patch_size", 4, MOST_PATCH)?,
             norm_eps: 1e-6, // fixed in the source
-            scaling_factor: keys.or("scaling_factor", 1.0)?,
+            scaling_factor: keys.positive("scaling_factor", 1.0)?,
             timestep_conditioning: keys.or("timestep_conditioning", false)?,
             encoder_causal: true, // fixed in the source
             decoder_causal: keys.or("causal_decoder", false)?,
@@ -448,7 +467,11 @@ fn blocks(list: &[(String, Value)], what: &str) -> Result<Vec<Block>> {
         block.residual = keys.or("residual", false)?;
         block.noise = keys.or("inject_noise", false)?;
         keys.finish()?;
-        ensure!(block.multiplier != Some(0), "{what}: block `{kind}` has multiplier 0");
+        let multiplier = block.multiplier.unwrap_or(1);
+        ensure!(
+            (1..=MOST_BLOCKS).contains(&multiplier),
+            "{what}: block `{kind}` has the multiplier {multiplier}, and reel takes 1 to {MOST_BLOCKS}"
+        );
         Ok(block)
     };
     list.iter().map(parse).collect()
@@ -457,7 +480,12 @@ fn blocks(list: &[(String, Value)], what: &str) -> Result<Vec<Block>> {
 impl Block {
     fn layers(&self, what: &str) -> Result<usize> {
         ensure!(self.kind == "res_x", "{what}: block `{}` stands where reel knows only `res_x`", self.kind);
-        self.layers.with_context(|| format!("{what}: block `res_x` without `num_layers`"))
+        let layers = self.layers.with_context(|| format!("{what}: block `res_x` without `num_layers`"))?;
+        ensure!(
+            layers <= MOST_LAYERS,
+            "{what}: block `res_x` has {layers} layers, and reel takes at most {MOST_LAYERS}"
+        );
+        Ok(layers)
     }
 
     /// Factors in time, height and width, and whether it folds space into channels; `None` for residual blocks.
@@ -521,8 +549,13 @@ impl SchedulerConfig {
                     keys.or("base_image_seq_len", 256.0)?,
                     keys.or("max_image_seq_len", 4096.0)?,
                 ];
+                let [.., few, many] = bounds;
+                ensure!(
+                    few < many,
+                    "{what}: `max_image_seq_len` is {many}, and has to be above `base_image_seq_len`, {few}"
+                );
                 Self {
-                    shift: keys.or("shift", 1.0)?,
+                    shift: keys.positive("shift", 1.0)?,
                     dynamic: keys.or("use_dynamic_shifting", false)?.then_some(bounds),
                     terminal: keys.get("shift_terminal")?,
                 }
@@ -540,6 +573,12 @@ impl SchedulerConfig {
             ),
         };
         keys.finish()?;
+        if let Some(terminal) = config.terminal {
+            ensure!(
+                (0.0..1.0).contains(&terminal),
+                "{what}: `shift_terminal` is {terminal}, and has to be at least 0 and below 1"
+            );
+        }
         Ok(config)
     }
 

@@ -286,7 +286,7 @@ pub mod tests {
     }
 
     #[test]
-    fn turns_and_edit_lists_are_followed() -> Result<()> {
+    fn a_turned_clip_stands_upright() -> Result<()> {
         let folder = Scratch::new("turn");
         let path = clip(&folder, 64, 48, 12)?;
         let bytes = std::fs::read(&path)?;

@@ -107,7 +107,7 @@ struct Clip {
 
 /// What was left out or done to pictures, to be said once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Remarks {
+struct Remarks {
     alpha: bool,
     turned: bool,
     deep: bool,
@@ -158,14 +158,11 @@ const READ: &str =
 /// Puts the file's name in front and a way out behind, where they are missing.
 fn named(path: &Path, error: anyhow::Error) -> anyhow::Error {
     let name = path.display().to_string();
-    let mut text = format!("{error:#}");
-    if !text.contains(&name) {
-        text = format!("cannot read `{name}`: {text}");
-    }
-    if !text.contains("fix:") {
-        text = format!("{text}\n  fix: copy or make it again");
-    }
-    anyhow!(text)
+    let text = format!("{error:#}");
+    let (what, fix) = text.split_once("\n  fix: ").unwrap_or((&text, "copy or make it again"));
+    let what = what.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    let place = if what.contains(&name) { String::new() } else { format!("cannot read `{name}`: ") };
+    anyhow!("{place}{what}\n  fix: {fix}")
 }
 
 /// Opens a still, a clip or a folder of frames, and checks all that can be checked without decoding it whole (GIF, WebP

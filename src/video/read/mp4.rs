@@ -327,3 +327,26 @@ pub fn check_open(entries: &[Entry]) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edit_lists_choose_and_time_the_frames() {
+        // Decoded 0 2 1 3, ten ticks each, 100 ticks a second; the movie's clock has 1000.
+        let samples = [20, 40, 30, 50].map(|shown| Sample { shown, lasts: 10, size: 1, ..Sample::default() });
+        let edit = |length, start| Edit { length, start, still: false };
+        let show = |edits: &[Edit]| show(&samples, edits, 100, 1000);
+        let near = |a: f64, b: f64| (a - b).abs() < 1e-9;
+        let (shown, end, edited) = show(&[]);
+        assert_eq!(shown.iter().map(|s| s.0).collect::<Vec<_>>(), [0, 2, 1, 3]);
+        assert!(near(shown[3].1, 0.3) && near(end, 0.4) && !edited);
+        let (shown, end, edited) = show(&[edit(500, None), edit(200, Some(30))]); // waits, then two of them
+        assert_eq!(shown.iter().map(|s| s.0).collect::<Vec<_>>(), [2, 1]);
+        assert!(near(shown[0].1, 0.0) && near(shown[1].1, 0.1) && near(end, 0.2) && !edited);
+        assert!(show(&[edit(200, Some(40)), edit(200, Some(20))]).2); // backwards
+        assert!(show(&[Edit { length: 200, start: Some(20), still: true }]).2);
+        assert!(show(&[edit(0, Some(1000))]).0.is_empty());
+    }
+}

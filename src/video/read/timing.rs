@@ -29,9 +29,10 @@ pub fn pace(starts: &[f64], end: Option<f64>, tick: f64) -> Option<Pace> {
     let round = [fps.round(), (fps * 2.0).round() / 2.0];
     // A GIF's hundredths cannot tell 29.97 from 30, and nobody makes GIFs for television.
     let television = television.into_iter().filter(|_| tick < 0.005);
-    let meant = television.chain(round).filter(|&rate| rate > 0.0 && strays(rate) <= tick * 1.01 + 1e-9);
-    let pace = match meant.min_by(|a, b| (a - fps).abs().total_cmp(&(b - fps).abs())) {
-        Some(fps) => Pace { fps, variable: false },
+    let meant = television.chain(round).filter(|&rate| rate > 0.0).map(|rate| (rate, strays(rate)));
+    let meant = meant.filter(|&(_, strays)| strays <= tick * 1.01 + 1e-9);
+    let pace = match meant.min_by(|a, b| a.1.total_cmp(&b.1)) {
+        Some((fps, _)) => Pace { fps, variable: false },
         // A camera's clock trembles; a tenth of a frame is no change of rate.
         None if strays(fps) <= (1.5 * tick).max(0.1 / fps) => Pace { fps, variable: false },
         None => Pace { fps: n as f64 / end.filter(|&end| end > last).unwrap_or(last + 1.0 / fps), variable: true },
@@ -72,6 +73,7 @@ mod tests {
         }
         let odd = pace(&rounded(50, 17.3, 0.001), None, 0.001).expect("a rate");
         assert!((odd.fps - 17.3).abs() < 0.01 && !odd.variable, "{odd:?}");
+        assert_eq!(pace(&rounded(15, 30.0, 0.001), None, 0.001), Some(Pace { fps: 30.0, variable: false }));
         assert_eq!(pace(&[0.0], Some(0.125), 0.001), Some(Pace { fps: 8.0, variable: false }));
         assert_eq!(pace(&[0.0], None, 0.001), None);
         assert_eq!(pace(&[0.0; 4], None, 0.001), None);

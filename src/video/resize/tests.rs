@@ -36,7 +36,7 @@ fn lanczos_is_pillows_to_the_byte() {
         assert_eq!(got.rgb.iter().enumerate().fold(0, add), sum, "{from:?} to {to:?}");
     }
     assert_eq!(lanczos(&noise(8, 6), 8, 6), noise(8, 6));
-    assert_eq!(lanczos(&noise(8, 6), 0, 6).rgb, []);
+    assert!(lanczos(&noise(8, 6), 0, 6).rgb.is_empty());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::partial::Partial;
 use super::{Format, Target, frames};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use std::io::{ErrorKind, IsTerminal};
 use std::path::{Path, PathBuf};
 
@@ -80,9 +80,11 @@ pub fn place(target: &Target, force: bool) -> Result<()> {
             folder.display(),
             folder.display()
         ),
-        Err(error) => {
-            return Err(error).with_context(|| format!("cannot look into the folder `{}`", folder.display()));
-        }
+        Err(error) => bail!(
+            "cannot write `{}`: cannot look into the folder `{}`: {error}\n  fix: choose another -o",
+            path.display(),
+            folder.display()
+        ),
     }
     let probe = match std::fs::metadata(path) {
         Ok(entry) if target.format == Format::Frames => {

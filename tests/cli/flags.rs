@@ -1,0 +1,146 @@
+//! Flags out of range, verbs and outputs that cannot be.
+
+use crate::common::*;
+
+/// (arguments after `generate "a red ball"`, words of the error)
+const FLAGS: &[(&[&str], &[&str])] = &[
+    (&["--size", "0x0"], &["--size 0x0", "1 to"]),
+    (&["--size", "-1x5"], &["--size", "-1x5", "704x480"]),
+    (&["--size", "64"], &["--size", "`64`", "704x480"]),
+    (&["--size", "axb"], &["--size", "`axb`", "704x480"]),
+    (&["--size", "99999x64"], &["--size 99999x64", "16384"]),
+    (&["--size", "99999999999999999999x64"], &["--size", "704x480"]),
+    (&["--size", "16384x16384", "--frames", "100000", "-o", "a.png"], &["memory", "--size", "fix:"]),
+    (&["--frames", "0"], &["--frames 0", "1 to"]),
+    (&["--frames", "-3"], &["--frames", "-3"]),
+    (&["--frames", "1e9"], &["--frames", "`1e9`"]),
+    (&["--frames", "1000000000"], &["--frames 1000000000", "100000"]),
+    (&["--frames", "9", "--seconds", "1"], &["--frames", "--seconds"]),
+    (&["--seconds", "nan"], &["--seconds NaN"]),
+    (&["--seconds", "-1"], &["--seconds -1"]),
+    (&["--seconds", "1e12"], &["--seconds", "86400"]),
+    (&["--seconds", "86400"], &["frames", "--seconds"]),
+    (&["--seconds", "soon"], &["--seconds", "`soon`"]),
+    (&["--fps", "0"], &["--fps 0"]),
+    (&["--fps", "nan"], &["--fps NaN"]),
+    (&["--fps", "inf"], &["--fps inf"]),
+    (&["--steps", "0"], &["--steps 0", "1 to"]),
+    (&["--steps", "-2"], &["--steps", "-2"]),
+    (&["--steps", "4", "--sigmas", "1,0.5"], &["--steps", "--sigmas"]),
+    (&["--sigmas", "0.5,0.7"], &["--sigmas 0.5,0.7", "fall"]),
+    (&["--sigmas", "0.5,0.5"], &["--sigmas 0.5,0.5", "below"]),
+    (&["--sigmas", ""], &["--sigmas"]),
+    (&["--sigmas", "1.5,0.5"], &["--sigmas 1.5,0.5", "at most 1"]),
+    (&["--sigmas", "1,nan"], &["--sigmas 1,NaN"]),
+    (&["--sigmas", "1,-0.5"], &["--sigmas 1,-0.5"]),
+    (&["--sigmas", "0"], &["--sigmas 0"]),
+    (&["--sigmas", "1,x"], &["--sigmas", "`x`"]),
+    (&["--guidance", "nan"], &["--guidance NaN"]),
+    (&["--guidance", "-1"], &["--guidance -1"]),
+    (&["--guidance-rescale", "2"], &["--guidance-rescale 2", "0 to 1"]),
+    (&["--decode-timestep", "5"], &["--decode-timestep 5", "0 to 1"]),
+    (&["--decode-noise", "-0.1"], &["--decode-noise -0.1", "0 to 1"]),
+    (&["--seed", "abc"], &["--seed", "`abc`"]),
+    (&["--seed", "99999999999999999999"], &["--seed", "64 bits"]),
+    (&["--quality", "0"], &["--quality", "1 to 100"]),
+    (&["--quality", "101"], &["--quality", "1 to 100"]),
+    (&["--quality", "300"], &["--quality", "300"]),
+    (&["--threads", "0"], &["--threads", "`0`", "1"]),
+    (&["--threads", "-1"], &["--threads", "-1"]),
+    (&["--device", "gpu7"], &["`gpu7`", "cuda:N"]),
+    (&["--device", "cuda:x"], &["`cuda:x`", "cuda:N"]),
+    (&["--dtype", "f64"], &["--dtype", "`f64`", "bf16"]),
+    (&["--convention", "both"], &["--convention", "`both`", "condition"]),
+    (&["--progress", "loud"], &["--progress", "`loud`", "json"]),
+    (&["--colour", "red"], &["--colour", "reel generate --help"]),
+    (&["--frame", "9"], &["--frame", "--frames"]),
+    (&["--seed"], &["--seed"]),
+    (&["--seed", "1", "--seed", "2"], &["--seed", "twice"]),
+    (&["and", "more"], &["`and`"]),
+    (&["-o", ""], &["output path is empty", "fix:"]),
+    (&["-o", "a.mov"], &["`.mov`", ".webp", "fix:"]),
+    (&["-o", "no/such/a.gif"], &["`no/such`", "mkdir -p"]),
+    (&["-o", "plain/a.gif"], &["`plain`", "is a file", "fix:"]),
+    (&["-o", "plain/sub/a.gif"], &["plain", "fix:"]),
+    (&["-o", "plain/"], &["plain", "fix:"]),
+    (&["-o", "plain"], &["`plain`", "is a file", "fix:"]),
+    (&["-o", "old.gif"], &["`old.gif`", "exists", "--force"]),
+    (&["-o", "frames"], &["`frames`", "00000.png", "--force"]),
+    (&["--size", "70000x16", "-o", "a.gif"], &["--size"]),
+];
+
+#[test]
+fn flags_out_of_range_are_refused() {
+    let scratch = Scratch::new();
+    scratch.write("plain", "a file");
+    scratch.write("old.gif", "an old one");
+    scratch.write("frames/00000.png", "an old frame");
+    each(FLAGS, |(flags, words)| {
+        let mut args = vec!["generate", "a red ball"];
+        args.extend(*flags);
+        refused(&scratch, &args, words);
+    });
+}
+
+#[test]
+#[cfg(feature = "h264")]
+fn mp4_takes_even_sizes_only() {
+    let scratch = Scratch::new();
+    refused(&scratch, &["generate", "x", "--size", "33x32", "-o", "a.mp4"], &["33x32", "--size 34x32", ".webp"]);
+    refused(&scratch, &["generate", "x", "--size", "8x8", "-o", "a.mp4"], &["8x8", "16x16", "fix:"]);
+    refused(&scratch, &["generate", "x", "--size", "4000x4000", "-o", "a.mp4"], &["4000x4000", "3840", "fix:"]);
+}
+
+#[test]
+#[cfg(not(any(feature = "cuda", feature = "metal")))]
+fn devices_that_this_build_lacks() {
+    let scratch = Scratch::new();
+    for device in ["cuda", "cuda:1", "metal"] {
+        refused(&scratch, &["generate", "x", "--device", device], &["this build", "--device cpu", "--features"]);
+    }
+}
+
+#[test]
+fn verbs_that_are_none() {
+    let scratch = Scratch::new();
+    refused(&scratch, &["genrate", "x"], &["`genrate`", "generate"]);
+    refused(&scratch, &["--colour"], &["`--colour`", "reel --help"]);
+    refused(&scratch, &["generate"], &["PROMPT", "reel generate --help"]);
+    refused(&scratch, &["completions", "tcsh"], &["`tcsh`", "bash"]);
+    refused(&scratch, &["completions"], &["SHELL"]);
+    refused(&scratch, &["models", "fetch"], &["`fetch`", "reel models --help"]);
+    refused(&scratch, &["models", "pack"], &["DIR"]);
+    refused(&scratch, &["models", "pack", "no-such", "-o", "a.safetensors"], &["no-such", "fix:"]);
+    // nothing asked for: what there is, where errors go
+    for args in [&[][..], &["models"]] {
+        let output = reel(&scratch.0, args);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(output.stdout.is_empty() && text(&output.stderr).contains("Usage: reel"));
+    }
+}
+
+#[test]
+fn a_prompt_that_is_no_text() {
+    use std::io::Write;
+    let scratch = Scratch::new();
+    let args = ["generate", "-"];
+    let mut command = command(&scratch.0, &args);
+    command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"a \xff\xfe ball").unwrap();
+    let output = child.wait_with_output().unwrap();
+    judge(&args, &output, 2, &["standard input"]);
+    assert!(scratch.listing().is_empty());
+}
+
+/// Where the machine is at fault the exit code is 1. A folder of frames is looked at before the work; the disk that fills up
+/// cannot be had in a test, a standard output that is closed can.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_failing_standard_output_is_the_machines_fault() {
+    let scratch = Scratch::new();
+    let args = short(&["-o", "-"]);
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = command(&scratch.0, &args).stdout(full).stderr(std::process::Stdio::piped()).output().unwrap();
+    judge(&args, &output, 1, &["standard output"]);
+}

@@ -1,0 +1,6 @@
+//! The program as a user meets it: every error, exit codes, help, outputs.
+
+mod common;
+mod flags;
+mod models;
+mod runs;

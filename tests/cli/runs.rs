@@ -1,0 +1,254 @@
+//! Runs that work: what comes where, in what form, and what an interrupt leaves.
+
+use crate::common::*;
+use serde_json::Value;
+use std::io::Write;
+use std::process::Stdio;
+
+fn works(scratch: &Scratch, args: &[&str]) -> (Vec<u8>, String) {
+    let output = reel(&scratch.0, args);
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{args:?}\n{said}");
+    (output.stdout, said)
+}
+
+#[test]
+fn help_and_data_go_to_standard_output() {
+    let scratch = Scratch::new();
+    let verbs: [&[&str]; 8] = [
+        &["--help"],
+        &["generate", "--help"],
+        &["models", "--help"],
+        &["models", "list", "--help"],
+        &["models", "pack", "--help"],
+        &["selftest", "--help"],
+        &["completions", "--help"],
+        &["licenses", "--help"],
+    ];
+    for args in verbs {
+        let (out, said) = works(&scratch, args);
+        assert!(text(&out).contains("Usage: reel") && said.is_empty(), "{args:?}");
+    }
+    let version = text(&works(&scratch, &["--version"]).0);
+    assert!(version.starts_with("reel 0.") && version.contains("features: ") && version.contains("CPU: "), "{version}");
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let script = text(&works(&scratch, &["completions", shell]).0);
+        assert!(script.contains("generate") && script.contains("text-encoder"), "{shell}");
+    }
+    let notices = text(&works(&scratch, &["licenses"]).0);
+    assert!(notices.contains("candle") && notices.contains("Apache"));
+    let list = text(&works(&scratch, &["models", "list"]).0);
+    assert!(list.starts_with("tiny") && list.contains("ltx-2b-0.9.0") && list.contains("licence"), "{list}");
+    let rows: Value = serde_json::from_slice(&works(&scratch, &["models", "list", "--json"]).0).unwrap();
+    assert_eq!(rows[0]["name"], "tiny");
+    assert!(scratch.listing().is_empty());
+}
+
+/// Each form by its first bytes, and its number of frames where they are easily counted.
+#[test]
+fn every_form_is_written() {
+    let scratch = Scratch::new();
+    let file = |name: &str| {
+        let (out, said) = works(&scratch, &short(&["-o", name]));
+        assert!(out.is_empty() && said.contains(name) && said.lines().count() == 1, "{said}");
+        std::fs::read(scratch.path(name)).unwrap()
+    };
+    if cfg!(feature = "h264") {
+        assert_eq!(&file("a.mp4")[4..8], b"ftyp");
+    }
+    assert_eq!(&file("a.gif")[..6], b"GIF89a");
+    let webp = file("a.webp");
+    assert_eq!((&webp[..4], &webp[8..12]), (&b"RIFF"[..], &b"WEBP"[..]));
+    let png = file("a.png");
+    assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n");
+    let control = png.windows(4).position(|w| w == b"acTL").expect("an animated PNG");
+    assert_eq!(png[control + 4..control + 8], 5u32.to_be_bytes());
+
+    works(&scratch, &short(&["-o", "frames/"]));
+    let names: Vec<_> = scratch.listing().into_iter().map(|(path, _)| path).collect();
+    let frames = (0..5).map(|i| scratch.path(&format!("frames/{i:05}.png")));
+    assert!(frames.clone().all(|frame| names.contains(&frame)));
+    assert_eq!(std::fs::read_dir(scratch.path("frames")).unwrap().count(), 5);
+
+    let (y4m, said) = works(&scratch, &short(&["-o", "-"]));
+    assert!(y4m.starts_with(b"YUV4MPEG2 W32 H32 F8:1"), "{}", String::from_utf8_lossy(&y4m[..60]));
+    assert_eq!(y4m.windows(5).filter(|w| w == b"FRAME").count(), 5);
+    assert!(!said.is_empty());
+}
+
+#[test]
+fn without_o_the_name_comes_from_prompt_and_seed() {
+    let scratch = Scratch::new();
+    let name = if cfg!(feature = "h264") { "a-red-ball-7.mp4" } else { "a-red-ball-7.webp" };
+    works(&scratch, &short(&[]));
+    assert_eq!(scratch.listing().into_iter().map(|(path, _)| path).collect::<Vec<_>>(), [scratch.path(name)]);
+    refused(&scratch, &short(&[]), &[name, "--force"]);
+    works(&scratch, &short(&["--force"]));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_and_force_replaces() {
+    let scratch = Scratch::new();
+    scratch.write("a.gif", "an old one");
+    works(&scratch, &short(&["-o", "a.gif", "--force"]));
+    works(&scratch, &short(&["-o", "b.gif", "--threads", "1"]));
+    let (a, b) = (std::fs::read(scratch.path("a.gif")).unwrap(), std::fs::read(scratch.path("b.gif")).unwrap());
+    assert!(a.starts_with(b"GIF89a") && a == b);
+    // frames: old ones go, what is not a frame stays
+    for name in ["f/00000.png", "f/00009.png", "f/notes.txt"] {
+        scratch.write(name, "old");
+    }
+    works(&scratch, &short(&["-o", "f", "--force"]));
+    assert!(!scratch.path("f/00009.png").exists() && scratch.path("f/notes.txt").exists());
+    assert!(std::fs::read(scratch.path("f/00000.png")).unwrap().starts_with(b"\x89PNG"));
+}
+
+#[test]
+fn prompts_of_all_kinds() {
+    let scratch = Scratch::new();
+    let from_stdin = |prompt: &str, name: &str| {
+        let mut args = short(&["-o", name]);
+        args[1] = "-";
+        let mut child = command(&scratch.0, &args).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(prompt.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        std::fs::read(scratch.path(name)).unwrap()
+    };
+    works(&scratch, &short(&["-o", "a.gif"]));
+    assert_eq!(from_stdin("a red ball\n", "b.gif"), std::fs::read(scratch.path("a.gif")).unwrap());
+    assert_ne!(from_stdin("", "c.gif"), from_stdin("a blue star at night", "d.gif"));
+
+    let mut args = short(&["-o", "e.gif"]);
+    args[1] = "";
+    let (_, said) = works(&scratch, &args);
+    assert_eq!(said.lines().count(), 1, "{said}");
+
+    let long = format!("{}the end of it", "a red ball bounces, ".repeat(100));
+    let mut args = short(&["-o", "f.gif"]);
+    args[1] = &long;
+    let (_, said) = works(&scratch, &args);
+    let unread: Vec<&str> = said.lines().filter(|line| line.contains("not read")).collect();
+    assert!(unread.len() == 1 && unread[0].contains("256 tokens") && unread[0].contains("the end of it"), "{said}");
+    // lines in a prompt stay one line in a remark
+    let long = long.replace(", ", "\n");
+    args = short(&["-o", "g.gif"]);
+    args[1] = &long;
+    assert_eq!(works(&scratch, &args).1.lines().count(), 2);
+}
+
+#[test]
+fn quiet_is_quiet_and_json_is_json() {
+    let scratch = Scratch::new();
+    assert_eq!(works(&scratch, &short(&["-q", "-o", "a.gif"])).1, "");
+    assert_eq!(works(&scratch, &short(&["-q", "--progress", "json", "-o", "b.gif"])).1, "");
+    assert_eq!(works(&scratch, &short(&["--progress", "none", "-o", "c.gif"])).1, "");
+
+    let (out, said) = works(
+        &scratch,
+        &[
+            "generate",
+            "x",
+            "--seed",
+            "7",
+            "--sigmas",
+            "1",
+            "--guidance",
+            "1",
+            "--size",
+            "33x32",
+            "--frames",
+            "5",
+            "--progress",
+            "json",
+            "-o",
+            "-",
+        ],
+    );
+    assert!(out.starts_with(b"YUV4MPEG2 W33 H32"));
+    let events: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let of = |kind: &str| events.iter().filter(|e| e["event"] == kind).collect::<Vec<_>>();
+    assert_eq!(of("progress").len() + of("note").len() + of("done").len(), events.len());
+    assert!(of("note").iter().any(|e| e["text"].as_str().unwrap().contains("cropped")), "{said}");
+    for stage in ["text", "denoise", "decode"] {
+        let last = of("progress").into_iter().rfind(|e| e["stage"] == stage).expect(stage);
+        assert_eq!(last["done"], last["total"], "{last}");
+    }
+    let done = of("done");
+    assert_eq!(events.last(), done.last().copied());
+    assert_eq!((&done[0]["frames"], &done[0]["seed"], &done[0]["width"]), (&5.into(), &7.into(), &33.into()));
+
+    // an error is an object there too
+    let output = reel(&scratch.0, &short(&["--progress", "json", "--device", "gpu7"]));
+    assert_eq!(output.status.code(), Some(2));
+    let error: Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(error["event"], "error");
+    assert!(error["text"].as_str().unwrap().contains("gpu7"));
+}
+
+#[test]
+fn a_flag_without_effect_gets_one_line() {
+    let scratch = Scratch::new();
+    for (flags, name) in [
+        (&["--negative", "rain"][..], "--negative"),
+        (&["--guidance-rescale", "0.5"], "--guidance-rescale"),
+        (&["--decode-timestep", "0.1"], "--decode-timestep"),
+        (&["--decode-noise", "0.1"], "--decode-noise"),
+        (&["--image-noise", "0.1"], "--image-noise"),
+        (&["--quality", "50"], "--quality"),
+    ] {
+        let mut args = short(&["-o", "a.gif", "--force"]);
+        args.extend(flags);
+        let (_, said) = works(&scratch, &args);
+        let lines: Vec<&str> = said.lines().filter(|line| line.contains("has no effect")).collect();
+        assert!(lines.len() == 1 && lines[0].starts_with(name), "{flags:?}\n{said}");
+        assert_eq!(said.lines().count(), 2, "{said}"); // that line and the last one
+    }
+}
+
+#[test]
+fn the_model_comes_from_the_environment_too() {
+    let scratch = Scratch::new();
+    let output = command(&scratch.0, &short(&["-o", "a.gif"])).env("REEL_MODEL", "no-such-model").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("no-such-model"));
+    let mut flag = command(&scratch.0, &short(&["-o", "a.gif", "--model", "tiny"]));
+    assert!(flag.env("REEL_MODEL", "no-such-model").output().unwrap().status.success());
+    // set and empty is not set
+    assert!(command(&scratch.0, &short(&["-o", "b.gif"])).env("REEL_MODEL", "").output().unwrap().status.success());
+}
+
+/// The same file by path gives the same clip as the embedded one.
+#[test]
+fn the_embedded_model_by_path() {
+    let scratch = Scratch::new();
+    scratch.write("m.safetensors", reel::embedded::TINY);
+    works(&scratch, &short(&["-o", "a.gif"]));
+    let (_, said) = works(&scratch, &short(&["-o", "b.gif", "--model", "m.safetensors"]));
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert_eq!(std::fs::read(scratch.path("a.gif")).unwrap(), std::fs::read(scratch.path("b.gif")).unwrap());
+}
+
+#[test]
+#[cfg(unix)]
+fn an_interrupt_leaves_nothing_half_written() {
+    use std::io::{BufRead, BufReader};
+    let denoise = ["generate", "x", "--frames", "800", "--steps", "200", "-o", "a.gif", "--progress", "json"];
+    let decode = ["generate", "x", "--frames", "800", "--sigmas", "1", "--guidance", "1", "-o", "a.gif"];
+    let decode = [&decode[..], &["--progress", "json"]].concat();
+    for (args, stage, signal) in [(&denoise[..], "denoise", "-INT"), (&decode[..], "decode", "-TERM")] {
+        let scratch = Scratch::new();
+        let mut child = command(&scratch.0, args).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let begun = lines.find(|line| {
+            let event: Value = serde_json::from_str(line.as_ref().unwrap()).unwrap();
+            event["stage"] == stage && (stage == "denoise" || event["done"].as_u64() > Some(0))
+        });
+        assert!(begun.is_some(), "{stage} never began");
+        assert_eq!(scratch.listing().len(), (stage == "decode") as usize); // the half-written file
+        let sent = std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        assert_eq!(child.wait().unwrap().code(), Some(130));
+        assert!(scratch.listing().is_empty(), "{:?}", scratch.listing());
+    }
+}
