@@ -1,0 +1,174 @@
+//! What has to hold whatever the numbers are.
+
+mod common;
+
+use candle_core::{DType, Device, Result, Tensor};
+use common::{Clip, Golden, Scratch, generate, golden_path, reel};
+use reel::geometry::{Geometry, Grid};
+use reel::models::ltx::config::{TransformerConfig, VaeConfig};
+use reel::models::ltx::transformer::{Block, Modulation, Transformer};
+use reel::models::ltx::vae::Decoder;
+use reel::nn::rope::Rope;
+use reel::noise::Noise;
+use serde_json::Value;
+use std::collections::HashMap;
+use std::path::Path;
+
+/// A small clip of the embedded model.
+const SMALL: [&str; 10] = ["--size", "48x32", "--frames", "9", "--steps", "3", "--seed", "7", "--guidance", "3"];
+
+fn tiny(flags: &[&str]) -> Clip {
+    generate("tiny", "a red ball on the sand", &[&SMALL, flags].concat())
+}
+
+/// Bits, so that equal means equal.
+fn bits(x: &Tensor) -> Vec<u32> {
+    common::numbers(x).iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn decoding_in_groups_equals_decoding_at_once() -> Result<()> {
+    for name in ["vae_090", "vae_091", "vae_095", "vae_tiny"] {
+        let golden = Golden::open(name);
+        let config = VaeConfig::parse(&golden.config(), name).unwrap();
+        let decoder = Decoder::load(&config, golden.weights(None).pp("decoder"))?;
+        let latents = golden.at("in.latents").permute((0, 2, 3, 4, 1))?.contiguous()?;
+        let whole = decoder.decode(&latents, 0.05, Noise::new(7))?;
+        for groups in [&[1, 1, 1, 1][..], &[2, 2], &[1, 3], &[3, 1], &[1, 2, 1]] {
+            let mut decoding = decoder.start(0.05, Noise::new(7));
+            let (mut at, mut made) = (0, vec![]);
+            for count in groups {
+                let group = latents.narrow(1, at, *count)?;
+                at += count;
+                made.extend(decoder.push(&group, at == 4, &mut decoding)?);
+            }
+            let made = Tensor::cat(&made, 1)?;
+            assert_eq!(made.dims(), whole.dims());
+            assert!(bits(&made) == bits(&whole), "{name} in groups of {groups:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn one_thread_or_two_give_the_same_bytes() {
+    let scratch = Scratch::new("threads");
+    let file = if cfg!(feature = "h264") { "clip.mp4" } else { "clip.webp" };
+    let bytes = |threads: &str| {
+        let out = scratch.path(&format!("{threads}-{file}"));
+        let flags = ["generate", "a boat", "--model", "tiny", "--threads", threads, "--out", &out];
+        reel(&[&flags[..], &SMALL].concat());
+        std::fs::read(out).unwrap()
+    };
+    assert!(bytes("1") == bytes("2"), "{file}");
+    assert!(tiny(&["--threads", "1"]) == tiny(&["--threads", "2"]), "frames");
+}
+
+#[test]
+fn a_seed_decides_the_clip() {
+    let first = tiny(&[]);
+    assert!(first == tiny(&[]), "the same seed, another clip");
+    let other =
+        generate("tiny", "a red ball on the sand", &[&SMALL[..6], &["--seed", "8", "--guidance", "3"]].concat());
+    assert!(first != other, "another seed, the same clip");
+}
+
+#[test]
+fn an_odd_size_is_the_middle_of_a_legal_one() {
+    let clip = |size: &str, frames: &str| {
+        generate("tiny", "a boat", &["--size", size, "--frames", frames, "--steps", "2", "--seed", "3"])
+    };
+    let (odd, legal) = (clip("60x50", "10"), clip("64x64", "13"));
+    assert_eq!((odd.width, odd.height, odd.frames.len()), (60, 50, 10));
+    assert_eq!((legal.width, legal.height, legal.frames.len()), (64, 64, 13));
+    for (odd, legal) in odd.frames.iter().zip(&legal.frames) {
+        let middle: Vec<u8> =
+            legal.chunks(64 * 3).skip(7).take(50).flat_map(|row| &row[2 * 3..][..60 * 3]).copied().collect();
+        assert!(*odd == middle);
+    }
+}
+
+#[test]
+fn raw_video_has_every_frame() {
+    let video = reel(&[&["generate", "a boat", "--model", "tiny", "--out", "-"], &SMALL[..]].concat()).stdout;
+    let end = video.iter().position(|&b| b == b'\n').unwrap() + 1;
+    let header = String::from_utf8_lossy(&video[..end]);
+    assert!(header.starts_with("YUV4MPEG2 W48 H32 "), "{header}");
+    let planes: usize = if header.contains(" C444") { 48 * 32 * 3 } else { 48 * 32 * 3 / 2 };
+    let frames: Vec<&[u8]> = video[end..].chunks(b"FRAME\n".len() + planes).collect();
+    assert_eq!(frames.len(), 9);
+    assert!(frames.iter().all(|f| f.starts_with(b"FRAME\n") && f.len() == 6 + planes));
+}
+
+/// The embedded model is stored in f16; on a CPU that decides the memory and not the numbers.
+#[test]
+fn weights_stored_in_half_give_the_frames_of_wide_ones() {
+    assert!(tiny(&["--device", "cpu"]) == tiny(&["--device", "cpu", "--dtype", "f32"]));
+}
+
+/// A golden's single file, its parts as a diffusers directory, and that directory packed again.
+#[test]
+fn a_packed_file_equals_its_directory() {
+    for name in ["pipeline_090", "pipeline_091", "pipeline_095"] {
+        let scratch = Scratch::new(name);
+        let (dir, packed) = (scratch.path("model"), scratch.path("packed.safetensors"));
+        unpack(name, Path::new(&dir));
+        reel(&["models", "pack", &dir, "--out", &packed]);
+        let clip = |model: &str| {
+            generate(model, "a boat", &["--size", "32x16", "--frames", "9", "--steps", "2", "--seed", "5"])
+        };
+        let from_directory = clip(&dir);
+        assert!(from_directory == clip(&packed), "{name} packed");
+        assert!(from_directory == clip(golden_path(name).to_str().unwrap()), "{name} as it was made");
+    }
+}
+
+fn unpack(name: &str, dir: &Path) {
+    let golden = Golden::open(name);
+    let all = candle_core::safetensors::load(golden_path(name), &Device::Cpu).unwrap();
+    let config = golden.config();
+    let write = |folder: &str, file: &str, text: &str| {
+        std::fs::create_dir_all(dir.join(folder)).unwrap();
+        std::fs::write(dir.join(folder).join(file), text).unwrap();
+    };
+    let parts = [
+        ("transformer", "model.diffusion_model.", "diffusion_pytorch_model.safetensors"),
+        ("vae", "vae.", "diffusion_pytorch_model.safetensors"),
+        ("text_encoder", "text_encoder.", "model.safetensors"),
+    ];
+    for (part, prefix, file) in parts {
+        write(part, "config.json", &config[part].to_string());
+        let own =
+            all.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_string(), tensor.clone())));
+        candle_core::safetensors::save(&own.collect::<HashMap<_, _>>(), dir.join(part).join(file)).unwrap();
+    }
+    write("scheduler", "scheduler_config.json", &config["scheduler"].to_string());
+    write("tokenizer", "tokenizer.json", golden.text("tokenizer"));
+    let class = if name == "pipeline_095" { "LTXConditionPipeline" } else { "LTXPipeline" };
+    write("", "model_index.json", &serde_json::json!({ "_class_name": class }).to_string());
+}
+
+#[test]
+fn equal_timesteps_a_token_equal_one_for_all() -> Result<()> {
+    let golden = Golden::open("transformer");
+    let config: Value = golden.config();
+    let config = TransformerConfig::parse(&config, "transformer").unwrap();
+    let transformer = Transformer::load(&config, golden.weights(None))?;
+    let x = golden.at("in.latents");
+    let n = x.dim(1)?;
+    let context = transformer.context(&golden.at("in.context"))?;
+    let positions = Geometry { time: 8, space: 32 }.plain_positions(Grid { frames: 3, height: 2, width: 5 }, 25.0);
+    let shares: Vec<[f32; 3]> = positions.iter().map(|p| [p[0] / 20.0, p[1] / 2048.0, p[2] / 2048.0]).collect();
+    let rope = Rope::new(&shares, config.width(), config.theta, &Device::Cpu)?;
+    let each = transformer.forward(&x, &context, &vec![731.25; n], &rope)?;
+    assert!(bits(&each) == bits(&transformer.forward(&x, &context, &[731.25], &rope)?), "whole transformer");
+
+    // the whole transformer sees that they are equal; a block does not
+    let block = Block::load(&config, golden.weights(None).pp("transformer_blocks.1"))?;
+    let h = Tensor::from_vec(Noise::new(1).normal(n * config.width()), (1, n, config.width()), &Device::Cpu)?;
+    let (rows, _) = transformer.time(&[731.25], &Device::Cpu)?;
+    let forward = |index| block.forward(&h, &context, &Modulation { rows: rows.clone(), index }, &rope);
+    let each = forward(Some(Tensor::zeros(n, DType::U32, &Device::Cpu)?))?;
+    assert!(bits(&each) == bits(&forward(None)?), "one block");
+    Ok(())
+}
