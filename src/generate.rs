@@ -186,8 +186,9 @@ impl Take {
         for (shot, latents) in self.shots.iter().zip(latents) {
             let clip = Extent { frames: shot.frames, ..self.settings.clip };
             self.stages(progress).decode(latents, self.legal, clip, |frame| {
+                sink(frame)?;
                 stage.advance(1);
-                sink(frame)
+                Ok(())
             })?;
         }
         stage.finish();

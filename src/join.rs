@@ -75,16 +75,14 @@ impl Join {
         let opened = Opened::new(request, progress)?;
         let geometry = opened.geometry();
         let first = asked.before.as_deref().or(asked.after.as_deref()).context("there is no footage to join")?;
-        let info = inputs::open(first, "the clip", progress)?.info;
+        let silent = Progress { quiet: true, ..*progress }; // what is remarkable is said when the clip is read
+        let info = inputs::open(first, "the clip", &silent)?.info;
         let size = (info.width, info.height);
         let fps = match (info.fps, request.fps.or(opened.run_defaults().fps)) {
             (Some(fps), _) => fps,
             (None, Some(fps)) => fps, // stills and folders of frames have no rate of their own
             (None, None) => FALLBACK_FPS,
         };
-        if info.sound {
-            progress.note("the sound is left out");
-        }
         let made_size = request
             .size
             .unwrap_or_else(|| inputs::size_in_aspect(info.width, info.height, opened.default_size(), geometry));
@@ -321,8 +319,7 @@ impl Side {
         geometry: Geometry,
         progress: &Progress,
     ) -> Result<Self> {
-        let silent = Progress { quiet: true, ..*progress };
-        let mut reader = inputs::open(path, "the clip", &silent)?.steady();
+        let mut reader = inputs::open(path, "the clip", progress)?.steady();
         let info = reader.info().clone();
         let count = ((info.frames - 1) / geometry.time).min(most - 1) * geometry.time + 1;
         if tail {

@@ -5,10 +5,11 @@ mod common;
 
 use candle_core::{DType, Device, IndexOp, Result, Tensor};
 use common::{Golden, assert_close, assert_within};
+use reel::condition::Tokens;
 use reel::geometry::{Geometry, Grid};
 use reel::models::ltx::config::{SchedulerConfig, TransformerConfig, VaeConfig};
 use reel::models::ltx::transformer::{Block, Modulation, Transformer};
-use reel::models::ltx::vae::Decoder;
+use reel::models::ltx::vae::{Decoder, Encoder};
 use reel::nn::rope::Rope;
 use reel::noise::Noise;
 use reel::sampler::{Guidance, Schedule, Shift, euler};
@@ -197,6 +198,42 @@ fn decoder_tiny() -> Result<()> {
     decoder("vae_tiny")
 }
 
+fn encoder(name: &str) -> Result<()> {
+    let golden = Golden::open(name);
+    let config = VaeConfig::parse(&golden.config(), name).unwrap();
+    let encoder = Encoder::load(&config, golden.weights(None).pp("encoder"))?;
+    let pixels = golden.at("in.pixels").permute((0, 2, 3, 4, 1))?.contiguous()?; // (1, frames, H, W, 3)
+    let want = golden.at("out.moments").permute((0, 2, 3, 4, 1))?.contiguous()?; // means, then log-variances
+    let c = config.latent_channels;
+    for group in [1, 2, 99] {
+        let got = encoder.encode(&pixels, group, |_| {})?;
+        let part = format!("VAE encoder, {name}, groups of {group}");
+        assert_close(&format!("{part}, mean"), &got.mean, &want.narrow(4, 0, c)?.contiguous()?);
+        assert_close(&format!("{part}, log-variance"), &got.log_variance, &want.narrow(4, c, 1)?.contiguous()?);
+    }
+    Ok(())
+}
+
+#[test]
+fn encoder_090() -> Result<()> {
+    encoder("vae_090")
+}
+
+#[test]
+fn encoder_091() -> Result<()> {
+    encoder("vae_091")
+}
+
+#[test]
+fn encoder_095() -> Result<()> {
+    encoder("vae_095")
+}
+
+#[test]
+fn encoder_tiny() -> Result<()> {
+    encoder("vae_tiny")
+}
+
 fn scheduler(golden: &Golden, name: &str) -> SchedulerConfig {
     SchedulerConfig::parse(&golden.config()[name], name).unwrap()
 }
@@ -238,22 +275,37 @@ fn schedules() -> Result<()> {
 #[test]
 fn euler_steps() -> Result<()> {
     let golden = Golden::open("schedules");
-    let step = |kind: &str, schedule: &Schedule, i: usize| {
-        let [x, v] = ["latents", "velocity"].map(|name| golden.at(&format!("in.{kind}.{name}")));
-        euler(&x, &v, schedule.sigmas[i], schedule.sigmas[i + 1]).unwrap()
-    };
+    let [x, v] = ["latents", "velocity"].map(|name| golden.at(&format!("in.plain.{name}")));
     let schedule = Schedule::linear(6, &by_tokens(&golden, 18));
     for i in [0, 2, 5] {
-        let got = step("plain", &schedule, i);
+        let got = euler(&x, &v, schedule.sigmas[i], schedule.sigmas[i + 1]).unwrap();
         assert_close(&format!("Euler step {i}"), &got, &golden.at(&format!("out.plain.step_{i}")));
     }
-    // tokens without a condition take the usual step in the other pipeline too
+    Ok(())
+}
+
+#[test]
+fn steps_of_conditioned_tokens() -> Result<()> {
+    let golden = Golden::open("schedules");
     let schedule = Schedule::linear_quadratic(8, &Shift::NONE);
-    let free = Tensor::new(&[0u32, 5], &Device::Cpu)?;
+    let tokens = Tokens {
+        latents: golden.at("in.per_token.init"),
+        strengths: golden.numbers("in.per_token.mask"),
+        positions: vec![],
+        extra: 0,
+    };
+    let (latents, velocity) = (golden.at("in.per_token.latents"), golden.at("in.per_token.velocity"));
     for i in [3, 6, 7] {
-        let want = golden.at(&format!("out.per_token.step_{i}")).index_select(&free, 1)?;
-        let got = step("per_token", &schedule, i).index_select(&free, 1)?;
-        assert_close(&format!("Euler step {i} of free tokens among conditioned ones"), &got, &want);
+        let timesteps = tokens.timesteps(schedule.timesteps[i]);
+        assert_eq!(timesteps, golden.numbers(&format!("out.per_token.timestep_{i}")), "step {i}");
+        let got = tokens.step(&latents, &velocity, &schedule.sigmas, i, &timesteps).unwrap();
+        assert_close(&format!("step {i} of conditioned tokens"), &got, &golden.at(&format!("out.per_token.step_{i}")));
+        let got = tokens.with_noise(&latents, 0.15, schedule.sigmas[i], &mut Noise::new(5)).unwrap();
+        assert_close(
+            &format!("noise on held tokens, step {i}"),
+            &got,
+            &golden.at(&format!("out.per_token.noised_{i}")),
+        );
     }
     Ok(())
 }

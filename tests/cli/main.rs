@@ -4,3 +4,4 @@ mod common;
 mod flags;
 mod models;
 mod runs;
+mod stills;

@@ -222,13 +222,12 @@ impl Piped {
     }
 
     fn start(&mut self) -> Result<(Running, ChildStdout)> {
-        // Without a tag `ffmpeg` takes BT.601 for any size; and it puts colour between the columns where the codecs say
-        // (and `h264` reads) that it lies on the left one.
-        let matrix =
-            if untagged(self.width, self.height) == 1 && !self.tagged()? { ":in_color_matrix=bt709" } else { "" };
-        let scale = format!("scale=flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp:in_h_chr_pos=0{matrix}");
-        let filter = if self.at > 0 { format!("select='gte(n,{})',{scale}", self.at) } else { scale };
-        let output = ["-vf", &filter, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"];
+        let mut filters = vec![format!("select='gte(n,{})'", self.at)];
+        // Without a tag `ffmpeg` takes BT.601 for any size.
+        if untagged(self.width, self.height) == 1 && !self.tagged()? {
+            filters.push("scale=in_color_matrix=bt709".to_string());
+        }
+        let output = ["-vf", &filters.join(","), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"];
         Running::start(&self.path, self.video, self.passthrough, "error", &output)?.context("there is no `ffmpeg`")
     }
 

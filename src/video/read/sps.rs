@@ -16,8 +16,6 @@ pub struct Sps {
     /// `matrix_coefficients` and range, where the stream says.
     pub matrix: Option<u8>,
     pub full: Option<bool>,
-    /// `chroma_sample_loc_type`.
-    pub siting: u32,
 }
 
 /// What level 6.2 allows, in macroblocks: a decoder asks for memory by what stands here.
@@ -186,7 +184,6 @@ pub fn parse(unit: &[u8]) -> Result<Sps> {
         progressive,
         matrix: None,
         full: None,
-        siting: 0,
     };
     if b.flag()? {
         // What stands here only says how to show the picture; a set that is cut short within it still decodes.
@@ -221,9 +218,6 @@ fn usability(b: &mut Bits, sps: &mut Sps) -> Result<()> {
             b.bits(16)?; // primaries, transfer
             sps.matrix = Some(b.bits(8)? as u8).filter(|&matrix| matrix != 2);
         }
-    }
-    if b.flag()? {
-        sps.siting = b.ue()?;
     }
     Ok(())
 }

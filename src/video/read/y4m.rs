@@ -1,7 +1,7 @@
 //! Y4M: raw planes with a line of text before the clip and before each frame.
 //! Source: yuv4mpeg(5) of mjpegtools.
 
-use super::yuv::{Colour, Planes, Siting, untagged};
+use super::yuv::{Colour, Planes, untagged};
 use super::{Clip, Source};
 use crate::video::Frame;
 use anyhow::{Context, Result, bail, ensure};
@@ -34,8 +34,6 @@ struct Header {
     fps: Option<f64>,
     halved: (bool, bool),
     grey: bool,
-    across: Siting,
-    down: Siting,
     full: bool,
 }
 
@@ -64,23 +62,20 @@ fn header(line: &str) -> Result<Header> {
         }
     }
     super::check_size(width, height)?;
-    let (first, between) = (Siting::First, Siting::Between);
-    let (halved, across, down) = match layout {
-        "420" | "420jpeg" => ((true, true), between, between),
-        "420mpeg2" => ((true, true), first, between),
-        "420paldv" => ((true, true), first, first),
-        "422" => ((true, false), first, first),
-        "444" | "mono" => ((false, false), first, first),
+    let halved = match layout {
+        "420" | "420jpeg" | "420mpeg2" | "420paldv" => (true, true),
+        "422" => (true, false),
+        "444" | "mono" => (false, false),
         other => bail!("its layout `C{other}` is not read\n  fix: `ffmpeg -i IN -pix_fmt yuv420p OUT.y4m`"),
     };
-    Ok(Header { width, height, fps, halved, grey: layout == "mono", across, down, full })
+    Ok(Header { width, height, fps, halved, grey: layout == "mono", full })
 }
 
 /// Finds every frame, by its line; whatever the last one lacks is an error.
 pub fn open(path: &Path) -> Result<Clip> {
     let mut file = BufReader::new(File::open(path)?);
     let length = file.get_ref().metadata()?.len();
-    let Header { width, height, fps, halved, grey, across, down, full } = header(&line(&mut file)?)?;
+    let Header { width, height, fps, halved, grey, full } = header(&line(&mut file)?)?;
     let half = |n: usize, halved: bool| if halved { n.div_ceil(2) } else { n };
     let colours = if grey { 0 } else { half(width, halved.0) * half(height, halved.1) };
     let size = (width * height + 2 * colours) as u64;
@@ -99,7 +94,7 @@ pub fn open(path: &Path) -> Result<Clip> {
     }
     ensure!(!places.is_empty(), "there are no frames in it");
 
-    let colour = Colour { across, down, ..Colour::new(untagged(width, height), full, width, height) };
+    let colour = Colour::new(untagged(width, height), full, width, height);
     let planes = Planes { width, height, y: vec![0; width * height], u: vec![0; colours], v: vec![0; colours], halved };
     let starts: Vec<f64> = (0..places.len()).map(|i| fps.map_or(0.0, |fps| i as f64 / fps)).collect();
     Ok(Clip {

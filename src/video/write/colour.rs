@@ -5,8 +5,8 @@ use crate::video::Frame;
 /// How much of the colour is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chroma {
-    /// 4:2:0: one colour sample for 2x2 pixels, placed as MPEG-2 does and players assume: on the left column, between
-    /// the two rows. So it is the mean over [1 2 1] columns around the left one and over both rows. Even sizes only.
+    /// 4:2:0: one colour sample for 2x2 pixels, their mean. Readers that repeat it (`read::yuv`, and `ffmpeg` unasked)
+    /// hand back what the next writing averages to the same. Even sizes only.
     Quarter,
     /// 4:4:4: one for each pixel.
     Full,
@@ -62,15 +62,9 @@ impl Planes {
             Chroma::Quarter => {
                 for (i, (u, v)) in colours.enumerate() {
                     let (row, x) = (i / (w / 2) * 2, i % (w / 2) * 2);
-                    let mut rgb = [0; 3]; // of 8 pixels
-                    for row in [row, row + 1] {
-                        let at = |x: usize| pixels[row * w + x];
-                        let (left, here, right) = (at(x.saturating_sub(1)), at(x), at(x + 1));
-                        for (c, sum) in rgb.iter_mut().enumerate() {
-                            *sum += i32::from(left[c]) + 2 * i32::from(here[c]) + i32::from(right[c]);
-                        }
-                    }
-                    (*u, *v) = (mix(U, 128, rgb, 3), mix(V, 128, rgb, 3));
+                    let block = [row * w + x, row * w + x + 1, (row + 1) * w + x, (row + 1) * w + x + 1];
+                    let rgb = [0, 1, 2].map(|c| block.iter().map(|&at| i32::from(pixels[at][c])).sum());
+                    (*u, *v) = (mix(U, 128, rgb, 2), mix(V, 128, rgb, 2));
                 }
             }
         }
@@ -123,16 +117,37 @@ mod tests {
     }
 
     #[test]
-    fn a_quarter_of_the_colour_sits_on_the_left_column() {
+    fn a_quarter_of_the_colour_is_the_mean_of_four() {
         let (black, blue) = ([0, 0, 0], [0, 0, 255]);
         let mut planes = Planes::new(4, 2, Chroma::Quarter);
-        let fill = |planes: &mut Planes, row: [[u8; 3]; 4]| {
-            planes.fill(&Frame { width: 4, height: 2, rgb: row.concat().repeat(2) });
+        let mut fill = |rows: [[[u8; 3]; 4]; 2]| {
+            planes.fill(&Frame { width: 4, height: 2, rgb: rows.concat().concat() });
             planes.u.clone()
         };
-        assert_eq!(fill(&mut planes, [black; 4]), [128, 128]);
-        assert_eq!(fill(&mut planes, [black, black, blue, black]), [128, 184]); // 128 + 112 / 2
-        assert_eq!(fill(&mut planes, [black, blue, black, black]), [156, 156]); // 128 + 112 / 4, both sides of it
-        assert_eq!(fill(&mut planes, [blue; 4]), [240, 240]);
+        assert_eq!(fill([[black; 4]; 2]), [128, 128]);
+        assert_eq!(fill([[black, blue, black, black], [black; 4]]), [156, 128]); // 128 + 112 / 4
+        assert_eq!(fill([[black, black, black, blue], [black, black, blue, black]]), [128, 184]);
+        assert_eq!(fill([[blue; 4]; 2]), [240, 240]);
+    }
+
+    #[test]
+    fn reading_and_writing_again_changes_nothing_much() {
+        use crate::video::read::yuv;
+        let (w, h) = (38, 22);
+        let wave = |i: usize, step: usize, most: usize| (i * step % most) as u8;
+        let planes = yuv::Planes {
+            width: w,
+            height: h,
+            y: (0..w * h).map(|i| 90 + wave(i, 37, 71)).collect(),
+            u: (0..w * h / 4).map(|i| 108 + wave(i, 23, 41)).collect(),
+            v: (0..w * h / 4).map(|i| 108 + wave(i, 17, 41)).collect(),
+            halved: (true, true),
+        };
+        let mut again = Planes::new(w, h, Chroma::Quarter);
+        again.fill(&planes.rgb(&yuv::Colour::new(1, false, w, h)));
+        for (old, new) in [(&planes.y, &again.y), (&planes.u, &again.u), (&planes.v, &again.v)] {
+            let worst = old.iter().zip(new).map(|(a, b)| a.abs_diff(*b)).max();
+            assert!(worst <= Some(1), "{worst:?}"); // RGB in whole numbers
+        }
     }
 }
