@@ -150,8 +150,12 @@ impl Tensors {
     }
 
     /// Tensors for a model's constructor.
-    /// - `stored`: element type that matrices are kept in; `None` keeps the file's. Vectors and scalars always take `compute`.
+    /// - `stored`: element type that matrices are kept in; `None` keeps the file's, or `compute` where the model is small,
+    ///   which saves widening them at each use and changes no number. Vectors and scalars always take `compute`.
     pub fn load(&self, stored: Option<DType>, compute: DType, device: &Device) -> VarBuilder<'static> {
+        /// Elements that may as well be widened: 1 GiB in f32.
+        const SMALL: usize = 1 << 28;
+        let stored = stored.or((self.elements() <= SMALL).then_some(compute));
         let reader = Reader { tensors: self.clone(), stored };
         VarBuilder::from_backend(Box::new(reader), compute, device.clone())
     }

@@ -54,8 +54,8 @@ pub fn through(frame: &Frame, crf: u8) -> Result<Frame> {
     Ok(back.rgb(&Colour::new(BT601, false, width, height)))
 }
 
-/// Colour is placed on the left column, as the way back has it: the mean of [1 2 1] columns and both rows. A picture
-/// smaller than the encoder takes is continued with its edge.
+/// Colour is the mean of each block of 2x2, as the way back repeats it. A picture smaller than the encoder takes is
+/// continued with its edge.
 fn planes(frame: &Frame) -> Planes {
     let (w, h) = (frame.width.max(SMALLEST), frame.height.max(SMALLEST));
     let pixel = |x: usize, y: usize| {
@@ -67,14 +67,8 @@ fn planes(frame: &Frame) -> Planes {
     let y = places(w, h).map(|(x, y)| (16.5 + luma(pixel(x, y)) * 219.0 / 255.0) as u8).collect();
     let means: Vec<[f32; 3]> = places(w / 2, h / 2)
         .map(|(x, y)| {
-            let mut mean = [0.0; 3];
-            for (dx, weight) in [1.0, 2.0, 1.0].into_iter().enumerate() {
-                for row in [2 * y, 2 * y + 1] {
-                    let colour = pixel((2 * x + dx).saturating_sub(1), row);
-                    mean.iter_mut().zip(colour).for_each(|(mean, c)| *mean += c * weight / 8.0);
-                }
-            }
-            mean
+            let block = [(0, 0), (1, 0), (0, 1), (1, 1)].map(|(dx, dy)| pixel(2 * x + dx, 2 * y + dy));
+            [0, 1, 2].map(|c| block.iter().map(|pixel| pixel[c] / 4.0).sum())
         })
         .collect();
     let colour = |c: usize, range: f32| -> Vec<u8> {

@@ -17,7 +17,7 @@ impl<W: Write> Y4m<W> {
     /// 4:2:0 for even sizes, 4:4:4 for odd ones.
     pub fn create(out: W, width: usize, height: usize, rate: Rate) -> Result<Self> {
         let (chroma, name) = match (width % 2, height % 2) {
-            (0, 0) => (Chroma::Quarter, "420mpeg2"),
+            (0, 0) => (Chroma::Quarter, "420jpeg"),
             _ => (Chroma::Full, "444"),
         };
         let mut out = BufWriter::with_capacity(1 << 18, out);
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn planes_after_a_line() -> Result<()> {
-        let header = b"YUV4MPEG2 W16 H4 F30000:1001 Ip A1:1 C420mpeg2 XCOLORRANGE=LIMITED\nFRAME\n";
+        let header = b"YUV4MPEG2 W16 H4 F30000:1001 Ip A1:1 C420jpeg XCOLORRANGE=LIMITED\nFRAME\n";
         let bytes = written(16, 4)?;
         assert!(bytes.starts_with(header));
         assert_eq!(bytes.len(), header.len() + 6 + 2 * (16 * 4 * 3 / 2));
