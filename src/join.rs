@@ -51,6 +51,12 @@ struct Side {
     context: Vec<Frame>,
 }
 
+/// What brings the new part to the footage at one join.
+struct Correction {
+    colours: Colours,
+    ease: Ease,
+}
+
 /// A join with everything checked and nothing loaded.
 pub struct Join {
     take: Take,
@@ -205,7 +211,7 @@ impl Join {
     pub fn run(self, progress: &Progress) -> Result<()> {
         let begun = Instant::now();
         let latents = self.take.latents(progress)?;
-        let (first, second) = self.corrections(&latents)?;
+        let [first, second] = self.corrections(&latents)?;
         let (lead, tail) = self.footage();
         let total = lead + self.new.len() + tail;
         let (width, height) = self.size;
@@ -231,12 +237,12 @@ impl Join {
             let share = if count > 1 { i as f64 / (count - 1) as f64 } else { 0.5 };
             let mut ease = vec![];
             let colours = match (&first, &second) {
-                (Some(a), Some(b)) => a.0.towards(&b.0, share),
-                (Some(one), None) | (None, Some(one)) => one.0.clone(),
+                (Some(a), Some(b)) => a.colours.towards(&b.colours, share),
+                (Some(one), None) | (None, Some(one)) => one.colours.clone(),
                 (None, None) => Colours::SAME,
             };
-            ease.extend(first.as_ref().map(|(_, ease)| (ease, Ease::weight(i))));
-            ease.extend(second.as_ref().map(|(_, ease)| (ease, Ease::weight(count - 1 - i))));
+            ease.extend(first.as_ref().map(|c| (&c.ease, Ease::weight(i))));
+            ease.extend(second.as_ref().map(|c| (&c.ease, Ease::weight(count - 1 - i))));
             ease.retain(|(_, weight)| *weight > 0.0);
             colours.apply(&mut frame, &ease);
             let frame = lanczos(&frame, width, height);
@@ -283,15 +289,14 @@ impl Join {
     }
 
     /// What brings the new part to the footage before and after it.
-    fn corrections(&self, latents: &[Tensor]) -> Result<(Option<(Colours, Ease)>, Option<(Colours, Ease)>)> {
+    fn corrections(&self, latents: &[Tensor]) -> Result<[Option<Correction>; 2]> {
         let correct = |made: Vec<Frame>, mut seen: Frame, footage: &[Frame], next: &Frame| {
             let colours = if self.colour_match { Colours::matching(&made, footage) } else { Colours::SAME };
             colours.apply(&mut seen, &[]);
-            let ease = Ease::new(next, &seen);
-            (colours, ease)
+            Correction { ease: Ease::new(next, &seen), colours }
         };
         let near = seam::COMPARED.min(self.new.len());
-        let mut both = (None, None);
+        let mut both = [None, None];
         if let Some(Side { context, .. }) = &self.before {
             let start = self.new.start;
             let mut made = self.take.look(&latents[0], start - 1, start + near - 1)?;
@@ -303,7 +308,7 @@ impl Join {
             let end = self.new.end;
             let mut made = self.take.look(&latents[latents.len() - 1], end - near, end)?;
             let Some(seen) = made.pop() else { return Ok(both) };
-            both.1 = Some(correct(made, seen, &context[..near.min(context.len())], &context[0]));
+            both[1] = Some(correct(made, seen, &context[..near.min(context.len())], &context[0]));
         }
         Ok(both)
     }
