@@ -301,7 +301,7 @@ impl Join {
             let start = self.new.start;
             let mut made = self.take.look(&latents[0], start - 1, start + near - 1)?;
             let seen = made.remove(0);
-            both.0 =
+            both[0] =
                 Some(correct(made, seen, &context[context.len().saturating_sub(near)..], &context[context.len() - 1]));
         }
         if let Some(Side { context, .. }) = &self.after {
