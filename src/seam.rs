@@ -179,7 +179,7 @@ mod tests {
         for v in [10, 11, 12, 40, 41] {
             watch.push(&plain([v, 0, 0]));
         }
-        let (jump, own) = watch.seam(3, &[0..3]).unwrap();
+        let (jump, own) = watch.seam(3, &[0..3, 4..5]).unwrap();
         assert_eq!((jump.mean, own.mean), (28.0, 1.0));
     }
 }

@@ -5,6 +5,8 @@
 
 use super::boxes::{Bytes, Name, child, children, descend};
 use super::samples::{self, Defaults, Fragment, Sample};
+#[cfg(feature = "h264")]
+use super::sps::{self, Sps};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use image::metadata::Orientation;
 use std::fs::File;
@@ -44,6 +46,8 @@ pub struct Entry {
     pub full: Option<bool>,
     /// Pixels that are not square.
     pub anamorphic: bool,
+    /// What the box `colr` holds, where it names its colours by number.
+    pub colr: Option<Vec<u8>>,
 }
 
 /// `avcC`: parameter sets (without start codes) and how many bytes tell a unit's length.
@@ -52,6 +56,43 @@ pub struct Entry {
 pub struct Avc {
     pub length: usize,
     pub sets: Vec<Vec<u8>>,
+    /// The box's contents, as they stand.
+    pub body: Vec<u8>,
+}
+
+#[cfg(feature = "h264")]
+impl super::Reader {
+    /// The file and the index that our own decoder reads; none where `ffmpeg` reads it or where it is no film.
+    pub(in crate::video) fn track(&self) -> Result<Option<(File, Track)>> {
+        if self.spare.is_none() {
+            return Ok(None);
+        }
+        let mut file = File::open(&self.path)?;
+        let track = read(&self.path, &mut file)?;
+        Ok(Some((file, track)))
+    }
+}
+
+#[cfg(feature = "h264")]
+impl Entry {
+    /// Whether all its pictures are H.264 of that size, whole frames of square pixels in 8-bit 4:2:0.
+    pub fn plain(&self, width: usize, height: usize) -> bool {
+        let plain = |sps: &Sps| {
+            (sps.width, sps.height, sps.chroma_format, sps.bits, sps.progressive) == (width, height, 1, 8, true)
+        };
+        let ours = matches!(&self.format, b"avc1" | b"avc3") && self.avc.is_some() && !self.anamorphic;
+        ours && self.sets().all(|sps| sps.as_ref().is_ok_and(plain))
+    }
+
+    /// Whether the parameter sets tell the colours, so that the container need not.
+    pub fn tagged(&self) -> bool {
+        self.sets().all(|sps| sps.is_ok_and(|sps| sps.matrix.is_some() && sps.full.is_some()))
+    }
+
+    fn sets(&self) -> impl Iterator<Item = Result<Sps>> {
+        let sets = self.avc.iter().flat_map(|avc| &avc.sets);
+        sets.filter(|set| set.first().is_some_and(|byte| byte & 31 == 7)).map(|set| sps::parse(set))
+    }
 }
 
 /// An index longer than this belongs to no clip (it is 10 bytes a frame or so).
@@ -223,6 +264,7 @@ fn entry(format: Name, body: &[u8]) -> Result<Entry> {
         match &name {
             b"avcC" => entry.avc = Some(avc(body)?),
             b"colr" if matches!(b.take(4)?, b"nclx" | b"nclc") => {
+                entry.colr = Some(body.to_vec());
                 b.take(4)?; // primaries, transfer
                 entry.matrix = Some(b.u16()?.min(255) as u8).filter(|&matrix| matrix != 2);
                 entry.full = b.u8().ok().map(|flags| flags & 128 != 0);
@@ -245,7 +287,7 @@ fn avc(body: &[u8]) -> Result<Avc> {
             sets.push(b.take(size.into())?.to_vec());
         }
     }
-    Ok(Avc { length, sets })
+    Ok(Avc { length, sets, body: body.to_vec() })
 }
 
 /// A stretch of the track as it is shown. `length` in the movie's ticks (0: all the rest), `start` in the track's; no

@@ -16,6 +16,8 @@ mod gif;
 mod mp4;
 #[cfg(feature = "h264")]
 mod mp4_boxes;
+#[cfg(feature = "h264")]
+mod mp4_sets;
 mod partial;
 mod rate;
 #[cfg(test)]
@@ -177,6 +179,39 @@ impl Writer {
                 Ok(())
             }
             _ => self.push(frame),
+        }
+    }
+
+    /// Says that this clip will be copied after frames have been pushed, so that those are encoded under numbers that it does
+    /// not use, and one sample description does for all: players that look at the first one only need that. Call it before
+    /// the first push, for each such clip; without it the file is right too, but browsers stop where the clip begins.
+    pub fn expect_clip(&mut self, path: &Path) {
+        match &mut self.sink {
+            #[cfg(feature = "h264")]
+            Sink::Mp4(sink) => sink.expect(path),
+            _ => _ = path,
+        }
+    }
+
+    /// Writes a clip's own samples, unchanged: only from MP4 (or MOV) to MP4, anywhere among the frames that are pushed.
+    /// They count as as many frames as the reader announces. The sound is left out.
+    /// - Returns false, with nothing written, where the copy would not be exact: the output is not MP4; the clip is not one
+    ///   that our own decoder reads (progressive H.264, 8-bit 4:2:0) or holds pixels that are not square; its size or rate
+    ///   is not the output's, or its rate varies; it is turned; its edit list hides frames; its first frame does not stand
+    ///   alone.
+    /// - Errors when it has more frames than are to come, or when it cannot be read or written.
+    pub fn copy_clip(&mut self, path: &Path) -> Result<bool> {
+        match &mut self.sink {
+            #[cfg(feature = "h264")]
+            Sink::Mp4(sink) => {
+                let copied = sink.copy(path, self.frames - self.pushed)?;
+                self.pushed += copied.unwrap_or(0);
+                Ok(copied.is_some())
+            }
+            _ => {
+                let _ = path; // there is nothing to look for in it
+                Ok(false)
+            }
         }
     }
 

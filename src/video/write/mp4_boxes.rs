@@ -3,15 +3,53 @@
 //! Written here because `muxide` 0.5 knows no `colr` box and no clock but 90 kHz, and keeps all samples in memory.
 //! No box carries a date. Source: ISO/IEC 14496-12 (boxes), 14496-15 (`avc1`, `avcC`).
 
+/// A sample description: what its boxes hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// `avc1`, or `avc3` where parameter sets also stand among the samples.
+    pub format: [u8; 4],
+    pub avcc: Vec<u8>,
+    pub colr: Option<Vec<u8>>,
+    /// The parameter sets tell the colours as well.
+    pub tagged: bool,
+}
+
+impl Entry {
+    /// H.264 of BT.709 colour in limited range.
+    /// - `sps`, `pps`: without start codes.
+    pub fn new(sps: &[u8], pps: &[u8]) -> Entry {
+        let length = |bytes: &[u8]| (bytes.len() as u16).to_be_bytes();
+        let avcc = [
+            &[1],
+            &sps[1..4],    // profile, constraints, level
+            &[0xFF, 0xE1], // samples' lengths in 4 bytes; one SPS
+            &length(sps),
+            sps,
+            &[1], // one PPS
+            &length(pps),
+            pps,
+        ];
+        let colr = b"nclx\0\x01\0\x01\0\x01\0"; // primaries, transfer, matrix: BT.709; limited
+        Entry { format: *b"avc1", avcc: avcc.concat(), colr: Some(colr.to_vec()), tagged: true }
+    }
+}
+
+/// How many samples in a row share a description, and which one, from 0.
+pub type Part = (usize, usize);
+
 /// One video track that fills the file.
 pub struct Track<'a> {
     pub width: u16,
     pub height: u16,
     /// Ticks a second, and ticks a frame.
     pub clock: (u32, u32),
-    /// Parameter sets, without start codes.
-    pub sps: &'a [u8],
-    pub pps: &'a [u8],
+    /// How samples are coded.
+    pub entries: &'a [Entry],
+    pub parts: &'a [Part],
+    /// For each sample its place in the order of showing, less its place in the order of decoding.
+    pub order: &'a [i32],
+    /// Frames that the first one waits for, so that none is shown before it is decoded: the least of `order`, negated.
+    pub lead: u32,
     /// Bytes of each sample.
     pub sizes: &'a [u32],
     /// Samples that can be started from, counted from 1.
@@ -65,7 +103,11 @@ pub fn header(track: &Track) -> Vec<u8> {
     let vmhd = atom(b"vmhd", &[&words(&[1, 0, 0])]);
     let minf = atom(b"minf", &[&vmhd, &dinf, &samples(track)]);
     let mdia = atom(b"mdia", &[&atom(b"mdhd", &[&mdhd]), &atom(b"hdlr", &hdlr), &minf]);
-    let trak = atom(b"trak", &[&atom(b"tkhd", &[&tkhd.concat()]), &mdia]);
+    let edits = match track.lead {
+        0 => Vec::new(),
+        lead => atom(b"edts", &[&table(b"elst", 1, &[duration, lead * frame, 0x10000])]), // all of it, from there on
+    };
+    let trak = atom(b"trak", &[&atom(b"tkhd", &[&tkhd.concat()]), &edits, &mdia]);
     [ftyp, atom(b"moov", &[&atom(b"mvhd", &[&mvhd.concat()]), &trak])].concat()
 }
 
@@ -76,21 +118,23 @@ fn samples(track: &Track) -> Vec<u8> {
     let stss = table(b"stss", track.keys.len(), track.keys);
     let stsz = atom(b"stsz", &[&words(&[0, 0, count as u32]), &words(track.sizes)]);
 
-    let (full, rest) = (count / track.chunk, count % track.chunk);
+    let chunk =
+        |&(count, entry): &Part| (0..count).step_by(track.chunk).map(move |at| ((count - at).min(track.chunk), entry));
+    let chunks: Vec<Part> = track.parts.iter().flat_map(chunk).collect();
     let mut runs = Vec::new(); // first chunk, samples in each, description
-    if full > 0 {
-        runs.extend([1, track.chunk as u32, 1]);
-    }
-    if rest > 0 {
-        runs.extend([full as u32 + 1, rest as u32, 1]);
+    for (i, chunk) in chunks.iter().enumerate() {
+        if i == 0 || chunk != &chunks[i - 1] {
+            runs.extend([i as u32 + 1, chunk.0 as u32, chunk.1 as u32 + 1]);
+        }
     }
     let stsc = table(b"stsc", runs.len() / 3, &runs);
 
     let mut at = track.start;
     let mut offsets = Vec::new();
-    for chunk in track.sizes.chunks(track.chunk) {
+    let mut sizes = track.sizes.iter();
+    for (samples, _) in chunks {
         offsets.push(at);
-        at += chunk.iter().map(|&size| u64::from(size)).sum::<u64>();
+        at += sizes.by_ref().take(samples).map(|&size| u64::from(size)).sum::<u64>();
     }
     let places = if at <= u64::from(u32::MAX) {
         table(b"stco", offsets.len(), &offsets.iter().map(|&offset| offset as u32).collect::<Vec<_>>())
@@ -98,27 +142,29 @@ fn samples(track: &Track) -> Vec<u8> {
         let halves: Vec<u32> = offsets.iter().flat_map(|&offset| [(offset >> 32) as u32, offset as u32]).collect();
         table(b"co64", offsets.len(), &halves)
     };
-    let stsd = atom(b"stsd", &[&words(&[0, 1]), &description(track)]);
-    atom(b"stbl", &[&stsd, &stts, &stss, &stsc, &stsz, &places])
+    let descriptions: Vec<u8> = track.entries.iter().flat_map(|entry| description(track, entry)).collect();
+    let stsd = atom(b"stsd", &[&words(&[0, track.entries.len() as u32]), &descriptions]);
+    let ctts = if track.lead > 0 { offsets_in_time(track) } else { Vec::new() };
+    atom(b"stbl", &[&stsd, &stts, &ctts, &stss, &stsc, &stsz, &places])
 }
 
-/// `avc1`: an H.264 picture of BT.709 colour in limited range.
-fn description(track: &Track) -> Vec<u8> {
-    let length = |bytes: &[u8]| (bytes.len() as u16).to_be_bytes();
-    let avcc = atom(
-        b"avcC",
-        &[
-            &[1],
-            &track.sps[1..4], // profile, constraints, level
-            &[0xFF, 0xE1],    // samples' lengths in 4 bytes; one SPS
-            &length(track.sps),
-            track.sps,
-            &[1], // one PPS
-            &length(track.pps),
-            track.pps,
-        ],
-    );
-    let colr = atom(b"colr", &[b"nclx", &[0, 1, 0, 1, 0, 1, 0]]); // primaries, transfer, matrix: BT.709; limited
+/// `ctts`: how many ticks after its decoding each sample is shown, in runs. Never negative, so that its first version,
+/// which every player knows, will do.
+fn offsets_in_time(track: &Track) -> Vec<u8> {
+    let mut runs: Vec<[u32; 2]> = Vec::new();
+    for order in track.order {
+        let ticks = track.lead.saturating_add_signed(*order) * track.clock.1;
+        match runs.last_mut() {
+            Some(run) if run[1] == ticks => run[0] += 1,
+            _ => runs.push([1, ticks]),
+        }
+    }
+    table(b"ctts", runs.len(), &runs.concat())
+}
+
+/// `avc1`: an H.264 picture of square pixels.
+fn description(track: &Track, entry: &Entry) -> Vec<u8> {
+    let colr = entry.colr.as_ref().map_or(Vec::new(), |colr| atom(b"colr", &[colr]));
     let pasp = atom(b"pasp", &[&words(&[1, 1])]);
     let size = [track.width.to_be_bytes(), track.height.to_be_bytes()].concat();
     let fixed: [&[u8]; 6] = [
@@ -129,7 +175,7 @@ fn description(track: &Track) -> Vec<u8> {
         &[0; 32],                           // no compressor's name
         &[0, 24, 0xFF, 0xFF],               // depth; no colour table
     ];
-    atom(b"avc1", &[&fixed.concat(), &avcc, &colr, &pasp])
+    atom(&entry.format, &[&fixed.concat(), &atom(b"avcC", &[&entry.avcc]), &colr, &pasp])
 }
 
 /// H.264's levels: number, macroblocks a second, macroblocks a frame, kbit/s. Source: ITU-T H.264, table A-1, Baseline.
@@ -188,8 +234,10 @@ mod tests {
             width: 16,
             height: 16,
             clock: (24, 1),
-            sps: &[0x67, 66, 0xC0, 30],
-            pps: &[0x68],
+            entries: &[Entry::new(&[0x67, 66, 0xC0, 30], &[0x68])],
+            parts: &[(6, 0)],
+            order: &[],
+            lead: 0,
             sizes: &sizes,
             keys: &[1],
             chunk: 4,

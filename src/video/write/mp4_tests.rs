@@ -1,7 +1,7 @@
 //! Reads back what `mp4` wrote, with a walk over the boxes and openh264's decoder.
 
-use super::super::Writer;
 use super::super::testing::*;
+use super::super::{Target, Writer};
 use super::*;
 use openh264::decoder::{Decoder, DecoderConfig, Flush};
 use openh264::formats::YUVSource;
@@ -175,5 +175,194 @@ fn hard_frames_are_never_left_out() -> Result<()> {
     let file = std::fs::read(&target.path)?;
     assert_eq!(samples(&file).len(), 30);
     assert_eq!(decoded(&file, 96, 64)?.len(), 30);
+    Ok(())
+}
+
+/// The frames that the reader gives, and their times in frames.
+fn read_all(target: &Target, fps: f64) -> Result<Vec<Frame>> {
+    let mut reader = read::open(&target.path)?;
+    let mut frames = Vec::new();
+    while let Some(timed) = reader.next()? {
+        assert!((timed.start * fps - frames.len() as f64).abs() < 1e-6, "frame {} at {} s", frames.len(), timed.start);
+        frames.push(timed.frame);
+    }
+    assert_eq!(frames.len(), reader.info.frames);
+    Ok(frames)
+}
+
+fn write_noise(target: &Target, frames: usize, fps: f64) -> Result<()> {
+    let mut writer = Writer::create(target, 48, 34, fps, frames, 60, false)?;
+    (0..frames).try_for_each(|t| writer.push(&noise(48, 34, t)))?;
+    writer.finish()
+}
+
+/// Puts clips and new frames into one file, in the order of `parts`, and checks that each comes back: copies to the byte and
+/// the pixel, new frames in their colours.
+fn joined(folder: &Scratch, name: &str, parts: &[Result<&Target, usize>], expect: bool) -> Result<Vec<u8>> {
+    let fps = 23.976;
+    let rate = 24000.0 / 1001.0;
+    let mut wanted = Vec::new();
+    let (mut copies, mut total) = (Vec::new(), 0);
+    for part in parts {
+        let count = match part {
+            Ok(clip) => {
+                let frames = read_all(clip, rate)?;
+                copies.push((total, std::fs::read(&clip.path)?));
+                wanted.extend(frames.iter().cloned().map(Some));
+                frames.len()
+            }
+            Err(count) => {
+                wanted.resize(total + count, None);
+                *count
+            }
+        };
+        total += count;
+    }
+    let target = folder.target(name);
+    let mut writer = Writer::create(&target, 48, 34, fps, total, 90, false)?;
+    if expect {
+        parts.iter().flatten().for_each(|clip| writer.expect_clip(&clip.path));
+    }
+    let mut t = 0;
+    for part in parts {
+        match part {
+            Ok(clip) => {
+                assert!(writer.copy_clip(&clip.path)?, "{name}");
+                t = wanted.iter().take(t).len() + read::open(&clip.path)?.info.frames;
+            }
+            Err(count) => {
+                (t..t + count).try_for_each(|t| writer.push(&patches(48, 34, t)))?;
+                t += count;
+            }
+        }
+    }
+    writer.finish()?;
+    let file = std::fs::read(&target.path)?;
+    for (at, source) in copies {
+        for (i, sample) in samples(&source).into_iter().enumerate() {
+            assert!(samples(&file)[at + i] == sample, "{name}: sample {i} of the clip at {at}");
+        }
+    }
+    let got = read_all(&target, rate)?;
+    assert_eq!(got.len(), total);
+    for (t, (got, wanted)) in got.iter().zip(wanted).enumerate() {
+        match wanted {
+            Some(wanted) => assert!(*got == wanted, "{name}: frame {t} changed"),
+            None => {
+                let row = &got.rgb[17 * 48 * 3..][..48 * 3];
+                assert!(worst(row, 3, 48, 1, t) <= 12, "{name}: frame {t} is {} off", worst(row, 3, 48, 1, t));
+            }
+        }
+    }
+    Ok(file)
+}
+
+#[test]
+fn a_clip_is_copied_before_after_and_between() -> Result<()> {
+    let folder = Scratch::new("mp4-copy");
+    let (one, two) = (folder.target("one.mp4"), folder.target("two.mp4"));
+    write_noise(&one, 53, 23.976)?;
+    write_clip(&two, 48, 34, 20, 23.976, false)?;
+    let descriptions = |file: &[u8]| word(stbl(file, b"stsd"), 1);
+    assert_eq!(descriptions(&joined(&folder, "extended.mp4", &[Ok(&one), Err(30)], false)?), 1);
+    assert_eq!(descriptions(&joined(&folder, "before.mp4", &[Err(30), Ok(&one)], true)?), 1);
+    let apart = joined(&folder, "apart.mp4", &[Err(30), Ok(&one)], false)?;
+    assert_eq!(descriptions(&apart), 2, "{:?}", stbl(&apart, b"stsc"));
+    joined(&folder, "bridged.mp4", &[Ok(&one), Err(60), Ok(&two)], true)?;
+    joined(&folder, "many.mp4", &[Err(1), Ok(&two), Err(1), Ok(&one), Ok(&two), Err(60)], false)?;
+    let again = folder.target("extended.mp4");
+    assert_eq!(descriptions(&joined(&folder, "again.mp4", &[Err(2), Ok(&again), Err(5)], true)?), 1);
+    let bytes = joined(&folder, "same.mp4", &[Ok(&one), Err(60), Ok(&two)], true)?;
+    assert!(bytes == std::fs::read(folder.target("bridged.mp4").path)?);
+    Ok(())
+}
+
+/// Rewrites a clip's index as if its frames, all key frames, were shown in another order: 0 2 1, 3 5 4, ...
+#[test]
+fn frames_shown_out_of_order_stay_in_time() -> Result<()> {
+    let folder = Scratch::new("mp4-order");
+    let plain = folder.target("plain.mp4");
+    let mut writer = Writer::create(&plain, 48, 34, 0.5, 9, 90, false)?; // every frame a key frame
+    (0..9).try_for_each(|t| writer.push(&patches(48, 34, t)))?;
+    writer.finish()?;
+    let turned = folder.target("turned.mp4");
+    let order = [0, 1, -1].repeat(3);
+    let mut file = std::fs::read(&plain.path)?;
+    let avcc = find(avc1(&file), &[b"avcC"]).to_vec();
+    let size = usize::from(avcc[7]);
+    let entries = [Entry::new(&avcc[8..8 + size], &avcc[8 + size + 3..])];
+    let sizes: Vec<u32> = samples(&file).iter().map(|sample| sample.len() as u32).collect();
+    let data: Vec<u8> = samples(&file).concat();
+    let keys: Vec<u32> = (1..=9).collect();
+    let track = Track {
+        width: 48,
+        height: 34,
+        clock: Rate::new(0.5)?.clock(),
+        entries: &entries,
+        parts: &[(9, 0)],
+        order: &order,
+        lead: 1,
+        sizes: &sizes,
+        keys: &keys,
+        chunk: 2,
+        start: 0,
+    };
+    let start = mp4_boxes::header(&track).len() as u64 + 8;
+    file = mp4_boxes::header(&Track { start, ..track });
+    file.extend_from_slice(&(data.len() as u32 + 8).to_be_bytes());
+    file.extend_from_slice(b"mdat");
+    file.extend_from_slice(&data);
+    std::fs::write(&turned.path, file)?;
+    let (plain, turned_frames) = (read_all(&plain, 0.5)?, read_all(&turned, 0.5)?);
+    assert!(turned_frames[1] == plain[2] && turned_frames[2] == plain[1] && turned_frames[8] == plain[7]);
+
+    let both = folder.target("both.mp4");
+    let mut writer = Writer::create(&both, 48, 34, 0.5, 14, 90, false)?;
+    (0..2).try_for_each(|t| writer.push(&patches(48, 34, t)))?;
+    assert!(writer.copy_clip(&turned.path)?);
+    (11..14).try_for_each(|t| writer.push(&patches(48, 34, t)))?;
+    writer.finish()?;
+    let file = std::fs::read(&both.path)?;
+    let ctts = stbl(&file, b"ctts");
+    let frame = Rate::new(0.5)?.clock().1;
+    assert_eq!([0, 1, 2, 3, 4, 5].map(|i| word(ctts, i)), [0, 10, 3, frame, 1, 2 * frame]);
+    let elst = find(&file, &[b"moov", b"trak", b"edts", b"elst"]);
+    assert_eq!([1, 2, 3].map(|i| word(elst, i)), [1, 14 * frame, frame]);
+    let frames = read_all(&both, 0.5)?;
+    assert_eq!(frames.len(), 14);
+    assert!(frames[2..11] == turned_frames[..]);
+    let ours = frames.iter().enumerate().filter(|(t, _)| !(2..11).contains(t));
+    ours.for_each(|(t, frame)| assert!(worst(&frame.rgb[17 * 144..][..144], 3, 48, 1, t) <= 12, "frame {t}"));
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_copied_is_refused_and_nothing_is_lost() -> Result<()> {
+    let folder = Scratch::new("mp4-refuse");
+    let clip = folder.target("clip.mp4");
+    write_noise(&clip, 5, 24.0)?;
+    let (gif, still, cut) = (folder.target("a.gif"), folder.target("none.mp4"), folder.target("cut.mp4"));
+    write_clip(&gif, 48, 34, 5, 24.0, false)?;
+    let bytes = std::fs::read(&clip.path)?;
+    std::fs::write(&cut.path, &bytes[..bytes.len() - 100])?;
+    let write = |name: &str, width: usize, fps: f64, sources: &[&Target]| -> Result<Vec<u8>> {
+        let target = folder.target(name);
+        let mut writer = Writer::create(&target, width, 34, fps, 5, 80, true)?;
+        for t in 0..5 {
+            for source in sources {
+                assert!(!writer.copy_clip(&source.path)?, "{name}");
+            }
+            writer.push(&patches(width, 34, t))?;
+        }
+        writer.finish()?;
+        Ok(std::fs::read(&target.path)?)
+    };
+    for (width, fps) in [(50, 24.0), (48, 25.0), (48, 23.976)] {
+        assert!(write("a.mp4", width, fps, &[&clip])? == write("b.mp4", width, fps, &[])?);
+    }
+    assert!(write("a.mp4", 48, 24.0, &[&gif, &still, &cut])? == write("b.mp4", 48, 24.0, &[])?);
+    assert!(write("c.gif", 48, 24.0, &[&clip])? == std::fs::read(&gif.path)?);
+    let mut writer = Writer::create(&folder.target("full.mp4"), 48, 34, 24.0, 4, 80, false)?;
+    assert!(writer.copy_clip(&clip.path).is_err()); // five frames where four go
     Ok(())
 }
