@@ -216,13 +216,11 @@ impl Join {
         let total = lead + self.new.len() + tail;
         let (width, height) = self.size;
         let mut writer = Writer::create(&self.target, width, height, self.fps, total, self.quality, self.force)?;
+        // the samples that may be copied later have to be known when the file is begun
+        [&self.before, &self.after].into_iter().flatten().for_each(|side| writer.expect_clip(&side.path));
         let mut watch = Watch::default();
         if let Some(before) = &self.before {
-            before.copy(self.size, &mut writer, |i, frame| {
-                if i + WATCHED >= lead {
-                    watch.push(frame)
-                }
-            })?;
+            before.copy(self.size, &mut writer, lead.saturating_sub(WATCHED)..lead, &mut watch)?;
         }
         let joined = watch.len();
         let mut index = 0;
@@ -259,11 +257,7 @@ impl Join {
                     watch.push(&frame);
                 }
             } else {
-                after.copy(self.size, &mut writer, |i, frame| {
-                    if i < WATCHED {
-                        watch.push(frame)
-                    }
-                })?;
+                after.copy(self.size, &mut writer, 0..WATCHED, &mut watch)?;
             }
         }
         writer.finish()?;
@@ -339,14 +333,25 @@ impl Side {
         Ok(Self { path: path.to_path_buf(), info, context })
     }
 
-    /// Writes the footage as it is; where its pictures have another size than the joined clip, brought to that.
+    /// Writes the footage as it is: its own samples or files where the output can take them, else its frames; where its
+    /// pictures have another size than the joined clip, brought to that.
+    /// - `watched`: frames that `watch` sees.
     fn copy(
         &self,
         (width, height): (usize, usize),
         writer: &mut Writer,
-        mut see: impl FnMut(usize, &Frame),
+        watched: Range<usize>,
+        watch: &mut Watch,
     ) -> Result<()> {
         let mut steady = read::open(&self.path)?.steady();
+        if writer.copy_clip(&self.path)? {
+            steady.skip_to(watched.start);
+            for _ in watched {
+                let Some(frame) = steady.next_frame()? else { break };
+                watch.push(&frame);
+            }
+            return Ok(());
+        }
         let mut i = 0;
         while let Some(frame) = steady.next_frame()? {
             let same = (frame.width, frame.height) == (width, height);
@@ -355,7 +360,9 @@ impl Side {
                 Some(file) => writer.push_file(&frame, file)?,
                 None => writer.push(&frame)?,
             }
-            see(i, &frame);
+            if watched.contains(&i) {
+                watch.push(&frame);
+            }
             i += 1;
         }
         ensure!(i == self.info.frames, "`{}` ends after {i} of {} frames", self.path.display(), self.info.frames);
