@@ -10,7 +10,7 @@ use crate::progress::{Progress, human_seconds};
 use crate::request::Request;
 use crate::seam::{self, Colours, Ease, Watch};
 use crate::video::Frame;
-use crate::video::read::{self, Info};
+use crate::video::read::{self, Steady};
 use crate::video::resize::{Fit, fit, lanczos};
 use crate::video::write::{Format, Target, Writer};
 use crate::windows::Direction;
@@ -46,7 +46,9 @@ pub struct Asked {
 /// Footage on one side.
 struct Side {
     path: PathBuf,
-    info: Info,
+    fps: f64,
+    /// Frames of it at that rate.
+    frames: usize,
     /// The frames that the model sees, of its own size.
     context: Vec<Frame>,
 }
@@ -109,20 +111,9 @@ impl Join {
             "this checkpoint can go on from a clip's last frame, but not lead up to a clip\n  fix: use a model from 0.9.5 on, or the built-in one"
         );
         let side = |path: &Option<PathBuf>, tail: bool| {
-            path.as_deref().map(|path| Side::read(path, tail, most, made_size, geometry, progress)).transpose()
+            path.as_deref().map(|path| Side::read(path, tail, most, made_size, fps, geometry, progress)).transpose()
         };
         let (before, after) = (side(&asked.before, true)?, side(&asked.after, false)?);
-        if let (Some(a), Some(b)) = (&before, &after) {
-            for side in [a, b] {
-                let rate = side.info.fps.unwrap_or(fps);
-                ensure!(
-                    (rate - fps).abs() < 0.01 * fps || side.info.still,
-                    "`{}` runs at {rate:.3} frames a second and the other clip at {fps:.3}\n  fix: bring them to one rate first, as with `ffmpeg -i IN -r {fps:.3} OUT`",
-                    side.path.display()
-                );
-            }
-        }
-
         // where things lie in the made clip: context, what is new, context
         let wanted = match (request.frames, request.seconds) {
             (Some(n), _) => n,
@@ -173,7 +164,7 @@ impl Join {
             None => Target::parse(&default_name(&request.prompt, take.settings.seed))?,
         };
         target.check(size.0, size.1, request.force)?;
-        let count = |side: &Option<Side>| side.as_ref().map_or(0, |side| side.info.frames);
+        let count = |side: &Option<Side>| side.as_ref().map_or(0, |side| side.frames);
         let all = count(&before) + new.len() + if asked.closed { 0 } else { count(&after) };
         plan::check_disk(&target, Extent { width: size.0, height: size.1, frames: all })?;
         for path in [&asked.before, &asked.after].into_iter().flatten() {
@@ -202,7 +193,7 @@ impl Join {
 
     /// Frames of footage that are written before and after what is new.
     fn footage(&self) -> (usize, usize) {
-        let count = |side: &Option<Side>| side.as_ref().map_or(0, |side| side.info.frames);
+        let count = |side: &Option<Side>| side.as_ref().map_or(0, |side| side.frames);
         (count(&self.before), if self.closed { 0 } else { count(&self.after) })
     }
 
@@ -251,11 +242,7 @@ impl Join {
         if let Some(after) = &self.after {
             if self.closed {
                 // nothing more is written, but the last seam is where the clip begins again
-                let mut start = read::open(&after.path)?.steady();
-                for _ in 0..WATCHED {
-                    let Some(frame) = start.next_frame()? else { break };
-                    watch.push(&frame);
-                }
+                after.watch(0..WATCHED, &mut watch)?;
             } else {
                 after.copy(self.size, &mut writer, 0..WATCHED, &mut watch)?;
             }
@@ -310,27 +297,45 @@ impl Join {
 
 impl Side {
     /// - `tail`: take the context from the footage's end. `most`: latent frames of context. `size`: of the model's frames.
+    ///   `fps`: of the joined clip.
     fn read(
         path: &Path,
         tail: bool,
         most: usize,
         size: (usize, usize),
+        fps: f64,
         geometry: Geometry,
         progress: &Progress,
     ) -> Result<Self> {
-        let mut reader = inputs::open(path, "the clip", progress)?.steady();
-        let info = reader.info().clone();
-        let count = ((info.frames - 1) / geometry.time).min(most - 1) * geometry.time + 1;
+        let info = inputs::open(path, "the clip", progress)?.info;
+        let own = info.fps.unwrap_or(fps);
+        let mut footage = Footage::open(path, fps)?;
+        if footage.step != 1.0 {
+            progress.note(&format!("`{}`: its {own:.3} frames a second are brought to {fps:.3}", path.display()));
+        }
+        let mut side = Self { path: path.to_path_buf(), fps, frames: footage.count, context: vec![] };
+        let count = ((side.frames - 1) / geometry.time).min(most - 1) * geometry.time + 1;
         if tail {
-            reader.skip_to(info.frames - count);
+            footage.at = side.frames - count;
         }
-        let mut context = vec![];
-        while context.len() < count {
-            let Some(frame) = reader.next_frame()? else { break };
-            context.push(fit(&frame, size.0, size.1, Fit::Stretch));
+        while side.context.len() < count {
+            let Some(frame) = footage.next_frame()? else { break };
+            side.context.push(fit(&frame, size.0, size.1, Fit::Stretch));
         }
-        ensure!(context.len() == count, "`{}` ends after {} of {} frames", path.display(), context.len(), info.frames);
-        Ok(Self { path: path.to_path_buf(), info, context })
+        let read = side.context.len();
+        ensure!(read == count, "`{}` ends after {read} of {} frames", path.display(), side.frames);
+        Ok(side)
+    }
+
+    /// Lets `watch` see some of the footage.
+    fn watch(&self, frames: Range<usize>, watch: &mut Watch) -> Result<()> {
+        let mut footage = Footage::open(&self.path, self.fps)?;
+        footage.at = frames.start;
+        for _ in frames {
+            let Some(frame) = footage.next_frame()? else { break };
+            watch.push(&frame);
+        }
+        Ok(())
     }
 
     /// Writes the footage as it is: its own samples or files where the output can take them, else its frames; where its
@@ -343,20 +348,15 @@ impl Side {
         watched: Range<usize>,
         watch: &mut Watch,
     ) -> Result<()> {
-        let mut steady = read::open(&self.path)?.steady();
         if writer.copy_clip(&self.path)? {
-            steady.skip_to(watched.start);
-            for _ in watched {
-                let Some(frame) = steady.next_frame()? else { break };
-                watch.push(&frame);
-            }
-            return Ok(());
+            return self.watch(watched, watch);
         }
+        let mut footage = Footage::open(&self.path, self.fps)?;
         let mut i = 0;
-        while let Some(frame) = steady.next_frame()? {
+        while let Some(frame) = footage.next_frame()? {
             let same = (frame.width, frame.height) == (width, height);
             let frame = if same { frame } else { fit(&frame, width, height, Fit::Crop) };
-            match steady.reader.file(i).filter(|_| same) {
+            match footage.steady.reader.file(i).filter(|_| same && footage.step == 1.0) {
                 Some(file) => writer.push_file(&frame, file)?,
                 None => writer.push(&frame)?,
             }
@@ -365,8 +365,52 @@ impl Side {
             }
             i += 1;
         }
-        ensure!(i == self.info.frames, "`{}` ends after {i} of {} frames", self.path.display(), self.info.frames);
+        ensure!(i == self.frames, "`{}` ends after {i} of {} frames", self.path.display(), self.frames);
         Ok(())
+    }
+}
+
+/// A clip at a given rate: each frame is the one that its source shows at that time.
+struct Footage {
+    steady: Steady,
+    /// Frames of the source a frame; 1 where the rates are one.
+    step: f64,
+    count: usize,
+    at: usize,
+    /// The source's frame that was read last, which may be shown again.
+    shown: Option<(usize, Frame)>,
+}
+
+impl Footage {
+    /// - `fps`: of the frames that come; a source without a rate of its own has it.
+    fn open(path: &Path, fps: f64) -> Result<Self> {
+        /// Rates as close as this are one rate, written differently.
+        const SAME: f64 = 1e-3;
+        let steady = read::open(path)?.steady();
+        let step = steady.info().fps.map_or(1.0, |own| own / fps);
+        let step = if (step - 1.0).abs() < SAME { 1.0 } else { step };
+        let count = ((steady.info().frames as f64 / step).round() as usize).max(1);
+        Ok(Self { steady, step, count, at: 0, shown: None })
+    }
+
+    fn next_frame(&mut self) -> Result<Option<Frame>> {
+        if self.at >= self.count {
+            return Ok(None);
+        }
+        let last = self.steady.info().frames - 1;
+        let source = ((self.at as f64 * self.step + 1e-6) as usize).min(last); // a hair up: 2.999… is 3
+        self.at += 1;
+        if let Some((shown, frame)) = &self.shown
+            && *shown == source
+        {
+            return Ok(Some(frame.clone()));
+        }
+        self.steady.skip_to(source);
+        let Some(frame) = self.steady.next_frame()? else { return Ok(None) };
+        if self.step < 1.0 {
+            self.shown = Some((source, frame.clone()));
+        }
+        Ok(Some(frame))
     }
 }
 

@@ -69,6 +69,20 @@ fn footage_comes_through_byte_for_byte() {
 }
 
 #[test]
+fn clips_of_two_rates_are_joined_at_the_first_ones() {
+    let scratch = Scratch::new("rates");
+    let film = |name: &str, fps: &str, frames: &str| {
+        let out = scratch.path(name);
+        let flags = ["--fps", fps, "--frames", frames, "--seed", "1", "--steps", "1", "--quiet", "--out", &out];
+        reel(&[&["generate", PROMPT], &flags[..]].concat());
+        out
+    };
+    let (slow, fast) = (film("slow.png", "8", "5"), film("fast.png", "16", "10"));
+    assert_eq!(join(&scratch, &["bridge", &slow, &fast, PROMPT, "--frames", "3"], "down").len(), 5 + 3 + 5);
+    assert_eq!(join(&scratch, &["bridge", &fast, &slow, PROMPT, "--frames", "3"], "up").len(), 10 + 3 + 10);
+}
+
+#[test]
 fn a_held_still_is_the_frame_that_the_vae_makes_of_it() {
     let scratch = Scratch::new("held");
     let still = format!("{}/00000.png", clip(&scratch, "a", "1"));
