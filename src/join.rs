@@ -155,6 +155,8 @@ impl Join {
             fps: Some(fps),
             prompt_at: scenes,
             fit: Fit::Stretch,
+            // between two clips colours have to change on the way: the later one holds them, not the first window
+            no_drift_match: request.no_drift_match || before.is_some() && after.is_some(),
             ..request.clone()
         };
         let direction = if before.is_some() { Direction::Forward } else { Direction::Back };
