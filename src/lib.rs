@@ -3,13 +3,15 @@
 //! The path from prompt to frames, room by room:
 //!
 //! [`cli`] turns arguments into a [`request::Request`]; [`generate`] tells the story. It opens what `--model` names
-//! ([`checkpoint`], over the mapped files of [`weights`]), has [`text`] turn the prompt into vectors, draws [`noise`], lets
-//! the [`sampler`] take it down the noise levels over the velocity that [`models`] give, decodes the latents, frame group by
-//! frame group, and hands the frames to [`video`] as they come.
+//! ([`checkpoint`], over the mapped files of [`weights`]) and the stills and clips to hold to ([`inputs`]), checks that there is
+//! room ([`plan`]), and then runs the [`stages`]: [`text`] turns the prompt into vectors, [`condition`] lays what is held out
+//! among [`noise`], the [`sampler`] goes down the noise levels over the velocity that [`models`] give, [`windows`] after
+//! window, and the latents are decoded, frame group by frame group, into frames that [`video`] writes as they come.
+//! [`join`] puts a made part and footage together, and [`seam`] sees to their colours.
 //!
 //! [`geometry`] holds the arithmetic between pixels and latents, [`nn`] the layers that candle lacks or does slowly,
-//! [`plan`] what a run needs at the least, [`device`] where and in what precision, [`progress`] what a person sees meanwhile, [`embedded`] the tiny model that is
-//! part of the program.
+//! [`config`] the strict reading of a checkpoint's JSON, [`device`] where and in what precision, [`progress`] what a person
+//! sees meanwhile, [`embedded`] the tiny model that is part of the program.
 
 pub mod checkpoint;
 pub mod cli;
