@@ -25,6 +25,21 @@ impl std::ops::Deref for Bytes {
     }
 }
 
+impl Bytes {
+    /// Lets the pages of a range go that has been copied; a later look reads them from the file again.
+    fn forget(&self, range: (usize, usize)) {
+        #[cfg(unix)]
+        if let Bytes::Mapped(map) = self {
+            // SAFETY: the map is of a file and never written, so its pages come back as they were.
+            let advice =
+                unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.0, range.1 - range.0) };
+            let _ = advice; // it is only advice
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+}
+
 #[derive(Clone)]
 struct Entry {
     file: Arc<Bytes>,
@@ -215,6 +230,7 @@ impl SimpleBackend for Reader {
             candle_core::bail!("{}: `{name}` has element type {stored:?}", self.tensors.what)
         };
         let tensor = Tensor::from_raw_buffer(bytes, own, shape, device)?;
+        entry.file.forget(entry.range);
         let kept = if shape.len() < 2 { dtype } else { self.stored.unwrap_or(own) };
         tensor.to_dtype(kept)
     }
