@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 
 const PROMPT: &str = "a red ball bounces on green grass";
 
+/// What a held still may lose against the VAE's round trip alone, in dB: the decoder's kernels reach from later frames into the
+/// first. Measured: 0.1.
+const REACH: f64 = 0.5;
+
 fn frames(folder: &str) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
@@ -94,8 +98,7 @@ fn a_held_still_is_the_frame_that_the_vae_makes_of_it() {
     let round_trip = psnr(&held("1", "1"), &pixels(&still));
     let first = psnr(&held("1", "17"), &pixels(&still));
     println!("measured: the VAE's round trip {round_trip:.1} dB, frame 0 of a clip {first:.1} dB");
-    // later frames reach into the first through the decoder's kernels
-    assert!(first > round_trip - 3.0 && round_trip > 20.0, "{first:.1} dB against {round_trip:.1}");
+    assert!(first > round_trip - REACH && round_trip > 20.0, "{first:.1} dB against {round_trip:.1}");
 }
 
 #[test]

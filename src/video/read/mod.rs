@@ -24,7 +24,7 @@ mod mp4;
 mod samples;
 mod sniff;
 #[cfg(feature = "h264")]
-mod sps;
+pub(in crate::video) mod sps;
 mod steady;
 mod still;
 mod talk;

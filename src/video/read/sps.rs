@@ -59,7 +59,7 @@ impl Bits<'_> {
 }
 
 /// Takes out the bytes that keep start codes from appearing.
-fn unescape(unit: &[u8]) -> Vec<u8> {
+pub fn unescape(unit: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(unit.len());
     let mut zeros = 0;
     for &byte in unit {
@@ -73,7 +73,8 @@ fn unescape(unit: &[u8]) -> Vec<u8> {
     out
 }
 
-fn escape(bytes: &[u8]) -> Vec<u8> {
+/// Puts them in.
+pub fn escape(bytes: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes.len() + 4);
     let mut zeros = 0;
     for &byte in bytes {

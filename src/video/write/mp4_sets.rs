@@ -5,6 +5,7 @@
 //! Source: ITU-T H.264, 7.3.1 (units), 7.3.2 (sets), 7.3.3 (slices); ISO/IEC 14496-15, 5.3.3.1 (`avcC`).
 
 use super::mp4_boxes::Entry;
+use crate::video::read::sps::{escape, unescape};
 
 pub const SLICE: u8 = 1;
 pub const KEY: u8 = 5;
@@ -16,33 +17,6 @@ pub const PPS: u8 = 8;
 pub struct Numbers {
     pub sps: u32,
     pub pps: u32,
-}
-
-/// Without the bytes that keep start codes from appearing.
-fn unescape(unit: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(unit.len());
-    let mut zeros = 0;
-    for &byte in unit {
-        if zeros < 2 || byte != 3 {
-            out.push(byte);
-        }
-        zeros = if byte == 0 { zeros + 1 } else { 0 };
-    }
-    out
-}
-
-fn escape(bytes: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(bytes.len() + bytes.len() / 64);
-    let mut zeros = 0;
-    for &byte in bytes {
-        if zeros >= 2 && byte <= 3 {
-            out.push(3);
-            zeros = 0;
-        }
-        zeros = if byte == 0 { zeros + 1 } else { 0 };
-        out.push(byte);
-    }
-    out
 }
 
 struct Bits<'a> {
