@@ -3,7 +3,7 @@
 
 mod common;
 
-use candle_core::{DType, Device, IndexOp, Result, Tensor};
+use candle_core::{Device, IndexOp, Result, Tensor};
 use common::{Golden, assert_close, assert_within};
 use reel::condition::Tokens;
 use reel::geometry::{Geometry, Grid};
@@ -48,7 +48,7 @@ fn t5_of_candle_transformers() -> Result<()> {
     let golden = Golden::open("t5");
     let ids: Vec<u32> = golden.numbers("in.ids").iter().map(|&id| id as u32).collect();
     let theirs: Config = serde_json::from_value(golden.config()).unwrap();
-    let theirs = T5EncoderModel::load(golden.weights(Some(DType::F32)), &theirs)?
+    let theirs = T5EncoderModel::load(golden.var_builder(), &theirs)?
         .forward(&Tensor::new(ids.as_slice(), &Device::Cpu)?.unsqueeze(0)?)?;
     let config = T5Config::parse(&golden.config(), "t5").unwrap();
     let ours = T5::load(&config, golden.weights(None))?.encode(&ids, || ())?;

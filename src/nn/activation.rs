@@ -1,32 +1,52 @@
-//! GELU and SiLU.
+//! GELU, SiLU and softmax by themselves; most of them are fused into what goes before or after.
 
-use super::{fast, rows};
-use candle_core::{Result, Tensor};
+use super::fast;
+use super::kernel::micro::Kernel;
+use super::kernel::rows::{self, Act, Bend};
+use super::kernel::{self, Job, Math};
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
 
 /// GELU by the tanh formula (`gelu_new`, `gelu-approximate`). Any shape.
 pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    if !fast(x) {
-        return x.gelu();
-    }
-    rows::map_rows("gelu-tanh", x, |x, y| {
-        for (y, &x) in y.iter_mut().zip(x) {
-            // 0.5 (1 + tanh u) = 1 / (1 + e^(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3)
-            let u = 0.797_884_6 * (x + 0.044_715 * x * x * x);
-            *y = x / (1.0 + rows::exp(-2.0 * u));
-        }
-    })
+    if fast(x) { x.contiguous()?.apply_op1_no_bwd(&Each(Act::Gelu)) } else { x.gelu() }
 }
 
 /// x times sigmoid(x). Any shape.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
-    if !fast(x) {
-        return x.silu();
+    if fast(x) { x.contiguous()?.apply_op1_no_bwd(&Each(Act::Silu)) } else { x.silu() }
+}
+
+/// Softmax over the last axis.
+pub fn softmax(x: &Tensor) -> Result<Tensor> {
+    candle_nn::ops::softmax(x, D::Minus1)
+}
+
+/// The CPU form.
+struct Each(Act);
+
+impl CustomOp1 for Each {
+    fn name(&self) -> &'static str {
+        "activation"
     }
-    rows::map_rows("silu", x, |x, y| {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = x / (1.0 + rows::exp(-x));
-        }
-    })
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (CpuStorage::F32(x), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+            bail!("activation: expected contiguous f32")
+        };
+        Ok((CpuStorage::F32(kernel::dispatch(Math::F32, Run(self.0, &x[start..end]))), layout.shape().clone()))
+    }
+}
+
+struct Run<'a>(Act, &'a [f32]);
+
+impl Job for Run<'_> {
+    type Done = Vec<f32>;
+
+    fn run<K: Kernel>(self) -> Vec<f32> {
+        let mut y = vec![0f32; self.1.len()];
+        rows::map_all::<K>(self.1, &mut y, &Bend { act: Some(self.0), ..Bend::default() });
+        y
+    }
 }
 
 #[cfg(test)]

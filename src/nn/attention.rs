@@ -1,58 +1,231 @@
-//! Scaled dot-product attention, in pieces so that the scores of a long clip never exist all at once.
+//! Scaled dot-product attention over heads that lie side by side in each token, with the norms and the rotary positions that
+//! go before it. The scores of a long clip never exist all at once.
 
-use super::{fast, rows};
-use candle_core::{D, Result, Tensor};
+use super::kernel::attend::{self, Heads};
+use super::kernel::micro::Kernel;
+use super::kernel::rows::{Angles, heads};
+use super::kernel::{self, Job, Math};
+use super::norm::rms_norm;
+use super::read::{Lines, Read, is_lines, lines};
+use super::rope::Rope;
+use super::{activation::softmax, linear::with_operand};
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use half::bf16;
 
-/// Scores held at a time, in elements: 64 Mi (256 MiB in f32).
+/// How queries, keys and values meet.
+#[derive(Clone, Copy)]
+pub struct Attention<'a> {
+    pub heads: usize,
+    /// Multiplied with each score.
+    pub scale: f64,
+    /// RMS norms of q and k over all heads together, and what is added to their mean squares.
+    pub norms: Option<(&'a Tensor, &'a Tensor, f64)>,
+    /// Turns q and k.
+    pub rope: Option<&'a Rope>,
+    /// (1, heads, n, m), added to the scores.
+    pub bias: Option<&'a Tensor>,
+    /// In what a CPU multiplies.
+    pub math: Math,
+}
+
+/// Scores that the plain form holds at a time, in elements: 64 Mi (256 MiB in f32).
 const SCORES: usize = 1 << 26;
 
-/// softmax(q kᵀ scale + bias) v.
-/// - `q`: (b, heads, n, head_dim). `k`, `v`: (b, heads, m, head_dim). `bias`: broadcast to (b, heads, n, m).
-/// - Returns (b, heads, n, head_dim).
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, bias: Option<&Tensor>) -> Result<Tensor> {
-    let (b, heads, n, _) = q.dims4()?;
-    let m = k.dim(2)?;
-    let bias = bias.map(|bias| bias.broadcast_as((b, heads, n, m))).transpose()?;
-    let head_group = (SCORES / (b * n * m).max(1)).clamp(1, heads);
-    let query_group = (SCORES / (b * head_group * m).max(1)).clamp(1, n);
-    let mut by_head = vec![];
-    for h in (0..heads).step_by(head_group) {
-        let group = head_group.min(heads - h);
-        let k = k.narrow(1, h, group)?.t()?.contiguous()?;
-        let v = v.narrow(1, h, group)?.contiguous()?;
-        let mut by_query = vec![];
-        for i in (0..n).step_by(query_group) {
-            let count = query_group.min(n - i);
-            let q = (q.narrow(1, h, group)?.narrow(2, i, count)?.contiguous()? * scale)?;
-            let scores = q.matmul(&k)?; // (b, group, count, m)
-            let scores = match &bias {
-                Some(bias) => scores.add(&bias.narrow(1, h, group)?.narrow(2, i, count)?)?,
-                None => scores,
-            };
-            by_query.push(softmax(&scores)?.matmul(&v)?);
+impl Attention<'_> {
+    /// softmax(q kᵀ scale + bias) v.
+    /// - `q`: (b, n, d). `k`, `v`: (b, m, d). Returns (b, n, d), on a CPU rounded to what products read.
+    pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let (b, n, d) = q.dims3()?;
+        let tracked = [self.bias, self.norms.map(|n| n.0), self.norms.map(|n| n.1)];
+        let fast = b == 1
+            && [q, k, v].iter().all(|t| t.device().is_cpu() && !t.track_op())
+            && [q, k].iter().all(|t| t.dtype() == DType::F32)
+            && matches!(v.dtype(), DType::F32 | DType::BF16)
+            && !tracked.iter().flatten().any(|t| t.track_op());
+        if !fast {
+            return self.plain(q, k, v);
         }
-        by_head.push(join(by_query, 2)?);
+        let v = if is_lines(v) { v.clone() } else { v.contiguous()? };
+        let bias = match self.bias {
+            Some(bias) => Some(bias.broadcast_as((1, self.heads, n, k.dim(1)?))?.contiguous()?),
+            None => None,
+        };
+        let op = Fused { how: self, bias };
+        let y = q.contiguous()?.apply_op3_no_bwd(&k.contiguous()?, &v, &op)?;
+        y.narrow(2, 0, d) // rows may have been set apart
     }
-    join(by_head, 1)
+
+    /// The plain form.
+    pub fn plain(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let (b, n, d) = q.dims3()?;
+        let m = k.dim(1)?;
+        let (mut q, mut k) = (q.clone(), k.clone());
+        if let Some((of_q, of_k, eps)) = self.norms {
+            (q, k) = (rms_norm(&q, Some(of_q), eps)?, rms_norm(&k, Some(of_k), eps)?);
+        }
+        if let Some(rope) = self.rope {
+            (q, k) = (rope.apply(&q)?, rope.apply(&k)?);
+        }
+        let split = |x: &Tensor| x.reshape((b, (), self.heads, d / self.heads))?.transpose(1, 2); // (b, heads, n, head_dim)
+        let (q, k, v) = (split(&q)?, split(&k)?, split(v)?);
+        let bias = self.bias.map(|bias| bias.broadcast_as((b, self.heads, n, m))).transpose()?;
+        let head_group = (SCORES / (b * n * m).max(1)).clamp(1, self.heads);
+        let query_group = (SCORES / (b * head_group * m).max(1)).clamp(1, n);
+        let mut by_head = vec![];
+        for h in (0..self.heads).step_by(head_group) {
+            let group = head_group.min(self.heads - h);
+            let k = k.narrow(1, h, group)?.t()?.contiguous()?;
+            let v = v.narrow(1, h, group)?.contiguous()?;
+            let mut by_query = vec![];
+            for i in (0..n).step_by(query_group) {
+                let count = query_group.min(n - i);
+                let q = (q.narrow(1, h, group)?.narrow(2, i, count)?.contiguous()? * self.scale)?;
+                let scores = q.matmul(&k)?; // (b, group, count, m)
+                let scores = match &bias {
+                    Some(bias) => scores.add(&bias.narrow(1, h, group)?.narrow(2, i, count)?)?,
+                    None => scores,
+                };
+                by_query.push(softmax(&scores)?.matmul(&v)?);
+            }
+            by_head.push(join(by_query, 2)?);
+        }
+        join(by_head, 1)?.transpose(1, 2)?.reshape((b, n, d))
+    }
 }
 
 fn join(mut parts: Vec<Tensor>, axis: usize) -> Result<Tensor> {
     if parts.len() == 1 { Ok(parts.remove(0)) } else { Tensor::cat(&parts, axis) }
 }
 
-/// Softmax over the last axis.
-pub fn softmax(x: &Tensor) -> Result<Tensor> {
-    if !fast(x) {
-        return candle_nn::ops::softmax(x, D::Minus1);
+/// The CPU form.
+struct Fused<'a> {
+    how: &'a Attention<'a>,
+    bias: Option<Tensor>,
+}
+
+impl CustomOp3 for Fused<'_> {
+    fn name(&self) -> &'static str {
+        "attention"
     }
-    rows::map_rows("softmax", x, |x, y| {
-        let top = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        y.iter_mut().zip(x).for_each(|(y, x)| *y = rows::exp(x - top));
-        let mut sums = [0f32; 8];
-        y.iter().enumerate().for_each(|(i, y)| sums[i % 8] += y);
-        let scale = sums.iter().sum::<f32>().recip();
-        y.iter_mut().for_each(|y| *y *= scale);
-    })
+
+    fn cpu_fwd(
+        &self,
+        qs: &CpuStorage,
+        ql: &Layout,
+        ks: &CpuStorage,
+        kl: &Layout,
+        vs: &CpuStorage,
+        vl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (Some((Lines::F32(q), _)), Some((Lines::F32(k), _))) = (lines(qs, ql), lines(ks, kl)) else {
+            bail!("attention: expected rows of f32")
+        };
+        let Some((v, v_stride)) = lines(vs, vl) else { bail!("attention: expected rows of values") };
+        let (_, n, d) = ql.shape().dims3()?;
+        let (_, m, dk) = kl.shape().dims3()?;
+        if dk != d || vl.dims() != kl.dims() || d == 0 || !d.is_multiple_of(self.how.heads) {
+            bail!("attention: {:?}, {:?} and {:?} in {} heads", ql.dims(), kl.dims(), vl.dims(), self.how.heads)
+        }
+        let norms = match self.how.norms {
+            Some((of_q, of_k, eps)) => Some((Read::new(of_q)?, Read::new(of_k)?, eps as f32)),
+            None => None,
+        };
+        let (q_norm, k_norm) = match &norms {
+            Some((of_q, of_k, eps)) => (Some((of_q.slice::<f32>()?, *eps)), Some((of_k.slice::<f32>()?, *eps))),
+            None => (None, None),
+        };
+        if [q_norm, k_norm].iter().flatten().any(|(weight, _)| weight.len() != d) {
+            bail!("attention: a norm of another width than {d}")
+        }
+        let rope =
+            self.how.rope.map(|rope| Ok::<_, candle_core::Error>((Read::new(&rope.cos)?, Read::new(&rope.sin)?)));
+        let rope = rope.transpose()?;
+        let angles = match &rope {
+            Some((cos, sin)) => Some(Angles { cos: cos.slice()?, sin: sin.slice()? }),
+            None => None,
+        };
+        if angles.is_some_and(|a| n != m || a.cos.len() != n * (d / 2) || a.sin.len() != a.cos.len() || d % 2 != 0) {
+            bail!("attention: rotary positions for another number of tokens or channels")
+        }
+        let bias = self.bias.as_ref().map(Read::new).transpose()?;
+        let bias = bias.as_ref().map(|bias| bias.slice()).transpose()?;
+        let half = kernel::is_half(self.how.math);
+        let apart = kernel::row_stride(d, if half { 2 } else { 4 });
+        let scale = self.how.scale as f32;
+        let job = Run {
+            q: (&q[..n * d], q_norm),
+            k: (&k[..m * d], k_norm),
+            v,
+            v_stride,
+            angles,
+            bias,
+            heads: self.how.heads,
+            d,
+            n,
+            m,
+            scale,
+            half,
+            apart,
+        };
+        Ok((kernel::dispatch(self.how.math, job), Shape::from((1, n, apart))))
+    }
+}
+
+struct Run<'a> {
+    q: (&'a [f32], Option<(&'a [f32], f32)>),
+    k: (&'a [f32], Option<(&'a [f32], f32)>),
+    v: Lines<'a>,
+    v_stride: usize,
+    angles: Option<Angles<'a>>,
+    bias: Option<&'a [f32]>,
+    heads: usize,
+    d: usize,
+    n: usize,
+    m: usize,
+    scale: f32,
+    half: bool,
+    apart: usize,
+}
+
+impl Job for Run<'_> {
+    type Done = CpuStorage;
+
+    fn run<K: Kernel>(self) -> CpuStorage {
+        let head_dim = self.d / self.heads;
+        let to = attend::head_stride::<K>(head_dim);
+        let stride = kernel::row_stride(self.heads * to, size_of::<K::Elem>());
+        let split = |x: &[f32], rows: usize, norm| {
+            let mut y = vec![K::Elem::default(); rows * stride];
+            heads::<K>(x, self.d, norm, self.angles, head_dim, to, stride, &mut y);
+            y
+        };
+        let (q, k) = (split(self.q.0, self.n, self.q.1), split(self.k.0, self.m, self.k.1));
+        // values are read from the second cache by one row at a time, so their distance does not matter
+        with_operand::<K, _>(self.v, self.v_stride, self.m, self.d, |v, v_stride| {
+            let heads = Heads {
+                heads: self.heads,
+                head_dim,
+                stride,
+                q: &q,
+                k: &k,
+                v,
+                v_stride,
+                n: self.n,
+                m: self.m,
+                scale: self.scale,
+                bias: self.bias,
+            };
+            if self.half {
+                let mut y = vec![bf16::ZERO; self.n * self.apart];
+                attend::attend::<K, bf16>(&heads, &mut y, self.apart);
+                CpuStorage::BF16(y)
+            } else {
+                let mut y = vec![0f32; self.n * self.apart];
+                attend::attend::<K, f32>(&heads, &mut y, self.apart);
+                CpuStorage::F32(y)
+            }
+        })
+    }
 }
 
 #[cfg(test)]
@@ -60,19 +233,35 @@ mod tests {
     use super::super::testing::{distance, values};
     use super::*;
 
+    /// The two forms sum in another order.
+    const LIMIT: f32 = 2e-6;
+
     #[test]
-    fn softmax_equals_plain_form() -> Result<()> {
-        let x = (values(&[2, 3, 5, 37], 6)? * 8.0)?;
-        assert!(distance(&softmax(&x)?, &candle_nn::ops::softmax(&x, D::Minus1)?)? < 1e-6); // sums in another order
+    fn fast_form_equals_plain_form() -> Result<()> {
+        let (n, m, heads, d) = (29, 29, 3, 30);
+        let x = |seed, rows: usize| values(&[1, rows, d], seed);
+        let (q, k, v) = (x(1, n)?, x(2, m)?, x(3, m)?);
+        let norms = (values(&[d], 4)?, values(&[d], 5)?);
+        let coords: Vec<[f32; 3]> = (0..n).map(|i| [0.1 * i as f32, 0.3, 0.05 * i as f32]).collect();
+        let rope = Rope::new(&coords, d, 10_000.0, q.device())?;
+        let bias = values(&[1, heads, n, m], 6)?;
+        let bare = Attention { heads, scale: 0.3, norms: None, rope: None, bias: None, math: Math::F32 };
+        let full = Attention { norms: Some((&norms.0, &norms.1, 1e-5)), rope: Some(&rope), bias: Some(&bias), ..bare };
+        for how in [bare, full] {
+            assert!(distance(&how.forward(&q, &k, &v)?, &how.plain(&q, &k, &v)?)? < LIMIT);
+        }
+        let (k, v) = (k.narrow(1, 0, 7)?, v.narrow(1, 0, 7)?);
+        assert!(distance(&bare.forward(&q, &k, &v)?, &bare.plain(&q, &k, &v)?)? < LIMIT);
         Ok(())
     }
 
     #[test]
     fn a_key_with_a_large_negative_bias_changes_nothing() -> Result<()> {
-        let (q, k, v) = (values(&[2, 3, 5, 10], 7)?, values(&[2, 3, 8, 10], 8)?, values(&[2, 3, 8, 10], 9)?);
+        let (q, k, v) = (values(&[1, 5, 30], 7)?, values(&[1, 8, 30], 8)?, values(&[1, 8, 30], 9)?);
         let bias = Tensor::new(&[0f32, 0., 0., 0., 0., 0., -10_000., -10_000.], q.device())?;
-        let masked = attention(&q, &k, &v, 0.3, Some(&bias))?;
-        let dropped = attention(&q, &k.narrow(2, 0, 6)?, &v.narrow(2, 0, 6)?, 0.3, None)?;
+        let how = Attention { heads: 3, scale: 0.3, norms: None, rope: None, bias: None, math: Math::F32 };
+        let masked = Attention { bias: Some(&bias), ..how }.forward(&q, &k, &v)?;
+        let dropped = how.forward(&q, &k.narrow(1, 0, 6)?, &v.narrow(1, 0, 6)?)?;
         assert!(distance(&masked, &dropped)? < 1e-6); // the same sums with zeros added
         Ok(())
     }

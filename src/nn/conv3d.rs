@@ -1,47 +1,73 @@
 //! 3-D convolution over channels-last frames. Time is padded by the caller (see `stream`), space with zeros here.
 
+use super::kernel::micro::Kernel;
+use super::kernel::product::{self, Finish, Line, Operand, Piece};
+use super::kernel::rows::{Bend, bend};
+use super::kernel::{self, Job};
+use super::matrix::Matrix;
+use super::norm::Bent;
+use super::read::Read;
+use super::vars::Vars;
 use super::{fast, is_stand_in, stream::FRAMES};
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
-use candle_nn::VarBuilder;
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, WithDType, bail};
 use rayon::prelude::*;
-
-/// Elements of the patch matrix that one task builds: large enough that packing the kernel for the product costs little.
-const PATCHES: usize = 1 << 22;
 
 /// A convolution whose kernel lies as the products read it.
 #[derive(Clone, Debug)]
 pub struct Conv3d {
-    weight: Tensor, // (kt, kh, kw, in, out)
+    weight: Matrix, // (out, kt kh kw in)
     bias: Tensor,
+    kernel: [usize; 3],
+    inputs: usize,
     stride: [usize; 3],
+}
+
+/// What goes before a convolution and after it, in the same pass over memory.
+#[derive(Clone, Copy, Default)]
+pub struct Around<'a> {
+    /// Done to each pixel before.
+    pub bent: Option<Bent<'a>>,
+    /// Added to the result.
+    pub residual: Option<&'a Tensor>,
 }
 
 impl Conv3d {
     /// - `vb` holds `weight` (out, in, k, k, k) and `bias` (out). `kernel` is odd.
-    pub fn load(inputs: usize, outputs: usize, kernel: usize, stride: [usize; 3], vb: VarBuilder) -> Result<Self> {
+    pub fn load(inputs: usize, outputs: usize, kernel: usize, stride: [usize; 3], vb: Vars) -> Result<Self> {
         let weight = vb.get((outputs, inputs, kernel, kernel, kernel), "weight")?;
-        let weight = if is_stand_in(&weight) {
-            weight.permute((2, 3, 4, 1, 0))?
-        } else {
-            weight.permute((2, 3, 4, 1, 0))?.contiguous()?.to_dtype(vb.dtype())?
-        };
-        Ok(Self { weight, bias: vb.get(outputs, "bias")?, stride })
+        Self::new(&weight, vb.get(outputs, "bias")?, stride)
+    }
+
+    /// - `weight`: (out, in, kt, kh, kw). `bias`: (out).
+    pub fn new(weight: &Tensor, bias: Tensor, stride: [usize; 3]) -> Result<Self> {
+        let (outputs, inputs, kt, kh, kw) = weight.dims5()?;
+        let rows = channels_last(weight)?.reshape((outputs, kt * kh * kw * inputs))?;
+        Ok(Self { weight: Matrix::new(rows), bias, kernel: [kt, kh, kw], inputs, stride })
     }
 
     /// - `x`: (b, f + kt - 1, h, w, in), padded in time. Returns (b, ceil(f / st), ceil(h / sh), ceil(w / sw), out).
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = if fast(x) && !self.weight.track_op() {
-            x.contiguous()?.apply_op2_no_bwd(&self.weight, &Patches { stride: self.stride })?
+    pub fn forward(&self, x: &Tensor, around: Around) -> Result<Tensor> {
+        let tracked = self.bias.track_op()
+            || around.bent.is_some_and(|bent| bent.track_op())
+            || around.residual.is_some_and(|residual| residual.track_op());
+        if fast(x) && self.weight.is_fast() && !tracked {
+            let residual = around.residual.map(Tensor::contiguous).transpose()?;
+            x.contiguous()?.apply_op1_no_bwd(&Implicit { conv: self, bent: around.bent, residual })
         } else {
-            self.taps(x)?
-        };
-        y.broadcast_add(&self.bias)
+            self.taps(x, around)
+        }
     }
 
     /// The plain form: one matrix product a tap, added up.
-    fn taps(&self, x: &Tensor) -> Result<Tensor> {
-        let (kt, kh, kw, inputs, outputs) = self.weight.dims5()?;
-        let (b, frames, h, w, _) = x.dims5()?;
+    fn taps(&self, x: &Tensor, around: Around) -> Result<Tensor> {
+        let [kt, kh, kw] = self.kernel;
+        let (b, frames, h, w, inputs) = x.dims5()?;
+        let weight = self.weight.tensor()?.to_dtype(x.dtype())?;
+        let weight = weight.reshape((self.weight.outputs, kt, kh, kw, inputs))?;
+        let x = match around.bent {
+            Some(bent) => bent.plain(x)?,
+            None => x.clone(),
+        };
         let x = x.pad_with_zeros(2, kh / 2, kh / 2)?.pad_with_zeros(3, kw / 2, kw / 2)?;
         let mut sum: Option<Tensor> = None;
         let mut shape = (0, 0, 0);
@@ -52,8 +78,8 @@ impl Conv3d {
                     let tap =
                         every(&every(&every(&tap, FRAMES, self.stride[0])?, 2, self.stride[1])?, 3, self.stride[2])?;
                     shape = (tap.dim(FRAMES)?, tap.dim(2)?, tap.dim(3)?);
-                    let kernel = self.weight.get(t)?.get(i)?.get(j)?; // (in, out)
-                    let y = tap.reshape(((), inputs))?.matmul(&kernel)?;
+                    let kernel = weight.narrow(1, t, 1)?.narrow(2, i, 1)?.narrow(3, j, 1)?.reshape(((), inputs))?; // (out, in)
+                    let y = tap.reshape(((), inputs))?.matmul(&kernel.t()?)?;
                     sum = Some(match sum {
                         Some(sum) => (sum + y)?,
                         None => y,
@@ -62,8 +88,44 @@ impl Conv3d {
             }
         }
         let Some(sum) = sum else { bail!("conv3d: empty kernel") };
-        sum.reshape((b, shape.0, shape.1, shape.2, outputs))
+        let y = sum.reshape((b, shape.0, shape.1, shape.2, self.weight.outputs))?.broadcast_add(&self.bias)?;
+        match around.residual {
+            Some(residual) => y + residual,
+            None => Ok(y),
+        }
     }
+}
+
+/// (out, in, kt, kh, kw) -> (out, kt, kh, kw, in), contiguous.
+fn channels_last(weight: &Tensor) -> Result<Tensor> {
+    let order = (0, 2, 3, 4, 1);
+    if is_stand_in(weight) {
+        return weight.permute(order);
+    }
+    if !weight.device().is_cpu() || weight.track_op() || !weight.is_contiguous() {
+        return weight.permute(order)?.contiguous();
+    }
+    let (outputs, inputs, kt, kh, kw) = weight.dims5()?;
+    let shape = (outputs, kt, kh, kw, inputs);
+    match weight.dtype() {
+        DType::F32 => turned::<f32>(weight, inputs, kt * kh * kw, shape),
+        DType::BF16 => turned::<half::bf16>(weight, inputs, kt * kh * kw, shape),
+        _ => weight.permute(order)?.contiguous(),
+    }
+}
+
+/// The kernel of each output turned over, on all threads.
+fn turned<T: WithDType>(weight: &Tensor, inputs: usize, taps: usize, shape: impl Into<Shape>) -> Result<Tensor> {
+    let read = Read::new(weight)?;
+    let from = read.slice::<T>()?;
+    let mut to = vec![T::zero(); from.len()];
+    let size = (inputs * taps).max(1);
+    to.par_chunks_mut(size).zip(from.par_chunks(size)).for_each(|(to, from)| {
+        for (tap, to) in to.chunks_mut(inputs).enumerate() {
+            to.iter_mut().enumerate().for_each(|(c, to)| *to = from[c * taps + tap]);
+        }
+    });
+    Tensor::from_vec(to, shape, &Device::Cpu)
 }
 
 /// Every `stride`-th entry along `axis`, from the first.
@@ -75,98 +137,125 @@ fn every(x: &Tensor, axis: usize, stride: usize) -> Result<Tensor> {
     x.contiguous()?.index_select(&Tensor::new(index, x.device())?, axis)
 }
 
-/// The CPU form: patches of some output rows are copied side by side and multiplied with the kernel, piece by piece. The
-/// pieces do not depend on the number of threads, so neither do the bytes.
-struct Patches {
-    stride: [usize; 3],
+/// The CPU form. Frames are copied once, in the type that products read and with zeros left and right; then every tap is the
+/// same rows a constant distance further on, so the products read the copy where it lies.
+struct Implicit<'a> {
+    conv: &'a Conv3d,
+    bent: Option<Bent<'a>>,
+    residual: Option<Tensor>,
 }
 
-impl CustomOp2 for Patches {
+impl CustomOp1 for Implicit<'_> {
     fn name(&self) -> &'static str {
         "conv3d"
     }
 
-    fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout, ws: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (CpuStorage::F32(x), CpuStorage::F32(weight)) = (xs, ws) else { bail!("conv3d: expected f32") };
-        let (Some((x0, x1)), Some((w0, w1))) = (xl.contiguous_offsets(), wl.contiguous_offsets()) else {
-            bail!("conv3d: expected contiguous tensors")
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (CpuStorage::F32(x), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+            bail!("conv3d: expected contiguous f32")
         };
-        let (x, weight) = (&x[x0..x1], &weight[w0..w1]);
-        let (b, frames, h, w, c) = xl.shape().dims5()?;
-        let (kt, kh, kw, inputs, outputs) = wl.shape().dims5()?;
-        if inputs != c {
-            bail!("conv3d: {c} channels for a kernel over {inputs}")
+        let Conv3d { weight, bias, kernel: [kt, ..], inputs, stride: [st, sh, sw] } = self.conv;
+        let (b, frames, h, w, c) = layout.shape().dims5()?;
+        if c != *inputs || frames < *kt {
+            bail!("conv3d: {:?} for a kernel over {kt} frames of {inputs} channels", layout.dims())
         }
-        let [st, sh, sw] = self.stride;
-        let (of, oh, ow) = ((frames + 1 - kt).div_ceil(st), h.div_ceil(sh), w.div_ceil(sw));
-        let k = kt * kh * kw * c;
-        let rows = (PATCHES / (k * ow)).max(1); // output rows a task
-        let mut y = vec![0f32; b * of * oh * ow * outputs];
-        y.par_chunks_mut(rows * ow * outputs).enumerate().for_each(|(task, y)| {
-            let first = task * rows;
-            let count = y.len() / (ow * outputs);
-            let mut patches = vec![0f32; count * ow * k];
-            for (row, patches) in (first..first + count).zip(patches.chunks_mut(ow * k)) {
-                let (batch, frame, i) = (row / (of * oh), row / oh % of, row % oh);
-                for (j, patch) in patches.chunks_mut(k).enumerate() {
-                    let left = (j * sw) as isize - (kw / 2) as isize;
-                    // of the kw columns, those inside the picture lie side by side in memory
-                    let (from, to) = ((-left).max(0) as usize, (w as isize - left).min(kw as isize) as usize);
-                    for t in 0..kt {
-                        let plane = (batch * frames + frame * st + t) * h;
-                        for r in 0..kh {
-                            let Some(line) = (i * sh + r).checked_sub(kh / 2).filter(|&line| line < h) else {
-                                continue;
-                            };
-                            let source = ((plane + line) * w) * c;
-                            let source = (source as isize + (left + from as isize) * c as isize) as usize;
-                            let target = (t * kh + r) * kw * c;
-                            patch[target + from * c..target + to * c]
-                                .copy_from_slice(&x[source..source + (to - from) * c]);
-                        }
-                    }
-                }
-            }
-            product(count * ow, outputs, k, y, &patches, weight);
-        });
-        Ok((CpuStorage::F32(y), Shape::from((b, of, oh, ow, outputs))))
+        let out = [(frames + 1 - kt).div_ceil(*st), h.div_ceil(*sh), w.div_ceil(*sw)];
+        let shape = (b, out[0], out[1], out[2], weight.outputs);
+        let bias = Read::new(bias)?;
+        let residual = self.residual.as_ref().map(Read::new).transpose()?;
+        let residual: Option<&[f32]> = residual.as_ref().map(|r| r.slice()).transpose()?;
+        let size = out.iter().product::<usize>() * weight.outputs;
+        if residual.is_some_and(|r| r.len() != b * size) {
+            bail!("conv3d: the residual has another size than {shape:?}")
+        }
+        let read = self.bent.as_ref().map(Bent::read).transpose()?;
+        let how = read.as_ref().map(|read| read.rows(c, b * frames * h * w)).transpose()?;
+        let how = |pixel: usize| how.as_ref().map_or(Bend::default(), |how| how(pixel));
+        let mut y = vec![0f32; b * size];
+        for (i, (x, y)) in x[start..end].chunks(frames * h * w * c).zip(y.chunks_mut(size)).enumerate() {
+            let finish = Finish {
+                bias: Some(bias.slice()?),
+                residual: residual.map(|r| &r[i * size..][..size]),
+                ..Finish::default()
+            };
+            weight.rows(|weights| {
+                let job = Run { conv: self.conv, x, dims: [frames, h, w], out, how: &how, weights, finish, y };
+                kernel::dispatch(weight.math(), job)
+            })?;
+        }
+        Ok((CpuStorage::F32(y), Shape::from(shape)))
     }
 }
 
-/// y = a b, all row-major: (m, k) (k, n) -> (m, n), on this thread alone.
-fn product(m: usize, n: usize, k: usize, y: &mut [f32], a: &[f32], b: &[f32]) {
-    assert!(y.len() == m * n && a.len() == m * k && b.len() == k * n);
-    // SAFETY: the three slices have the sizes that the strides reach, as asserted above.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            y.as_mut_ptr(),
-            1,
-            n as isize,
-            false,
-            a.as_ptr(),
-            1,
-            k as isize,
-            b.as_ptr(),
-            1,
-            n as isize,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
+struct Run<'a, F> {
+    conv: &'a Conv3d,
+    x: &'a [f32],
+    dims: [usize; 3],
+    out: [usize; 3],
+    how: &'a F,
+    weights: kernel::pack::Rows<'a>,
+    finish: Finish<'a>,
+    y: &'a mut [f32],
+}
+
+impl<'b, F: Fn(usize) -> Bend<'b> + Sync> Job for Run<'_, F> {
+    type Done = ();
+
+    fn run<K: Kernel>(self) {
+        let Conv3d { kernel: [kt, kh, kw], inputs: c, stride: [st, sh, sw], .. } = *self.conv;
+        let ([frames, h, w], [of, oh, ow]) = (self.dims, self.out);
+        let side = kw / 2;
+        let apart = kernel::row_stride(c, size_of::<K::Elem>()); // from pixel to pixel
+        let line = (w + 2 * side) * apart;
+        let mut copy = vec![K::Elem::default(); frames * h * line];
+        copy.par_chunks_mut(line).enumerate().with_min_len(4).for_each(|(i, copy)| {
+            let pixels = copy[side * apart..].chunks_mut(apart).zip(self.x[i * w * c..][..w * c].chunks(c));
+            for (j, (to, from)) in pixels.enumerate() {
+                let how = (self.how)(i * w + j);
+                // SAFETY: K was chosen for this CPU.
+                unsafe {
+                    K::vectorised(
+                        #[inline(always)]
+                        || bend::<K::V, K::Elem>(&how, from, &mut to[..c]),
+                    )
+                }
+            }
+        });
+        let mut lines = Vec::with_capacity(of * oh);
+        for f in 0..of {
+            for i in 0..oh {
+                let start = (f * st * h + i * sh) * line;
+                lines.push(Line { start, count: ow, row: (i * sh) as isize });
+            }
+        }
+        let mut pieces = vec![];
+        for t in 0..kt {
+            for r in 0..kh {
+                let row = r as isize - (kh / 2) as isize;
+                let shift = ((t * h) as isize + row) * line as isize;
+                let k0 = (t * kh + r) * kw * c;
+                if apart == c {
+                    // the taps of a row are neighbours
+                    pieces.push(Piece { shift, k0, k: kw * c, row });
+                } else {
+                    let taps =
+                        (0..kw).map(|s| Piece { shift: shift + (s * apart) as isize, k0: k0 + s * c, k: c, row });
+                    pieces.extend(taps);
+                }
+            }
+        }
+        let operand = Operand { data: &copy, stride: sw * apart, lines, pieces, height: h as isize };
+        let n = self.conv.weight.outputs;
+        product::product::<K, f32>(&operand, self.weights, n, self.finish, self.y, n);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::norm::Norm;
+    use super::super::table::Table;
     use super::super::testing::{distance, values};
     use super::*;
-    use candle_core::Device;
 
     /// The two forms add up in another order.
     const LIMIT: f32 = 1e-5;
@@ -179,11 +268,15 @@ mod tests {
             (1, [1, 1, 1], [1, 2, 3, 3, 5]),
             (3, [1, 1, 1], [1, 3, 1, 1, 4]),
         ] {
-            let weight = values(&[kernel, kernel, kernel, shape[4], 9], 10)?;
-            let conv = Conv3d { weight, bias: values(&[9], 11)?, stride };
+            let weight = values(&[9, shape[4], kernel, kernel, kernel], 10)?;
+            let conv = Conv3d::new(&weight, values(&[9], 11)?, stride)?;
             let x = values(&shape, 12)?;
-            let plain = conv.taps(&x)?.broadcast_add(&conv.bias)?;
-            assert!(distance(&conv.forward(&x)?, &plain)? < LIMIT);
+            let plain = conv.taps(&x, Around::default())?;
+            assert!(distance(&conv.forward(&x, Around::default())?, &plain)? < LIMIT);
+            let (scale, residual) = (Table::one(&values(&[shape[4]], 13)?)?, values(plain.dims(), 14)?);
+            let bent = Bent::new(Norm::Rms, 1e-6).scale(&scale).silu();
+            let around = Around { bent: Some(bent), residual: Some(&residual) };
+            assert!(distance(&conv.forward(&x, around)?, &conv.taps(&x, around)?)? < LIMIT);
         }
         Ok(())
     }
@@ -192,11 +285,14 @@ mod tests {
     fn one_pixel_through_an_identity_kernel() -> Result<()> {
         let mut kernel = vec![0f32; 27];
         kernel[13] = 1.0;
-        let weight = Tensor::from_vec(kernel, (3, 3, 3, 1, 1), &Device::Cpu)?;
-        let conv = Conv3d { weight, bias: Tensor::new(&[0.5f32], &Device::Cpu)?, stride: [1, 1, 1] };
+        let weight = Tensor::from_vec(kernel, (1, 1, 3, 3, 3), &Device::Cpu)?;
+        let conv = Conv3d::new(&weight, Tensor::new(&[0.5f32], &Device::Cpu)?, [1, 1, 1])?;
         let x = values(&[1, 3, 2, 2, 1], 13)?;
         let want = (x.narrow(FRAMES, 1, 1)? + 0.5)?;
-        assert_eq!(conv.forward(&x)?.flatten_all()?.to_vec1::<f32>()?, want.flatten_all()?.to_vec1::<f32>()?);
+        assert_eq!(
+            conv.forward(&x, Around::default())?.flatten_all()?.to_vec1::<f32>()?,
+            want.flatten_all()?.to_vec1::<f32>()?
+        );
         Ok(())
     }
 }

@@ -1,38 +1,238 @@
-//! The dense layer.
+//! The dense layer, with what may follow it.
 
-use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
+use super::kernel::micro::{Element, Kernel};
+use super::kernel::product::{self, Finish, Operand};
+use super::kernel::{self, Job, Math};
+use super::matrix::Matrix;
+use super::read::{Lines, Read, is_lines, lines};
+use super::table::Table;
+use super::vars::Vars;
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
+use half::bf16;
+use rayon::prelude::*;
 
-/// y = x Wᵀ + b, with W in the type it is stored in and the product in the type of x.
+/// y = x Wᵀ + b, with W in the type it is stored in.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    weight: Tensor, // (out, in)
+    weight: Matrix,
     bias: Option<Tensor>,
+}
+
+/// What happens to a layer's result on its way out, in this order.
+#[derive(Clone, Copy, Default)]
+pub struct Then<'a> {
+    /// GELU by the tanh formula.
+    pub gelu: bool,
+    /// Multiplied: a row for all tokens, or one each.
+    pub gate: Option<&'a Table>,
+    /// Multiplied, element by element.
+    pub factor: Option<&'a Tensor>,
+    /// Added, element by element.
+    pub residual: Option<&'a Tensor>,
+    /// The result is only multiplied by other weights of the same type, so it may be rounded to what they are multiplied in.
+    pub narrow: bool,
 }
 
 impl Linear {
     /// - `weight`: (out, in). `bias`: (out).
-    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
+    pub fn new(weight: Matrix, bias: Option<Tensor>) -> Self {
         Self { weight, bias }
     }
 
     /// - `vb` holds `weight` (outputs, inputs) and, if `bias`, `bias` (outputs).
-    pub fn load(inputs: usize, outputs: usize, bias: bool, vb: VarBuilder) -> Result<Self> {
+    pub fn load(inputs: usize, outputs: usize, bias: bool, vb: Vars) -> Result<Self> {
         let bias = if bias { Some(vb.get(outputs, "bias")?) } else { None };
-        Ok(Self::new(vb.get((outputs, inputs), "weight")?, bias))
+        Ok(Self::new(vb.matrix(outputs, inputs, "weight")?, bias))
+    }
+
+    /// In what a CPU computes it.
+    pub fn math(&self) -> Math {
+        self.weight.math()
     }
 
     /// - `x`: (..., in) -> (..., out).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_then(x, Then::default())
+    }
+
+    /// - `x`: (..., in) -> (..., out), f32 on a CPU unless it may be narrow.
+    pub fn forward_then(&self, x: &Tensor, then: Then) -> Result<Tensor> {
+        let tracked = [then.factor, then.residual, self.bias.as_ref(), then.gate.map(|gate| &gate.rows)];
+        let fast = x.device().is_cpu()
+            && matches!(x.dtype(), DType::F32 | DType::BF16)
+            && !x.track_op()
+            && self.weight.is_fast()
+            && !tracked.iter().flatten().any(|t| t.track_op());
+        if !fast {
+            return self.plain(x, then);
+        }
+        let x = if is_lines(x) { x.clone() } else { x.contiguous()? };
+        let rows = x.elem_count() / self.weight.inputs.max(1);
+        let same = |t: Option<&Tensor>| t.map(Tensor::contiguous).transpose();
+        let op = Dense {
+            layer: self,
+            gelu: then.gelu,
+            gate: then.gate,
+            factor: same(then.factor)?,
+            residual: same(then.residual)?,
+            narrow: then.narrow,
+            rows,
+        };
+        let y = x.apply_op1_no_bwd(&op)?;
+        // rows may have been set apart
+        y.narrow(y.rank() - 1, 0, self.weight.outputs)
+    }
+
+    /// The plain form.
+    fn plain(&self, x: &Tensor, then: Then) -> Result<Tensor> {
         // Half-precision weights are widened here and not at load: it halves the memory and rounds nothing.
-        let weight = self.weight.to_dtype(x.dtype())?;
+        let weight = self.weight.tensor()?.to_dtype(x.dtype())?;
         let mut shape = x.dims().to_vec();
         let inputs = shape.pop().unwrap_or(1);
         shape.push(weight.dim(0)?);
-        let y = x.reshape(((), inputs))?.matmul(&weight.t()?)?.reshape(shape)?;
-        match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
+        let mut y = x.reshape(((), inputs))?.matmul(&weight.t()?)?.reshape(shape)?;
+        if let Some(bias) = &self.bias {
+            y = y.broadcast_add(bias)?;
+        }
+        if then.gelu {
+            y = y.gelu()?;
+        }
+        if let Some(gate) = then.gate {
+            y = y.broadcast_mul(&gate.each()?)?;
+        }
+        if let Some(factor) = then.factor {
+            y = (y * factor)?;
+        }
+        match then.residual {
+            Some(residual) => y + residual,
             None => Ok(y),
+        }
+    }
+}
+
+/// The CPU form.
+struct Dense<'a> {
+    layer: &'a Linear,
+    gelu: bool,
+    gate: Option<&'a Table>,
+    factor: Option<Tensor>,
+    residual: Option<Tensor>,
+    narrow: bool,
+    rows: usize,
+}
+
+impl CustomOp1 for Dense<'_> {
+    fn name(&self) -> &'static str {
+        "dense"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let Some((x, stride)) = lines(storage, layout) else { bail!("dense: expected rows of f32 or bf16") };
+        let Matrix { outputs, inputs, .. } = self.layer.weight;
+        let mut dims = layout.dims().to_vec();
+        if dims.pop() != Some(inputs) {
+            bail!("dense: {:?} for {inputs} inputs", layout.dims())
+        }
+        let half = self.narrow && kernel::is_half(self.layer.math());
+        let apart = if half { kernel::row_stride(outputs, 2) } else { outputs };
+        let bias = self.layer.bias.as_ref().map(Read::new).transpose()?;
+        let gate = self.gate.map(|gate| gate.read()).transpose()?;
+        let factor = self.factor.as_ref().map(Read::new).transpose()?;
+        let residual = self.residual.as_ref().map(Read::new).transpose()?;
+        let whole = |read: &Option<Read>| match read {
+            Some(read) if read.slice::<f32>()?.len() != self.rows * outputs => bail!("dense: sizes do not match"),
+            _ => Ok(()),
+        };
+        whole(&factor)?;
+        whole(&residual)?;
+        let finish = Finish {
+            bias: bias.as_ref().map(|r| r.slice()).transpose()?,
+            gelu: self.gelu,
+            gate: gate.as_ref().map(|gate| gate.gate(outputs, self.rows)).transpose()?,
+            factor: factor.as_ref().map(|r| r.slice()).transpose()?,
+            residual: residual.as_ref().map(|r| r.slice()).transpose()?,
+        };
+        let y = self.layer.weight.rows(|weights| {
+            let job = Run { x, stride, rows: self.rows, inputs, weights, outputs, finish, half, apart };
+            kernel::dispatch(self.layer.math(), job)
+        })?;
+        dims.push(apart);
+        Ok((y, Shape::from(dims)))
+    }
+}
+
+struct Run<'a> {
+    x: Lines<'a>,
+    stride: usize,
+    rows: usize,
+    inputs: usize,
+    weights: kernel::pack::Rows<'a>,
+    outputs: usize,
+    finish: Finish<'a>,
+    half: bool,
+    apart: usize,
+}
+
+impl Job for Run<'_> {
+    type Done = CpuStorage;
+
+    fn run<K: Kernel>(self) -> CpuStorage {
+        with_operand::<K, _>(self.x, self.stride, self.rows, self.inputs, |data, stride| {
+            let operand = Operand::matrix(data, self.rows, self.inputs, stride);
+            let (n, apart) = (self.outputs, self.apart);
+            if self.half {
+                let mut y = vec![bf16::ZERO; self.rows * apart];
+                product::product::<K, bf16>(&operand, self.weights, n, self.finish, &mut y, apart);
+                CpuStorage::BF16(y)
+            } else {
+                let mut y = vec![0f32; self.rows * apart];
+                product::product::<K, f32>(&operand, self.weights, n, self.finish, &mut y, apart);
+                CpuStorage::F32(y)
+            }
+        })
+    }
+}
+
+/// Rows in the kernel's type and at a good distance: where they lie if they are so already, else copied.
+pub fn with_operand<K: Kernel, R>(
+    x: Lines,
+    stride: usize,
+    rows: usize,
+    width: usize,
+    f: impl FnOnce(&[K::Elem], usize) -> R,
+) -> R {
+    let good = rows == 1 || kernel::row_stride(stride, size_of::<K::Elem>()) == stride;
+    if good && let Some(data) = in_place::<K::Elem>(x) {
+        return f(data, stride);
+    }
+    let apart = kernel::row_stride(width, size_of::<K::Elem>());
+    let mut copy = vec![K::Elem::default(); rows * apart];
+    copy.par_chunks_mut(apart.max(1)).with_min_len(16).enumerate().for_each(|(i, y)| match x {
+        Lines::F32(x) => narrow::<K>(&x[i * stride..][..width], &mut y[..width]),
+        Lines::Bf16(x) => y.iter_mut().zip(&x[i * stride..][..width]).for_each(|(y, x)| *y = K::Elem::from_bf16(*x)),
+    });
+    f(&copy, apart)
+}
+
+/// f32 -> the kernel's type.
+fn narrow<K: Kernel>(x: &[f32], y: &mut [K::Elem]) {
+    // SAFETY: K was chosen for this CPU.
+    unsafe {
+        K::vectorised(
+            #[inline(always)]
+            || kernel::rows::bend::<K::V, K::Elem>(&Default::default(), x, y),
+        )
+    }
+}
+
+/// The values as they lie, if they are of the kernel's type.
+fn in_place<E: Element>(x: Lines<'_>) -> Option<&[E]> {
+    // SAFETY: E is f32 or bf16, which is what `HALF` says.
+    unsafe {
+        match x {
+            Lines::F32(x) if !E::HALF => Some(std::slice::from_raw_parts(x.as_ptr().cast(), x.len())),
+            Lines::Bf16(x) if E::HALF => Some(std::slice::from_raw_parts(x.as_ptr().cast(), x.len())),
+            _ => None,
         }
     }
 }

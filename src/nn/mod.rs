@@ -6,12 +6,16 @@
 pub mod activation;
 pub mod attention;
 pub mod conv3d;
+pub mod kernel;
 pub mod linear;
+pub mod matrix;
 pub mod norm;
+mod read;
 pub mod rope;
-mod rows;
 pub mod stream;
+pub mod table;
 pub mod timestep;
+pub mod vars;
 
 use candle_core::{DType, Tensor};
 

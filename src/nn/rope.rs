@@ -1,8 +1,7 @@
 //! Rotary positions over three axes (time, height, width) at once.
 
-use super::fast;
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::rotary_emb::{rope_i, rope_i_slow};
+use candle_nn::rotary_emb::rope_i_slow;
 
 /// Cosines and sines of every token's angles.
 #[derive(Clone, Debug)]
@@ -38,13 +37,11 @@ impl Rope {
         Ok(Self { cos: Tensor::from_vec(cos, shape, device)?, sin: Tensor::from_vec(sin, shape, device)? })
     }
 
-    /// Turns each pair of neighbouring channels by its angle, in f32.
+    /// Turns each pair of neighbouring channels by its angle, in f32. On a CPU attention does it on its way.
     /// - `x`: (b, tokens, d).
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let wide = x.to_dtype(DType::F32)?.unsqueeze(1)?.contiguous()?; // (b, 1, tokens, d); angles need f32
-        let turned =
-            if fast(&wide) { rope_i(&wide, &self.cos, &self.sin) } else { rope_i_slow(&wide, &self.cos, &self.sin) };
-        turned?.squeeze(1)?.to_dtype(x.dtype())
+        rope_i_slow(&wide, &self.cos, &self.sin)?.squeeze(1)?.to_dtype(x.dtype())
     }
 }
 
@@ -59,21 +56,4 @@ fn frequencies(n: usize, theta: f64) -> Vec<f32> {
             theta.powf(exponent as f64) as f32 * std::f32::consts::PI / 2.0
         })
         .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::testing::{distance, values};
-    use super::*;
-    use candle_core::Var;
-
-    #[test]
-    fn fast_form_equals_plain_form() -> Result<()> {
-        let coords: Vec<[f32; 3]> = (0..7).map(|i| [0.1 * i as f32, 0.3, 0.05 * i as f32]).collect();
-        let rope = Rope::new(&coords, 20, 10_000.0, &Device::Cpu)?;
-        let x = values(&[2, 7, 20], 5)?;
-        let plain = rope.apply(Var::from_tensor(&x)?.as_tensor())?;
-        assert!(distance(&rope.apply(&x)?, &plain)? < 1e-6); // a few roundings
-        Ok(())
-    }
 }

@@ -1,8 +1,7 @@
 //! Timesteps as vectors: a sinusoid and two dense layers.
 
-use super::{activation::silu, linear::Linear};
+use super::{activation::silu, linear::Linear, vars::Vars};
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::VarBuilder;
 
 /// Channels of the sinusoid that the embedder reads.
 /// - Source: diffusers `models/embeddings.py`, `PixArtAlphaCombinedTimestepSizeEmbeddings`, at 58eb52c.
@@ -33,7 +32,7 @@ pub struct TimestepEmbedder {
 
 impl TimestepEmbedder {
     /// - `vb` holds `timestep_embedder.linear_1` and `.linear_2`.
-    pub fn load(width: usize, vb: VarBuilder) -> Result<Self> {
+    pub fn load(width: usize, vb: Vars) -> Result<Self> {
         let vb = vb.pp("timestep_embedder");
         Ok(Self {
             linear_1: Linear::load(CHANNELS, width, true, vb.pp("linear_1"))?,

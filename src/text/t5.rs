@@ -4,10 +4,12 @@
 //! - its layers are opened one after the other while it runs, so the 19 GB of XXL in f32 are never in memory at once.
 
 use crate::config::Keys;
-use crate::nn::{activation, attention::attention, linear::Linear, norm};
+use crate::nn::attention::Attention;
+use crate::nn::linear::{Linear, Then};
+use crate::nn::norm::{Bent, Norm, rms_norm};
+use crate::nn::{table::Table, vars::Vars};
 use anyhow::{Context, ensure};
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 use serde_json::{Value, json};
 
 /// Beyond these no text encoder goes: words, channels, heads; and layers.
@@ -132,7 +134,7 @@ struct Layer {
 }
 
 impl Layer {
-    fn load(config: &T5Config, vb: VarBuilder) -> Result<Self> {
+    fn load(config: &T5Config, vb: Vars) -> Result<Self> {
         let (d, inner, ff) = (config.d_model, config.heads * config.d_kv, config.d_ff);
         let attention = vb.pp("layer.0.SelfAttention");
         let mlp = vb.pp("layer.1.DenseReluDense");
@@ -151,22 +153,25 @@ impl Layer {
 
     /// - `x`: (b, n, d_model). `bias`: broadcast to (b, heads, n, n).
     fn forward(&self, x: &Tensor, bias: &Tensor, config: &T5Config) -> Result<Tensor> {
-        let (b, n, _) = x.dims3()?;
-        let split = |x: Tensor| x.reshape((b, n, config.heads, config.d_kv))?.transpose(1, 2); // (b, heads, n, d_kv)
-        let h = norm::rms_norm(x, Some(&self.attention_norm), config.eps)?;
-        let (q, k, v) = (split(self.q.forward(&h)?)?, split(self.k.forward(&h)?)?, split(self.v.forward(&h)?)?);
-        let h = attention(&q, &k, &v, 1.0, Some(bias))?.transpose(1, 2)?.reshape((b, n, ()))?;
-        let x = (x + self.o.forward(&h)?)?;
-        let h = norm::rms_norm(&x, Some(&self.mlp_norm), config.eps)?;
-        let h = (activation::gelu_tanh(&self.wi_0.forward(&h)?)? * self.wi_1.forward(&h)?)?;
-        x + self.wo.forward(&h)?
+        let math = self.q.math();
+        let normed =
+            |x: &Tensor, weight: &Tensor| Bent::new(Norm::Rms, config.eps).scale(&Table::one(weight)?).forward(x, math);
+        let h = normed(x, &self.attention_norm)?;
+        let (q, k) = (self.q.forward(&h)?, self.k.forward(&h)?);
+        let v = self.v.forward_then(&h, Then { narrow: true, ..Then::default() })?;
+        let how = Attention { heads: config.heads, scale: 1.0, norms: None, rope: None, bias: Some(bias), math };
+        let x = self.o.forward_then(&how.forward(&q, &k, &v)?, Then { residual: Some(x), ..Then::default() })?;
+        let h = normed(&x, &self.mlp_norm)?;
+        let gate = self.wi_0.forward_then(&h, Then { gelu: true, ..Then::default() })?;
+        let h = self.wi_1.forward_then(&h, Then { factor: Some(&gate), narrow: true, ..Then::default() })?;
+        self.wo.forward_then(&h, Then { residual: Some(&x), ..Then::default() })
     }
 }
 
 /// The encoder: its embedding is read row by row, its layers when they run.
 pub struct T5 {
     config: T5Config,
-    vb: VarBuilder<'static>,
+    vb: Vars,
     embedding: Tensor,     // (vocab, d_model)
     position_bias: Tensor, // (buckets, heads)
     final_norm: Tensor,
@@ -174,7 +179,7 @@ pub struct T5 {
 
 impl T5 {
     /// - `vb` holds `shared` or `encoder.embed_tokens`, and `encoder.block.{i}`.
-    pub fn load(config: &T5Config, vb: VarBuilder<'static>) -> Result<Self> {
+    pub fn load(config: &T5Config, vb: Vars) -> Result<Self> {
         let name = if vb.contains_tensor("shared.weight") { "shared.weight" } else { "encoder.embed_tokens.weight" };
         let first = vb.pp("encoder.block.0.layer.0.SelfAttention.relative_attention_bias");
         Ok(Self {
@@ -207,7 +212,7 @@ impl T5 {
             x = self.layer(i)?.forward(&x, &bias, &self.config)?;
             after();
         }
-        norm::rms_norm(&x, Some(&self.final_norm), self.config.eps)
+        rms_norm(&x, Some(&self.final_norm), self.config.eps)
     }
 
     /// Position bias: (1, heads, n, n).

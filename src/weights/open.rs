@@ -1,9 +1,10 @@
 //! Weight files -> tensors by name. Files are mapped, never read whole: a tensor is copied to its device when a layer asks
 //! for it, and its pages can go again.
 
+use crate::nn::matrix::{Mapped, usable};
+use crate::nn::vars::{Source, Vars};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Shape, Tensor};
-use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use safetensors::tensor::{Dtype, SafeTensors};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -167,20 +168,20 @@ impl Tensors {
     /// Tensors for a model's constructor.
     /// - `stored`: element type that matrices are kept in; `None` keeps the file's, or `compute` where the model is small,
     ///   which saves widening them at each use and changes no number. Vectors and scalars always take `compute`.
-    pub fn load(&self, stored: Option<DType>, compute: DType, device: &Device) -> VarBuilder<'static> {
+    pub fn load(&self, stored: Option<DType>, compute: DType, device: &Device) -> Vars {
         /// Elements that may as well be widened: 1 GiB in f32.
         const SMALL: usize = 1 << 28;
         let stored = stored.or((self.elements() <= SMALL).then_some(compute));
         let reader = Reader { tensors: self.clone(), stored };
-        VarBuilder::from_backend(Box::new(reader), compute, device.clone())
+        Vars::new(reader, compute, device.clone())
     }
 
     /// Runs a model's constructor over the headers alone and lists what does not fit, so that every error comes before the
     /// first weight is loaded.
-    pub fn check<T>(&self, build: impl FnOnce(VarBuilder<'static>) -> candle_core::Result<T>) -> Result<()> {
+    pub fn check<T>(&self, build: impl FnOnce(Vars) -> candle_core::Result<T>) -> Result<()> {
         let faults = Arc::new(Mutex::new(vec![]));
         let checker = Checker { tensors: self.clone(), faults: faults.clone() };
-        let built = build(VarBuilder::from_backend(Box::new(checker), DType::F32, Device::Cpu));
+        let built = build(Vars::new(checker, DType::F32, Device::Cpu));
         let faults = faults.lock().map(|f| f.clone()).unwrap_or_default();
         if faults.is_empty() {
             return built.map(|_| ()).with_context(|| format!("{} cannot be read as a model", self.what));
@@ -212,31 +213,62 @@ struct Reader {
     stored: Option<DType>,
 }
 
-impl SimpleBackend for Reader {
-    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
-        let tensor = self.get_unchecked(name, dtype, device)?;
-        if tensor.shape() != &shape {
-            candle_core::bail!("{}: `{name}` has shape {:?}, expected {shape:?}", self.tensors.what, tensor.shape())
-        }
-        Ok(tensor)
+impl Reader {
+    /// The type that a tensor is kept in.
+    fn kept(&self, shape: &[usize], own: DType, dtype: DType) -> DType {
+        if shape.len() < 2 { dtype } else { self.stored.unwrap_or(own) }
     }
+}
 
-    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+impl Source for Reader {
+    fn get(&self, shape: &Shape, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
         let Some(entry) = self.tensors.entries.get(name) else {
             candle_core::bail!("{}: there is no tensor `{name}`", self.tensors.what)
         };
-        let Raw { dtype: stored, shape, bytes } = entry.raw();
+        let Raw { dtype: stored, shape: own_shape, bytes } = entry.raw();
         let Some(own) = candle_dtype(stored) else {
             candle_core::bail!("{}: `{name}` has element type {stored:?}", self.tensors.what)
         };
-        let tensor = Tensor::from_raw_buffer(bytes, own, shape, device)?;
+        if own_shape != shape.dims() {
+            candle_core::bail!("{}: `{name}` has shape {own_shape:?}, expected {shape:?}", self.tensors.what)
+        }
+        let tensor = Tensor::from_raw_buffer(bytes, own, own_shape, device)?;
         entry.file.forget(entry.range);
-        let kept = if shape.len() < 2 { dtype } else { self.stored.unwrap_or(own) };
-        tensor.to_dtype(kept)
+        tensor.to_dtype(self.kept(own_shape, own, dtype))
     }
 
-    fn contains_tensor(&self, name: &str) -> bool {
+    fn contains(&self, name: &str) -> bool {
         self.tensors.entries.contains_key(name)
+    }
+
+    fn mapped(&self, shape: &Shape, name: &str, dtype: DType, device: &Device) -> Option<Arc<dyn Mapped>> {
+        let entry = self.tensors.entries.get(name)?;
+        let own = candle_dtype(entry.dtype)?;
+        let as_it_is = self.kept(&entry.shape, own, dtype) == own && entry.shape == shape.dims();
+        (device.is_cpu() && as_it_is && usable(entry.raw().bytes, own))
+            .then(|| Arc::new(InPlace { entry: entry.clone(), dtype: own }) as Arc<dyn Mapped>)
+    }
+}
+
+/// A tensor that is used where it lies; its pages may go when nobody uses it any more.
+struct InPlace {
+    entry: Entry,
+    dtype: DType,
+}
+
+impl Mapped for InPlace {
+    fn bytes(&self) -> &[u8] {
+        self.entry.raw().bytes
+    }
+
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+}
+
+impl Drop for InPlace {
+    fn drop(&mut self) {
+        self.entry.file.forget(self.entry.range);
     }
 }
 
@@ -248,8 +280,8 @@ struct Checker {
     faults: Arc<Mutex<Vec<String>>>,
 }
 
-impl SimpleBackend for Checker {
-    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+impl Source for Checker {
+    fn get(&self, shape: &Shape, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
         let fault = match self.tensors.entries.get(name) {
             None => Some(format!("the tensor `{name}` is missing")),
             Some(e) if e.shape != shape.dims() => {
@@ -265,15 +297,10 @@ impl SimpleBackend for Checker {
             }
         }
         // a stand-in: the right shape over one element
-        Tensor::zeros((), dtype, device)?.broadcast_as(shape)
+        Tensor::zeros((), dtype, device)?.broadcast_as(shape.clone())
     }
 
-    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
-        let shape = self.tensors.shape(name).unwrap_or(&[]).to_vec();
-        self.get(Shape::from(shape), name, Init::Const(0.0), dtype, device)
-    }
-
-    fn contains_tensor(&self, name: &str) -> bool {
+    fn contains(&self, name: &str) -> bool {
         self.tensors.entries.contains_key(name)
     }
 }

@@ -2,7 +2,7 @@
 #![allow(dead_code)] // each file of tests uses its own part of this
 
 use candle_core::{DType, Device, Tensor};
-use candle_nn::VarBuilder;
+use reel::nn::vars::Vars;
 use reel::weights::open::Tensors;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -44,9 +44,16 @@ impl Golden {
     }
 
     /// The part's weights, kept as bf16 or widened to `stored`, under the names that a checkpoint gives them.
-    pub fn weights(&self, stored: Option<DType>) -> VarBuilder<'static> {
+    pub fn weights(&self, stored: Option<DType>) -> Vars {
         let weights = self.file.renamed(|name| name.strip_prefix("weights.").map(String::from));
         weights.load(stored, DType::F32, &Device::Cpu)
+    }
+
+    /// The part's weights in f32, as other programs on candle take them.
+    pub fn var_builder(&self) -> candle_nn::VarBuilder<'static> {
+        let weights = self.data.iter().filter_map(|(name, x)| Some((name.strip_prefix("weights.")?.to_string(), x)));
+        let weights = weights.map(|(name, x)| (name, x.to_dtype(DType::F32).unwrap())).collect();
+        candle_nn::VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu)
     }
 
     /// `in.*` or `out.*`.

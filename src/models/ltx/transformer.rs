@@ -5,9 +5,12 @@
 //! - each token may have a timestep of its own, so the adaptive norms take one row a distinct timestep and gather.
 
 use super::config::TransformerConfig;
-use crate::nn::{activation, attention::attention, linear::Linear, norm, rope::Rope, timestep::TimestepEmbedder};
+use crate::nn::attention;
+use crate::nn::kernel::Math;
+use crate::nn::linear::{Linear, Then};
+use crate::nn::norm::{Bent, Norm};
+use crate::nn::{activation, rope::Rope, table::Table, timestep::TimestepEmbedder, vars::Vars};
 use candle_core::{DType, Device, Result, Tensor, bail};
-use candle_nn::VarBuilder;
 
 /// Of the norms over q and k, fixed in the source (`norm_eps` in `LTXAttention`).
 const QK_NORM_EPS: f64 = 1e-5;
@@ -22,10 +25,11 @@ struct Attention {
     norm_q: Tensor,
     norm_k: Tensor,
     heads: usize,
+    scale: f64,
 }
 
 impl Attention {
-    fn load(context: usize, config: &TransformerConfig, vb: VarBuilder) -> Result<Self> {
+    fn load(context: usize, config: &TransformerConfig, vb: Vars) -> Result<Self> {
         let d = config.width();
         Ok(Self {
             to_q: Linear::load(d, d, config.attention_bias, vb.pp("to_q"))?,
@@ -35,22 +39,23 @@ impl Attention {
             norm_q: vb.get(d, "norm_q.weight")?,
             norm_k: vb.get(d, "norm_k.weight")?,
             heads: config.heads,
+            scale: ((d / config.heads) as f64).sqrt().recip(),
         })
     }
 
-    /// - `x`: (b, n, d). `context`: (b, m, c), or `x` itself.
-    fn forward(&self, x: &Tensor, context: &Tensor, rope: Option<&Rope>) -> Result<Tensor> {
-        let (b, n, d) = x.dims3()?;
-        let mut q = norm::rms_norm(&self.to_q.forward(x)?, Some(&self.norm_q), QK_NORM_EPS)?;
-        let mut k = norm::rms_norm(&self.to_k.forward(context)?, Some(&self.norm_k), QK_NORM_EPS)?;
-        if let Some(rope) = rope {
-            (q, k) = (rope.apply(&q)?, rope.apply(&k)?);
-        }
-        let split = |x: &Tensor| x.reshape((b, (), self.heads, d / self.heads))?.transpose(1, 2); // (b, heads, n, head_dim)
-        let v = self.to_v.forward(context)?;
-        let scale = ((d / self.heads) as f64).sqrt().recip();
-        let y = attention(&split(&q)?, &split(&k)?, &split(&v)?, scale, None)?;
-        self.to_out.forward(&y.transpose(1, 2)?.reshape((b, n, d))?)
+    /// - `x`: (b, n, d). `context`: (b, m, c), or `x` itself. `then`: what follows the last layer.
+    fn forward(&self, x: &Tensor, context: &Tensor, rope: Option<&Rope>, then: Then) -> Result<Tensor> {
+        let (q, k) = (self.to_q.forward(x)?, self.to_k.forward(context)?);
+        let v = self.to_v.forward_then(context, Then { narrow: true, ..Then::default() })?;
+        let how = attention::Attention {
+            heads: self.heads,
+            scale: self.scale,
+            norms: Some((&self.norm_q, &self.norm_k, QK_NORM_EPS)),
+            rope,
+            bias: None,
+            math: self.to_q.math(),
+        };
+        self.to_out.forward_then(&how.forward(&q, &k, &v)?, then)
     }
 }
 
@@ -63,13 +68,16 @@ pub struct Modulation {
 }
 
 impl Modulation {
-    /// Part `i` for each token: (1, tokens, d), or (1, 1, d) where all share one.
-    fn part(&self, i: usize) -> Result<Tensor> {
+    /// Part `i`, as a gate or a shift.
+    fn part(&self, i: usize) -> Result<Table> {
         let rows = self.rows.narrow(1, i, 1)?.squeeze(1)?.contiguous()?; // (timesteps, d)
-        match &self.index {
-            Some(index) => rows.index_select(index, 0)?.unsqueeze(0),
-            None => rows.unsqueeze(0),
-        }
+        Ok(Table { rows, index: self.index.clone() })
+    }
+
+    /// Part `i`, as a scale: what is stored is the difference from one.
+    fn scale(&self, i: usize) -> Result<Table> {
+        let part = self.part(i)?;
+        Ok(Table { rows: (part.rows + 1.0)?, ..part })
     }
 
     /// The rows of `table` (parts, d) added.
@@ -90,7 +98,7 @@ pub struct Block {
 
 impl Block {
     /// - `vb` holds one `transformer_blocks.{i}`.
-    pub fn load(config: &TransformerConfig, vb: VarBuilder) -> Result<Self> {
+    pub fn load(config: &TransformerConfig, vb: Vars) -> Result<Self> {
         let d = config.width();
         Ok(Self {
             table: vb.get((6, d), "scale_shift_table")?.to_dtype(vb.dtype())?,
@@ -105,12 +113,19 @@ impl Block {
     /// - `x`: (1, n, d). `context`: (1, m, d). `time`: six parts.
     pub fn forward(&self, x: &Tensor, context: &Tensor, time: &Modulation, rope: &Rope) -> Result<Tensor> {
         let ada = time.with(&self.table)?; // shift, scale, gate; of the attention, then of the MLP
-        let h = norm::modulate(&norm::rms_norm(x, None, self.eps)?, &ada.part(0)?, &ada.part(1)?)?;
-        let x = (x + self.attn1.forward(&h, &h, Some(rope))?.broadcast_mul(&ada.part(2)?)?)?;
-        let x = (&x + self.attn2.forward(&x, context, None)?)?;
-        let h = norm::modulate(&norm::rms_norm(&x, None, self.eps)?, &ada.part(3)?, &ada.part(4)?)?;
-        let h = self.down.forward(&activation::gelu_tanh(&self.up.forward(&h)?)?)?;
-        x + h.broadcast_mul(&ada.part(5)?)?
+        let math = self.up.math();
+        let normed = |x: &Tensor, first: usize| {
+            let (shift, scale) = (ada.part(first)?, ada.scale(first + 1)?);
+            Bent::new(Norm::Rms, self.eps).scale(&scale).shift(&shift).forward(x, math)
+        };
+        let h = normed(x, 0)?;
+        let gate = ada.part(2)?;
+        let then = Then { gate: Some(&gate), residual: Some(x), ..Then::default() };
+        let x = self.attn1.forward(&h, &h, Some(rope), then)?;
+        let x = self.attn2.forward(&x, context, None, Then { residual: Some(&x), ..Then::default() })?;
+        let h = self.up.forward_then(&normed(&x, 3)?, Then { gelu: true, narrow: true, ..Then::default() })?;
+        let gate = ada.part(5)?;
+        self.down.forward_then(&h, Then { gate: Some(&gate), residual: Some(&x), ..Then::default() })
     }
 }
 
@@ -129,7 +144,7 @@ pub struct Transformer {
 }
 
 impl Transformer {
-    pub fn load(config: &TransformerConfig, vb: VarBuilder) -> Result<Self> {
+    pub fn load(config: &TransformerConfig, vb: Vars) -> Result<Self> {
         let d = config.width();
         let blocks = vb.pp("transformer_blocks");
         Ok(Self {
@@ -138,7 +153,7 @@ impl Transformer {
             time_linear: Linear::load(d, 6 * d, true, vb.pp("time_embed.linear"))?,
             caption_1: Linear::load(config.caption_channels, d, true, vb.pp("caption_projection.linear_1"))?,
             caption_2: Linear::load(d, d, true, vb.pp("caption_projection.linear_2"))?,
-            blocks: (0..config.layers).map(|i| Block::load(config, blocks.pp(i))).collect::<Result<_>>()?,
+            blocks: (0..config.layers).map(|i| Block::load(config, blocks.pp(i.to_string()))).collect::<Result<_>>()?,
             table: vb.get((2, d), "scale_shift_table")?.to_dtype(vb.dtype())?,
             proj_out: Linear::load(d, config.out_channels, true, vb.pp("proj_out"))?,
             width: d,
@@ -188,7 +203,8 @@ impl Transformer {
         }
         // shift, then scale, of the last norm
         let ada = Modulation { rows: Tensor::cat(&[&emb, &emb], 1)?, index }.with(&self.table)?;
-        let h = norm::modulate(&norm::layer_norm(&h, NORM_OUT_EPS)?, &ada.part(0)?, &ada.part(1)?)?;
+        let (shift, scale) = (ada.part(0)?, ada.scale(1)?);
+        let h = Bent::new(Norm::Layer, NORM_OUT_EPS).scale(&scale).shift(&shift).forward(&h, Math::F32)?;
         self.proj_out.forward(&h)
     }
 }

@@ -2,20 +2,23 @@
 //! layer that cannot answer yet gives `None`.
 
 use crate::models::ltx::config::Down;
-use crate::nn::conv3d::Conv3d;
+use crate::nn::conv3d::{Around, Conv3d};
+use crate::nn::linear::Linear;
+use crate::nn::matrix::Matrix;
+use crate::nn::norm::{Bent, Norm};
 use crate::nn::stream::{FRAMES, Stream};
+use crate::nn::table::Table;
 use crate::nn::timestep::TimestepEmbedder;
-use crate::nn::{activation::silu, linear::Linear, norm};
+use crate::nn::vars::Vars;
 use crate::noise::Noise;
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
 /// Of the norms over channels, fixed in the source.
 const NORM_EPS: f64 = 1e-8;
 
 /// Divides each pixel's channels by their root mean square.
-pub fn pixel_norm(x: &Tensor) -> Result<Tensor> {
-    norm::rms_norm(x, None, NORM_EPS)
+pub fn pixel_norm<'a>() -> Bent<'a> {
+    Bent::new(Norm::Rms, NORM_EPS)
 }
 
 /// A convolution that knows how many frames it looks back and ahead.
@@ -28,32 +31,50 @@ pub struct TimeConv {
 impl TimeConv {
     /// - `vb` holds `conv.weight` and `conv.bias`. `causal`: looks back only.
     /// - Source: diffusers `models/autoencoders/autoencoder_kl_ltx.py`, `LTXVideoCausalConv3d`, at 58eb52c.
-    pub fn load(inputs: usize, outputs: usize, causal: bool, vb: VarBuilder) -> Result<Self> {
+    pub fn load(inputs: usize, outputs: usize, causal: bool, vb: Vars) -> Result<Self> {
         const KERNEL: usize = 3;
         let after = if causal { 0 } else { KERNEL / 2 };
         let conv = Conv3d::load(inputs, outputs, KERNEL, [1; 3], vb.pp("conv"))?;
         Ok(Self { conv, before: KERNEL - 1 - after, after })
     }
 
-    pub fn forward(&self, x: Option<&Tensor>, stream: &mut Stream) -> Result<Option<Tensor>> {
-        stream.window(x, self.before, self.after)?.map(|x| self.conv.forward(&x)).transpose()
+    /// - `bent`: done to each pixel before. `skip`: added to the frames that come out, which may be later ones; the result is
+    ///   `None` while there are none.
+    pub fn forward(
+        &self,
+        x: Option<&Tensor>,
+        bent: Option<Bent>,
+        skip: Option<Skip>,
+        stream: &mut Stream,
+    ) -> Result<Option<Tensor>> {
+        let window = stream.window(x, self.before, self.after)?;
+        let count = window.as_ref().map_or(Ok(0), |w| w.dim(FRAMES))?.saturating_sub(self.before + self.after);
+        let residual = match skip {
+            Some(Skip(skip)) => stream.delay(skip, count)?,
+            None => None,
+        };
+        window.map(|x| self.conv.forward(&x, Around { bent, residual: residual.as_ref() })).transpose()
     }
 }
 
-/// Shift and scale of each norm, from the decoder's timestep: (1, 1, 1, 1, c) each.
+/// Frames on their way round a convolution.
+pub struct Skip<'a>(pub Option<&'a Tensor>);
+
+/// Shift and scale of each norm, from the decoder's timestep.
 struct Ada {
-    shift_1: Tensor,
-    scale_1: Tensor,
-    shift_2: Tensor,
-    scale_2: Tensor,
+    shift_1: Table,
+    scale_1: Table,
+    shift_2: Table,
+    scale_2: Table,
 }
 
 impl Ada {
     /// - `table`: (4, c). `temb`: (1, 4 c).
     fn new(table: &Tensor, temb: &Tensor) -> Result<Self> {
         let rows = temb.reshape(table.shape())?.add(table)?;
-        let part = |i: usize| rows.get(i)?.reshape((1, 1, 1, 1, ()));
-        Ok(Self { shift_1: part(0)?, scale_1: part(1)?, shift_2: part(2)?, scale_2: part(3)? })
+        let shift = |i: usize| Table::one(&rows.get(i)?);
+        let scale = |i: usize| Table::one(&(rows.get(i)? + 1.0)?); // what is stored is the difference from one
+        Ok(Self { shift_1: shift(0)?, scale_1: scale(1)?, shift_2: shift(2)?, scale_2: scale(3)? })
     }
 }
 
@@ -75,8 +96,9 @@ struct Shortcut {
 
 impl Shortcut {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = norm::layer_norm(x, self.eps)?.broadcast_mul(&self.weight)?.broadcast_add(&self.bias)?;
-        self.linear.forward(&x)
+        let (scale, shift) = (Table::one(&self.weight)?, Table::one(&self.bias)?);
+        let bent = Bent::new(Norm::Layer, self.eps).scale(&scale).shift(&shift);
+        self.linear.forward(&bent.forward(x, self.linear.math())?)
     }
 }
 
@@ -91,7 +113,7 @@ pub struct Kind {
 
 impl Resnet {
     /// - Source: diffusers `models/autoencoders/autoencoder_kl_ltx.py`, `LTXVideoResnetBlock3d`, at 58eb52c.
-    pub fn load(inputs: usize, outputs: usize, kind: Kind, vb: VarBuilder) -> Result<Self> {
+    pub fn load(inputs: usize, outputs: usize, kind: Kind, vb: Vars) -> Result<Self> {
         let shortcut = if inputs == outputs {
             None
         } else {
@@ -102,7 +124,7 @@ impl Resnet {
                 weight: vb.get(inputs, "norm3.weight")?,
                 bias: vb.get(inputs, "norm3.bias")?,
                 eps: kind.eps,
-                linear: Linear::new(weight, Some(at.get(outputs, "bias")?)),
+                linear: Linear::new(Matrix::new(weight), Some(at.get(outputs, "bias")?)),
             })
         };
         let scale = |name| vb.get((inputs, 1, 1), name)?.reshape(inputs)?.to_dtype(vb.dtype());
@@ -135,23 +157,23 @@ impl Resnet {
             (Some(table), Some(temb)) => Some(Ada::new(table, temb)?),
             _ => None,
         };
-        let bend = |x: &Tensor, first: bool| {
-            let x = pixel_norm(x)?;
-            let x = match &ada {
-                Some(ada) if first => norm::modulate(&x, &ada.shift_1, &ada.scale_1)?,
-                Some(ada) => norm::modulate(&x, &ada.shift_2, &ada.scale_2)?,
-                None => x,
-            };
-            silu(&x)
+        let bent = |first: bool| match &ada {
+            Some(ada) if first => pixel_norm().scale(&ada.scale_1).shift(&ada.shift_1).silu(),
+            Some(ada) => pixel_norm().scale(&ada.scale_2).shift(&ada.shift_2).silu(),
+            None => pixel_norm().silu(),
         };
-        let skip = x.map(|x| self.shortcut.as_ref().map_or(Ok(x.clone()), |s| s.forward(x))).transpose()?;
-        let h = x.map(|x| bend(x, true)).transpose()?;
-        let h = self.conv1.forward(h.as_ref(), stream)?;
+        let shortcut = match &self.shortcut {
+            Some(shortcut) => x.map(|x| shortcut.forward(x)).transpose()?,
+            None => x.cloned(),
+        };
+        let h = self.conv1.forward(x, Some(bent(true)), None, stream)?;
         let h = self.add_noise(h, 0, noise, stream)?;
-        let h = h.map(|h| bend(&h, false)).transpose()?;
-        let h = self.conv2.forward(h.as_ref(), stream)?;
+        if self.noise_scales.is_none() {
+            return self.conv2.forward(h.as_ref(), Some(bent(false)), Some(Skip(shortcut.as_ref())), stream);
+        }
+        let h = self.conv2.forward(h.as_ref(), Some(bent(false)), None, stream)?;
         let h = self.add_noise(h, 1, noise, stream)?;
-        add_delayed(h, skip.as_ref(), stream)
+        add_delayed(h, shortcut.as_ref(), stream)
     }
 
     /// One picture of noise for all frames, drawn when the first frames come.
@@ -186,7 +208,7 @@ pub struct Resnets {
 
 impl Resnets {
     /// - `vb` holds `resnets.{j}` and, with a timestep, `time_embedder`.
-    pub fn load(width: usize, layers: usize, kind: Kind, vb: VarBuilder) -> Result<Self> {
+    pub fn load(width: usize, layers: usize, kind: Kind, vb: Vars) -> Result<Self> {
         Ok(Self {
             time_embedder: if kind.timestep {
                 Some(TimestepEmbedder::load(4 * width, vb.pp("time_embedder"))?)
@@ -231,12 +253,12 @@ pub struct Upsampler {
 impl Upsampler {
     /// - `width`: channels in; `width / factor` come out.
     /// - Source: diffusers `models/autoencoders/autoencoder_kl_ltx.py`, `LTXVideoUpsampler3d`, at 58eb52c.
-    pub fn load(width: usize, residual: bool, factor: usize, causal: bool, vb: VarBuilder) -> Result<Self> {
+    pub fn load(width: usize, residual: bool, factor: usize, causal: bool, vb: Vars) -> Result<Self> {
         Ok(Self { conv: TimeConv::load(width, 8 * width / factor, causal, vb.pp("conv"))?, residual, factor })
     }
 
     pub fn forward(&self, x: Option<Tensor>, stream: &mut Stream) -> Result<Option<Tensor>> {
-        let h = self.conv.forward(x.as_ref(), stream)?;
+        let h = self.conv.forward(x.as_ref(), None, None, stream)?;
         let h = h.map(|h| unfold(&h)).transpose()?;
         if !self.residual {
             return stream.drop_first(h, 1);
@@ -257,7 +279,7 @@ pub enum Downsampler {
 
 impl Downsampler {
     /// - Source: diffusers `models/autoencoders/autoencoder_kl_ltx.py`, `LTXVideoDownsampler3d` and `LTXVideoDownBlock3D`, at 58eb52c.
-    pub fn load(inputs: usize, outputs: usize, down: Down, causal: bool, vb: VarBuilder) -> Result<Option<Self>> {
+    pub fn load(inputs: usize, outputs: usize, down: Down, causal: bool, vb: Vars) -> Result<Option<Self>> {
         Ok(match down {
             Down::No => None,
             Down::Conv(stride) => Some(Self::Conv(Conv3d::load(inputs, inputs, 3, stride, vb.pp("conv"))?, stride[0])),
@@ -270,11 +292,13 @@ impl Downsampler {
 
     pub fn forward(&self, x: Option<&Tensor>, stream: &mut Stream) -> Result<Option<Tensor>> {
         match self {
-            Self::Conv(conv, time) => stream.strided_window(x, 2, *time)?.map(|x| conv.forward(&x)).transpose(),
+            Self::Conv(conv, time) => {
+                stream.strided_window(x, 2, *time)?.map(|x| conv.forward(&x, Around::default())).transpose()
+            }
             Self::Fold { conv, stride, outputs } => {
                 let time = stride[0];
                 let x = stream.repeat_first(x, time - 1)?;
-                let h = conv.forward(x.as_ref(), stream)?;
+                let h = conv.forward(x.as_ref(), None, None, stream)?;
                 let h = stream.whole(h.as_ref(), time)?.map(|h| fold(&h, *stride)).transpose()?;
                 let skip = stream.whole(x.as_ref(), time)?.map(|x| fold(&x, *stride)).transpose()?;
                 let mean = |x: Tensor| {

@@ -3,11 +3,11 @@
 use super::blocks::{Kind, Resnet, Resnets, TimeConv, Upsampler, pixel_norm};
 use crate::models::ltx::config::{UpBlock, VaeConfig};
 use crate::nn::stream::{FRAMES, Stream};
+use crate::nn::table::Table;
 use crate::nn::timestep::TimestepEmbedder;
-use crate::nn::{activation::silu, norm};
+use crate::nn::vars::Vars;
 use crate::noise::Noise;
 use candle_core::{DType, Result, Tensor};
-use candle_nn::VarBuilder;
 
 struct Stage {
     conv_in: Option<Resnet>,
@@ -16,7 +16,7 @@ struct Stage {
 }
 
 impl Stage {
-    fn load(block: &UpBlock, kind: Kind, vb: VarBuilder) -> Result<Self> {
+    fn load(block: &UpBlock, kind: Kind, vb: Vars) -> Result<Self> {
         let conv_in = block.inputs != block.outputs;
         Ok(Self {
             conv_in: if conv_in {
@@ -63,7 +63,7 @@ pub struct Decoding {
 
 impl Decoder {
     /// - `vb` holds `conv_in`, `mid_block`, `up_blocks.{i}`, `conv_out` and, with a timestep, the last embedder.
-    pub fn load(config: &VaeConfig, vb: VarBuilder) -> Result<Self> {
+    pub fn load(config: &VaeConfig, vb: Vars) -> Result<Self> {
         let kind = |noise| Kind {
             causal: config.decoder_causal,
             timestep: config.timestep_conditioning,
@@ -121,7 +121,7 @@ impl Decoder {
         stream.next_group(last);
         let device = latents.device();
         let timestep = self.out.as_ref().map(|out| *timestep * out.timestep_scale);
-        let x = self.conv_in.forward(Some(&latents.to_dtype(self.dtype)?), stream)?;
+        let x = self.conv_in.forward(Some(&latents.to_dtype(self.dtype)?), None, None, stream)?;
         let mut x = self.mid.forward(x, self.mid.embed(timestep, device)?.as_ref(), noise, stream)?;
         for stage in &self.stages {
             let temb = stage.resnets.embed(timestep, device)?;
@@ -133,21 +133,19 @@ impl Decoder {
             }
             x = stage.resnets.forward(x, temb.as_ref(), noise, stream)?;
         }
-        let x = x.map(|x| self.finish(&x, timestep)).transpose()?;
-        let x = self.conv_out.forward(x.as_ref(), stream)?;
-        x.map(|x| self.unpatch(&x)).transpose()
-    }
-
-    fn finish(&self, x: &Tensor, timestep: Option<f32>) -> Result<Tensor> {
-        let x = pixel_norm(x)?;
-        let x = match (&self.out, timestep) {
+        let ada = match (&self.out, timestep) {
             (Some(out), Some(t)) => {
-                let rows = out.time_embedder.forward(&[t], x.device())?.reshape(out.table.shape())?.add(&out.table)?;
-                norm::modulate(&x, &rows.get(0)?, &rows.get(1)?)?
+                let rows = out.time_embedder.forward(&[t], device)?.reshape(out.table.shape())?.add(&out.table)?;
+                Some((Table::one(&rows.get(0)?)?, Table::one(&(rows.get(1)? + 1.0)?)?)) // shift, scale
             }
-            _ => x,
+            _ => None,
         };
-        silu(&x)
+        let bent = match &ada {
+            Some((shift, scale)) => pixel_norm().scale(scale).shift(shift).silu(),
+            None => pixel_norm().silu(),
+        };
+        let x = self.conv_out.forward(x.as_ref(), Some(bent), None, stream)?;
+        x.map(|x| self.unpatch(&x)).transpose()
     }
 
     /// Patches into pixels: (b, f, h, w, 3 p p) -> (b, f, p h, p w, 3), channel = c p p + j p + i, the column offset j slower.

@@ -2,11 +2,10 @@
 
 use super::blocks::{Downsampler, Kind, Resnet, Resnets, TimeConv, pixel_norm};
 use crate::models::ltx::config::{Down, DownBlock, VaeConfig};
-use crate::nn::activation::silu;
 use crate::nn::stream::{FRAMES, Stream};
+use crate::nn::vars::Vars;
 use crate::noise::Noise;
 use candle_core::{DType, Result, Tensor};
-use candle_nn::VarBuilder;
 
 /// Bounds of the logarithm of the variance.
 /// - Source: diffusers `models/autoencoders/vae.py`, `DiagonalGaussianDistribution`, at 58eb52c.
@@ -19,7 +18,7 @@ struct Stage {
 }
 
 impl Stage {
-    fn load(block: &DownBlock, kind: Kind, vb: VarBuilder) -> Result<Self> {
+    fn load(block: &DownBlock, kind: Kind, vb: Vars) -> Result<Self> {
         let conv_out = !matches!(block.down, Down::Fold(_)) && block.inputs != block.outputs;
         Ok(Self {
             downsampler: Downsampler::load(
@@ -75,7 +74,7 @@ pub struct Encoder {
 
 impl Encoder {
     /// - `vb` holds `conv_in`, `down_blocks.{i}`, `mid_block` and `conv_out`.
-    pub fn load(config: &VaeConfig, vb: VarBuilder) -> Result<Self> {
+    pub fn load(config: &VaeConfig, vb: Vars) -> Result<Self> {
         let causal = config.encoder_causal;
         let kind = Kind { causal, timestep: false, noise: false, eps: config.norm_eps };
         let blocks = config.encoder.iter().enumerate();
@@ -125,7 +124,7 @@ impl Encoder {
     fn push(&self, pixels: &Tensor, stream: &mut Stream) -> Result<Option<Tensor>> {
         let mut idle = Noise::new(0); // no layer of the encoder draws
         let x = self.patch(&pixels.to_dtype(self.dtype)?)?;
-        let mut x = self.conv_in.forward(Some(&x), stream)?;
+        let mut x = self.conv_in.forward(Some(&x), None, None, stream)?;
         for stage in &self.stages {
             x = stage.resnets.forward(x, None, &mut idle, stream)?;
             if let Some(downsampler) = &stage.downsampler {
@@ -136,8 +135,7 @@ impl Encoder {
             }
         }
         let x = self.mid.forward(x, None, &mut idle, stream)?;
-        let x = x.map(|x| silu(&pixel_norm(&x)?)).transpose()?;
-        self.conv_out.forward(x.as_ref(), stream)
+        self.conv_out.forward(x.as_ref(), Some(pixel_norm().silu()), None, stream)
     }
 
     /// Pixels into patches: (b, f, p h, p w, 3) -> (b, f, h, w, 3 p p), channel = c p p + j p + i, the column offset j slower.

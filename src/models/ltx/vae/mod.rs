@@ -13,8 +13,8 @@ pub use decoder::Decoder;
 pub use encoder::{Encoder, Posterior};
 
 use super::config::VaeConfig;
+use crate::nn::vars::Vars;
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
 /// Mean and deviation of each latent channel over the training set.
 pub struct LatentStatistics {
@@ -24,7 +24,7 @@ pub struct LatentStatistics {
 
 impl LatentStatistics {
     /// - `vb` holds `latents_mean` and `latents_std`.
-    pub fn load(config: &VaeConfig, vb: VarBuilder) -> Result<Self> {
+    pub fn load(config: &VaeConfig, vb: Vars) -> Result<Self> {
         let c = config.latent_channels;
         Ok(Self { mean: vb.get(c, "latents_mean")?, deviation: (vb.get(c, "latents_std")? / config.scaling_factor)? })
     }

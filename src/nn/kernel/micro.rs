@@ -1,0 +1,333 @@
+//! The innermost loops of all products: a few rows of activations times one panel of weights, held in registers.
+//!
+//! A panel is `NR` columns wide and lies as it is read: for each group of `STEP` values of k, the `NR` columns side by side,
+//! each with its `STEP` values. Activations are read where they lie, `stride` elements from row to row.
+
+#![allow(unsafe_op_in_unsafe_fn)] // every line of these bodies is a load, a store or an intrinsic
+
+use super::simd::{Quad, Simd};
+use half::bf16;
+
+/// One instruction set's innermost loop.
+pub trait Kernel: 'static {
+    /// What activations and panels are made of.
+    type Elem: Element;
+    /// A register of f32.
+    type V: Simd;
+    /// Rows and columns of a tile.
+    const MR: usize;
+    const NR: usize;
+    /// Neighbouring values of k that one instruction multiplies and adds up.
+    const STEP: usize;
+
+    /// Runs `f`, compiled for this instruction set: what is inlined into it is vectorised at its width.
+    ///
+    /// # Safety
+    /// The instruction set is there.
+    unsafe fn vectorised<R>(f: impl FnOnce() -> R) -> R;
+
+    /// tile += a b.
+    ///
+    /// # Safety
+    /// - The instruction set is there. `rows` is in 1..=MR and `k` a multiple of STEP.
+    /// - `a` has `rows` rows of `k` elements, `stride` apart; `panel` has `k * NR` elements; `tile` has `rows` rows of
+    ///   NR, `apart` from each other.
+    unsafe fn micro(
+        rows: usize,
+        a: *const Self::Elem,
+        stride: usize,
+        panel: *const Self::Elem,
+        k: usize,
+        tile: *mut f32,
+        apart: usize,
+    );
+}
+
+/// f32 or bf16: what activations may be rounded to before they are multiplied.
+pub trait Element: Copy + Default + Send + Sync + 'static {
+    /// Whether this is bf16.
+    const HALF: bool;
+    fn from_f32(x: f32) -> Self;
+    fn from_bf16(x: bf16) -> Self;
+}
+
+impl Element for f32 {
+    const HALF: bool = false;
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+    #[inline(always)]
+    fn from_bf16(x: bf16) -> Self {
+        x.to_f32()
+    }
+}
+
+impl Element for bf16 {
+    const HALF: bool = true;
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        bf16::from_f32(x)
+    }
+    #[inline(always)]
+    fn from_bf16(x: bf16) -> Self {
+        x
+    }
+}
+
+/// Calls `$f::<ROWS>` for the number of rows at run time.
+macro_rules! by_rows {
+    ($rows:expr, $f:ident $args:tt, $($n:literal)*) => {
+        match $rows {
+            $($n => $f::<$n> $args,)*
+            _ => unreachable!("no tile has {} rows", $rows),
+        }
+    };
+}
+
+/// Portable code, which the compiler vectorises for what every CPU of the target has: SSE2, or NEON with its fused
+/// multiply-add.
+pub struct Plain;
+
+impl Kernel for Plain {
+    type Elem = f32;
+    type V = Quad;
+    const MR: usize = 4;
+    const NR: usize = 8;
+    const STEP: usize = 1;
+
+    unsafe fn vectorised<R>(f: impl FnOnce() -> R) -> R {
+        f()
+    }
+
+    unsafe fn micro(
+        rows: usize,
+        a: *const f32,
+        stride: usize,
+        panel: *const f32,
+        k: usize,
+        tile: *mut f32,
+        apart: usize,
+    ) {
+        by_rows!(rows, plain(a, stride, panel, k, tile, apart), 1 2 3 4)
+    }
+}
+
+unsafe fn plain<const ROWS: usize>(
+    a: *const f32,
+    stride: usize,
+    panel: *const f32,
+    k: usize,
+    tile: *mut f32,
+    apart: usize,
+) {
+    let mut sums = [[0f32; Plain::NR]; ROWS];
+    for p in 0..k {
+        let b = &*panel.add(p * Plain::NR).cast::<[f32; Plain::NR]>();
+        for (i, sums) in sums.iter_mut().enumerate() {
+            let a = *a.add(i * stride + p);
+            for (sum, b) in sums.iter_mut().zip(b) {
+                // on x86 without FMA a fused operation would be a call
+                *sum = if cfg!(target_arch = "aarch64") { a.mul_add(*b, *sum) } else { a * b + *sum };
+            }
+        }
+    }
+    for (i, sums) in sums.iter().enumerate() {
+        for (j, sum) in sums.iter().enumerate() {
+            *tile.add(i * apart + j) += sum;
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512, Avx512Bf16};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Kernel;
+    use half::bf16;
+    use std::arch::x86_64::*;
+
+    /// Pairs of bf16 products added up in f32.
+    pub struct Avx512Bf16;
+
+    impl Kernel for Avx512Bf16 {
+        type Elem = bf16;
+        type V = __m512;
+        const MR: usize = 12;
+        const NR: usize = 32;
+        const STEP: usize = 2;
+
+        #[inline(always)]
+        unsafe fn vectorised<R>(f: impl FnOnce() -> R) -> R {
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+            unsafe fn run<R>(f: impl FnOnce() -> R) -> R {
+                f()
+            }
+            run(f)
+        }
+
+        unsafe fn micro(
+            rows: usize,
+            a: *const bf16,
+            stride: usize,
+            panel: *const bf16,
+            k: usize,
+            tile: *mut f32,
+            apart: usize,
+        ) {
+            by_rows!(rows, dot_pairs(a, stride, panel, k, tile, apart), 1 2 3 4 5 6 7 8 9 10 11 12)
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn dot_pairs<const ROWS: usize>(
+        a: *const bf16,
+        stride: usize,
+        panel: *const bf16,
+        k: usize,
+        tile: *mut f32,
+        apart: usize,
+    ) {
+        let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+        let mut b = panel.cast::<__m512i>();
+        let mut a = a.cast::<i32>();
+        let stride = stride / 2;
+        for _ in 0..k / 2 {
+            let b0: __m512bh = std::mem::transmute(_mm512_loadu_si512(b));
+            let b1: __m512bh = std::mem::transmute(_mm512_loadu_si512(b.add(1)));
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let pair: __m512bh = std::mem::transmute(_mm512_set1_epi32(a.add(i * stride).read_unaligned()));
+                sums[0] = _mm512_dpbf16_ps(sums[0], pair, b0);
+                sums[1] = _mm512_dpbf16_ps(sums[1], pair, b1);
+            }
+            a = a.add(1);
+            b = b.add(2);
+        }
+        for (i, sums) in sums.iter().enumerate() {
+            let c = tile.add(i * apart);
+            _mm512_storeu_ps(c, _mm512_add_ps(_mm512_loadu_ps(c), sums[0]));
+            _mm512_storeu_ps(c.add(16), _mm512_add_ps(_mm512_loadu_ps(c.add(16)), sums[1]));
+        }
+    }
+
+    /// f32 in registers of sixteen.
+    pub struct Avx512;
+
+    impl Kernel for Avx512 {
+        type Elem = f32;
+        type V = __m512;
+        const MR: usize = 12;
+        const NR: usize = 32;
+        const STEP: usize = 1;
+
+        #[inline(always)]
+        unsafe fn vectorised<R>(f: impl FnOnce() -> R) -> R {
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+            unsafe fn run<R>(f: impl FnOnce() -> R) -> R {
+                f()
+            }
+            run(f)
+        }
+
+        unsafe fn micro(
+            rows: usize,
+            a: *const f32,
+            stride: usize,
+            panel: *const f32,
+            k: usize,
+            tile: *mut f32,
+            apart: usize,
+        ) {
+            by_rows!(rows, fma_16(a, stride, panel, k, tile, apart), 1 2 3 4 5 6 7 8 9 10 11 12)
+        }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    unsafe fn fma_16<const ROWS: usize>(
+        a: *const f32,
+        stride: usize,
+        panel: *const f32,
+        k: usize,
+        tile: *mut f32,
+        apart: usize,
+    ) {
+        let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+        let (mut a, mut b) = (a, panel);
+        for _ in 0..k {
+            let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let x = _mm512_set1_ps(*a.add(i * stride));
+                sums[0] = _mm512_fmadd_ps(x, b0, sums[0]);
+                sums[1] = _mm512_fmadd_ps(x, b1, sums[1]);
+            }
+            a = a.add(1);
+            b = b.add(32);
+        }
+        for (i, sums) in sums.iter().enumerate() {
+            let c = tile.add(i * apart);
+            _mm512_storeu_ps(c, _mm512_add_ps(_mm512_loadu_ps(c), sums[0]));
+            _mm512_storeu_ps(c.add(16), _mm512_add_ps(_mm512_loadu_ps(c.add(16)), sums[1]));
+        }
+    }
+
+    /// f32 in registers of eight.
+    pub struct Avx2;
+
+    impl Kernel for Avx2 {
+        type Elem = f32;
+        type V = __m256;
+        const MR: usize = 6;
+        const NR: usize = 16;
+        const STEP: usize = 1;
+
+        #[inline(always)]
+        unsafe fn vectorised<R>(f: impl FnOnce() -> R) -> R {
+            #[target_feature(enable = "avx2,fma")]
+            unsafe fn run<R>(f: impl FnOnce() -> R) -> R {
+                f()
+            }
+            run(f)
+        }
+
+        unsafe fn micro(
+            rows: usize,
+            a: *const f32,
+            stride: usize,
+            panel: *const f32,
+            k: usize,
+            tile: *mut f32,
+            apart: usize,
+        ) {
+            by_rows!(rows, fma_8(a, stride, panel, k, tile, apart), 1 2 3 4 5 6)
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn fma_8<const ROWS: usize>(
+        a: *const f32,
+        stride: usize,
+        panel: *const f32,
+        k: usize,
+        tile: *mut f32,
+        apart: usize,
+    ) {
+        let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
+        let (mut a, mut b) = (a, panel);
+        for _ in 0..k {
+            let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let x = _mm256_set1_ps(*a.add(i * stride));
+                sums[0] = _mm256_fmadd_ps(x, b0, sums[0]);
+                sums[1] = _mm256_fmadd_ps(x, b1, sums[1]);
+            }
+            a = a.add(1);
+            b = b.add(16);
+        }
+        for (i, sums) in sums.iter().enumerate() {
+            let c = tile.add(i * apart);
+            _mm256_storeu_ps(c, _mm256_add_ps(_mm256_loadu_ps(c), sums[0]));
+            _mm256_storeu_ps(c.add(8), _mm256_add_ps(_mm256_loadu_ps(c.add(8)), sums[1]));
+        }
+    }
+}

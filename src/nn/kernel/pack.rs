@@ -1,0 +1,167 @@
+//! Weights as they lie in their file -> panels as the kernels read them, a block at a time and just before it is used: a
+//! block is small enough to stay in the nearest cache, so no second copy of the weights is ever made.
+
+#![allow(unsafe_op_in_unsafe_fn)] // the bodies are loads, stores and intrinsics
+
+use super::micro::{Element, Kernel};
+use half::{bf16, f16};
+
+/// Rows of numbers as they lie in memory: row-major, in the type they are stored in.
+#[derive(Clone, Copy, Debug)]
+pub enum Rows<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+    F16(&'a [f16]),
+}
+
+impl Rows<'_> {
+    /// How many numbers they are.
+    pub fn count(&self) -> usize {
+        match self {
+            Rows::F32(x) => x.len(),
+            Rows::Bf16(x) => x.len(),
+            Rows::F16(x) => x.len(),
+        }
+    }
+
+    /// Copies `out.len()` values from `at` on, in the kernel's type.
+    #[inline(always)]
+    fn copy<E: Element>(&self, at: usize, out: &mut [E]) {
+        match self {
+            Rows::F32(x) => out.iter_mut().zip(&x[at..]).for_each(|(y, x)| *y = E::from_f32(*x)),
+            Rows::Bf16(x) => out.iter_mut().zip(&x[at..]).for_each(|(y, x)| *y = E::from_bf16(*x)),
+            Rows::F16(x) => out.iter_mut().zip(&x[at..]).for_each(|(y, x)| *y = E::from_f32(x.to_f32())),
+        }
+    }
+}
+
+/// One block of a panel from a matrix whose rows are the panel's columns.
+/// - `x`: row-major, `stride` values from row to row. `first`: the panel's first row; `rows`: how many of the matrix there
+///   are, the rest are zeros. `k0`, `k`: the columns that are wanted.
+/// - `out`: `k`, rounded up to whole steps, times `NR`; `line`: scratch of any size.
+pub fn panel<K: Kernel>(
+    x: Rows,
+    stride: usize,
+    first: usize,
+    rows: usize,
+    k0: usize,
+    k: usize,
+    line: &mut Vec<K::Elem>,
+    out: &mut [K::Elem],
+) {
+    let k_whole = k.next_multiple_of(K::STEP);
+    debug_assert_eq!(out.len(), k_whole * K::NR);
+    let count = rows.saturating_sub(first).min(K::NR);
+    // the rows one after the other, in the kernel's type; read in place where they already are
+    let in_place: Option<*const K::Elem> = match x {
+        Rows::Bf16(x) if K::Elem::HALF => Some(x[first * stride + k0..].as_ptr().cast()),
+        Rows::F32(x) if !K::Elem::HALF => Some(x[first * stride + k0..].as_ptr().cast()),
+        _ => None,
+    };
+    let (lines, apart): (*const K::Elem, usize) = match in_place {
+        Some(lines) if count == K::NR && k == k_whole => (lines, stride),
+        _ => {
+            line.clear();
+            line.resize(K::NR * k_whole, K::Elem::default());
+            for (i, line) in line.chunks_mut(k_whole).take(count).enumerate() {
+                x.copy((first + i) * stride + k0, &mut line[..k]);
+            }
+            (line.as_ptr(), k_whole)
+        }
+    };
+    // SAFETY: NR lines of k_whole elements lie `apart` from each other: checked by the slices above.
+    unsafe { interleave::<K>(lines, apart, k_whole, out) }
+}
+
+/// One block of a panel from a matrix whose columns are the panel's columns.
+/// - `x`: row-major, `stride` values from row to row; rows `k0..k0 + k` are wanted, `columns` of them from `first` on.
+pub fn panel_of_columns<E: Element, K: Kernel<Elem = E>>(
+    x: &[E],
+    stride: usize,
+    first: usize,
+    columns: usize,
+    k: usize,
+    out: &mut [E],
+) {
+    let count = columns.min(K::NR);
+    for (group, out) in out.chunks_mut(K::NR * K::STEP).enumerate() {
+        out.fill(E::default());
+        for step in 0..K::STEP {
+            let row = group * K::STEP + step;
+            if row < k {
+                let x = &x[row * stride + first..][..count];
+                x.iter().enumerate().for_each(|(j, x)| out[j * K::STEP + step] = *x);
+            }
+        }
+    }
+}
+
+/// `NR` lines of `k` elements, side by side in groups of `STEP`.
+///
+/// # Safety
+/// `lines` has `NR` lines of `k` elements, `apart` elements from each other; `out` has room for all.
+unsafe fn interleave<K: Kernel>(lines: *const K::Elem, apart: usize, k: usize, out: &mut [K::Elem]) {
+    let group = K::STEP * size_of::<K::Elem>();
+    #[cfg(target_arch = "x86_64")]
+    if group == 4 && K::NR.is_multiple_of(16) && std::arch::is_x86_feature_detected!("avx512f") {
+        let steps = k / K::STEP;
+        let whole = steps / 16 * 16;
+        let word = apart * size_of::<K::Elem>();
+        for half in (0..K::NR).step_by(16) {
+            let source = lines.add(half * apart).cast::<u8>();
+            let target = out.as_mut_ptr().cast::<u32>().add(half);
+            for step in (0..whole).step_by(16) {
+                transpose_16(source.add(step * 4), word, target.add(step * K::NR), K::NR);
+            }
+            for step in whole..steps {
+                for j in 0..16 {
+                    let value = source.add(j * word + step * 4).cast::<u32>().read_unaligned();
+                    target.add(step * K::NR + j).write_unaligned(value);
+                }
+            }
+        }
+        return;
+    }
+    let _ = group;
+    for (i, out) in out.chunks_mut(K::NR * K::STEP).enumerate() {
+        for j in 0..K::NR {
+            for s in 0..K::STEP {
+                out[j * K::STEP + s] = *lines.add(j * apart + i * K::STEP + s);
+            }
+        }
+    }
+}
+
+/// Sixteen lines of sixteen 32-bit words, turned over.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn transpose_16(source: *const u8, apart: usize, target: *mut u32, to: usize) {
+    use std::arch::x86_64::*;
+    let mut r: [__m512i; 16] = std::array::from_fn(|i| _mm512_loadu_si512(source.add(i * apart).cast()));
+    // pairs of words, pairs of pairs, then quarters of registers change places
+    let mut t = r;
+    for i in 0..8 {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    for i in 0..4 {
+        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    for i in 0..4 {
+        t[i] = _mm512_shuffle_i32x4::<0x88>(r[i], r[i + 4]);
+        t[i + 4] = _mm512_shuffle_i32x4::<0xdd>(r[i], r[i + 4]);
+        t[i + 8] = _mm512_shuffle_i32x4::<0x88>(r[i + 8], r[i + 12]);
+        t[i + 12] = _mm512_shuffle_i32x4::<0xdd>(r[i + 8], r[i + 12]);
+    }
+    for i in 0..4 {
+        for (line, from) in [(i, i), (i + 4, i + 4)] {
+            let low = _mm512_shuffle_i32x4::<0x88>(t[from], t[from + 8]);
+            let high = _mm512_shuffle_i32x4::<0xdd>(t[from], t[from + 8]);
+            _mm512_storeu_si512(target.add(line * to).cast(), low);
+            _mm512_storeu_si512(target.add((line + 8) * to).cast(), high);
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! How fast this CPU multiplies when nothing stands in its way: products in registers, without loads or stores.
+
+use super::{Isa, Math};
+use rayon::prelude::*;
+use std::hint::black_box;
+use std::time::Instant;
+
+/// Multiplications and additions a second, over `threads` threads of the current pool.
+pub fn measure(math: Math, threads: usize) -> f64 {
+    const ROUNDS: usize = 1 << 21;
+    const REPEATS: usize = 7;
+    let once = || {
+        let start = Instant::now();
+        let done: usize = (0..threads).into_par_iter().with_max_len(1).map(|_| spin(math, ROUNDS)).sum();
+        done as f64 / start.elapsed().as_secs_f64()
+    };
+    (0..REPEATS).map(|_| once()).fold(0.0, f64::max)
+}
+
+/// Multiplies `rounds` times in every register and says how many operations that were.
+fn spin(math: Math, rounds: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    {
+        // SAFETY: the instruction sets were found on this CPU.
+        unsafe {
+            match (Isa::best(), math) {
+                (Isa::Avx512Bf16, Math::Bf16) => return x86::pairs(rounds),
+                (Isa::Avx512Bf16 | Isa::Avx512, _) => return x86::sixteen(rounds),
+                (Isa::Avx2, _) => return x86::eight(rounds),
+                (Isa::Plain, _) => {}
+            }
+        }
+    }
+    let _ = math;
+    const SUMS: usize = 8;
+    let (a, b) = (black_box([0.5f32; 4]), black_box([0.5f32; 4]));
+    let mut sums = [[0f32; 4]; SUMS];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            for i in 0..4 {
+                sum[i] = if cfg!(target_arch = "aarch64") { a[i].mul_add(b[i], sum[i]) } else { a[i] * b[i] + sum[i] };
+            }
+        }
+        black_box(&mut sums);
+    }
+    black_box(sums);
+    rounds * SUMS * 4 * 2
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+
+    /// # Safety
+    /// AVX-512 BF16 is there.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub unsafe fn pairs(rounds: usize) -> usize {
+        const SUMS: usize = 16;
+        // SAFETY: both types are 64 bytes of plain numbers.
+        let one: __m512bh = unsafe { std::mem::transmute(_mm512_set1_epi32(black_box(0x3f80_3f80))) };
+        let mut sums = [_mm512_setzero_ps(); SUMS];
+        for _ in 0..rounds {
+            sums.iter_mut().for_each(|sum| *sum = _mm512_dpbf16_ps(*sum, one, one));
+        }
+        black_box(sums);
+        rounds * SUMS * 16 * 2 * 2
+    }
+
+    /// # Safety
+    /// AVX-512 is there.
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn sixteen(rounds: usize) -> usize {
+        const SUMS: usize = 16;
+        let half = _mm512_set1_ps(black_box(0.5));
+        let mut sums = [_mm512_setzero_ps(); SUMS];
+        for _ in 0..rounds {
+            sums.iter_mut().for_each(|sum| *sum = _mm512_fmadd_ps(half, half, *sum));
+        }
+        black_box(sums);
+        rounds * SUMS * 16 * 2
+    }
+
+    /// # Safety
+    /// AVX2 and FMA are there.
+    #[target_feature(enable = "avx2,fma")]
+    pub unsafe fn eight(rounds: usize) -> usize {
+        const SUMS: usize = 12;
+        let half = _mm256_set1_ps(black_box(0.5));
+        let mut sums = [_mm256_setzero_ps(); SUMS];
+        for _ in 0..rounds {
+            sums.iter_mut().for_each(|sum| *sum = _mm256_fmadd_ps(half, half, *sum));
+        }
+        black_box(sums);
+        rounds * SUMS * 8 * 2
+    }
+}

@@ -1,0 +1,292 @@
+//! y = a wᵀ, block by block: the one driver behind dense layers and convolutions.
+//!
+//! A task is some rows times some columns of the result. Over pieces of k it brings one block of one panel of weights into
+//! the nearest cache and runs all its rows past it; partial sums stay in a scratch of the task until all of k has been seen,
+//! then bias, activation, gate and residual are applied and the result is written once. Tasks and pieces are the same for
+//! any number of threads, and so are the bytes of the result.
+
+use super::micro::{Element, Kernel};
+use super::pack::{self, Rows};
+use super::simd::{self, Simd};
+use rayon::prelude::*;
+
+/// Rows of a task: its share of the activations, for one piece of k, stays in the second cache.
+const TASK_ROWS: usize = 384;
+/// Columns of a task.
+const TASK_COLUMNS: usize = 256;
+/// Bytes of a piece of k of one panel: half of the first cache.
+const BLOCK_BYTES: usize = 16 << 10;
+
+/// Activations as the kernels read them: every row contiguous in k, piece by piece.
+pub struct Operand<'a, E> {
+    pub data: &'a [E],
+    /// Elements from row to row within a tile.
+    pub stride: usize,
+    /// Runs of rows at that stride, one after the other in the result.
+    pub lines: Vec<Line>,
+    /// What the sum over k is made of.
+    pub pieces: Vec<Piece>,
+    /// Pieces count for lines with `0 <= line.row + piece.row < height`, and are zeros for others.
+    pub height: isize,
+}
+
+/// Rows that lie `stride` apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Line {
+    /// Where the first row begins.
+    pub start: usize,
+    pub count: usize,
+    pub row: isize,
+}
+
+/// A run of k that is contiguous in every row.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    /// Where it lies, from a row's start.
+    pub shift: isize,
+    /// Where it lies in the weights' rows.
+    pub k0: usize,
+    pub k: usize,
+    pub row: isize,
+}
+
+impl<'a, E: Element> Operand<'a, E> {
+    /// A plain matrix (m, k) whose rows lie `stride` apart.
+    pub fn matrix(data: &'a [E], m: usize, k: usize, stride: usize) -> Self {
+        assert!(m == 0 || data.len() >= (m - 1) * stride + k);
+        Self {
+            data,
+            stride,
+            lines: vec![Line { start: 0, count: m, row: 0 }],
+            pieces: vec![Piece { shift: 0, k0: 0, k, row: 0 }],
+            height: 1,
+        }
+    }
+}
+
+/// What happens to a sum before it is written, in this order.
+#[derive(Clone, Copy, Default)]
+pub struct Finish<'a> {
+    /// Added to each row.
+    pub bias: Option<&'a [f32]>,
+    pub gelu: bool,
+    /// Multiplied: one row for all, or the row that `index` names for each row of the result.
+    pub gate: Option<Gate<'a>>,
+    /// Added, element by element; as wide as the result.
+    pub residual: Option<&'a [f32]>,
+    /// Multiplied, element by element, after the activation; as wide as the result.
+    pub factor: Option<&'a [f32]>,
+}
+
+#[derive(Clone, Copy)]
+pub struct Gate<'a> {
+    /// (rows, n), `stride` apart.
+    pub rows: &'a [f32],
+    pub stride: usize,
+    pub index: Option<&'a [u32]>,
+}
+
+/// Where results go; tasks write rows and columns of their own.
+#[derive(Clone, Copy)]
+struct Target<T>(*mut T);
+// SAFETY: tasks write disjoint parts of what it points to.
+unsafe impl<T> Sync for Target<T> {}
+unsafe impl<T> Send for Target<T> {}
+
+/// Some rows of a line, as many as a tile holds at most.
+#[derive(Clone, Copy)]
+struct Tile {
+    start: usize,
+    rows: usize,
+    row: isize,
+    out: usize,
+}
+
+/// y = finish(a wᵀ).
+/// - `weights`: (n, k) row-major. `y`: (rows of a, n), `apart` from row to row.
+pub fn product<K: Kernel, T: Element>(
+    a: &Operand<K::Elem>,
+    weights: Rows,
+    n: usize,
+    finish: Finish,
+    y: &mut [T],
+    apart: usize,
+) {
+    let mut tiles = vec![];
+    let mut out = 0;
+    for line in &a.lines {
+        // no tile much smaller than the others: a line is cut evenly
+        let parts = line.count.div_ceil(K::MR).max(1);
+        let mut first = 0;
+        for part in 0..parts {
+            let rows = line.count * (part + 1) / parts - first;
+            if rows > 0 {
+                tiles.push(Tile { start: line.start + first * a.stride, rows, row: line.row, out: out + first });
+            }
+            first += rows;
+        }
+        out += line.count;
+    }
+    let weights_k = a.pieces.iter().map(|p| p.k0 + p.k).max().unwrap_or(0);
+    assert!(weights.count() >= n * weights_k, "{} weights for {n} x {weights_k}", weights.count());
+    check(a, &tiles);
+    assert!(out == 0 || y.len() >= (out - 1) * apart + n, "product: {} elements for {out} rows of {n}", y.len());
+    let target = Target(y.as_mut_ptr());
+    // pieces of k that fit the cache
+    let most = (BLOCK_BYTES / (K::NR * size_of::<K::Elem>())).next_multiple_of(K::STEP);
+    let mut pieces = vec![];
+    for piece in &a.pieces {
+        let parts = piece.k.div_ceil(most).max(1);
+        let each = piece.k.div_ceil(parts).next_multiple_of(32).min(piece.k);
+        let mut at = 0;
+        while at < piece.k {
+            let k = each.min(piece.k - at);
+            pieces.push(Piece { shift: piece.shift + at as isize, k0: piece.k0 + at, k, row: piece.row });
+            at += k;
+        }
+    }
+    let blocks: Vec<&[Tile]> = tiles.chunks((TASK_ROWS / K::MR).max(1)).collect();
+    let strips = n.div_ceil(TASK_COLUMNS);
+    // neighbouring tasks share columns: their weights are still near
+    (0..strips * blocks.len()).into_par_iter().with_max_len(1).for_each(|task| {
+        let (strip, block) = (task / blocks.len(), blocks[task % blocks.len()]);
+        let columns = strip * TASK_COLUMNS..((strip + 1) * TASK_COLUMNS).min(n);
+        run::<K, T>(a, &pieces, block, weights, weights_k, n, columns, &finish, target, apart);
+    });
+}
+
+/// That no tile reads beyond the data.
+fn check<E: Element>(a: &Operand<E>, tiles: &[Tile]) {
+    for piece in &a.pieces {
+        for tile in tiles.iter().filter(|t| counts(t, piece, a.height)) {
+            let first = tile.start as isize + piece.shift;
+            let end = first + ((tile.rows - 1) * a.stride + piece.k) as isize;
+            assert!(first >= 0 && end as usize <= a.data.len(), "product: rows beyond their data");
+        }
+    }
+}
+
+fn counts(tile: &Tile, piece: &Piece, height: isize) -> bool {
+    (0..height).contains(&(tile.row + piece.row))
+}
+
+struct Scratch<E> {
+    sums: Vec<f32>,
+    block: Vec<E>,
+    line: Vec<E>,
+    odd: Vec<E>,
+}
+
+fn run<K: Kernel, T: Element>(
+    a: &Operand<K::Elem>,
+    pieces: &[Piece],
+    tiles: &[Tile],
+    weights: Rows,
+    weights_k: usize,
+    n: usize,
+    columns: std::ops::Range<usize>,
+    finish: &Finish,
+    target: Target<T>,
+    apart: usize,
+) {
+    let size = K::MR * K::NR;
+    let panels = columns.len().div_ceil(K::NR);
+    let mut scratch: Scratch<K::Elem> =
+        Scratch { sums: vec![0.0; panels * tiles.len() * size], block: vec![], line: vec![], odd: vec![] };
+    for piece in pieces {
+        let k = piece.k.next_multiple_of(K::STEP);
+        scratch.block.resize(k * K::NR, K::Elem::default());
+        for panel in 0..panels {
+            let first = columns.start + panel * K::NR;
+            pack::panel::<K>(weights, weights_k, first, n, piece.k0, piece.k, &mut scratch.line, &mut scratch.block);
+            let sums = &mut scratch.sums[panel * tiles.len() * size..][..tiles.len() * size];
+            for (tile, sums) in tiles.iter().zip(sums.chunks_mut(size)) {
+                if !counts(tile, piece, a.height) {
+                    continue;
+                }
+                let from = (tile.start as isize + piece.shift) as usize;
+                let (rows, stride) = if k == piece.k {
+                    (a.data[from..].as_ptr(), a.stride)
+                } else {
+                    // an odd number of values: the last step is filled up with zeros
+                    scratch.odd.clear();
+                    scratch.odd.resize(tile.rows * k, K::Elem::default());
+                    for (i, odd) in scratch.odd.chunks_mut(k).enumerate() {
+                        odd[..piece.k].copy_from_slice(&a.data[from + i * a.stride..][..piece.k]);
+                    }
+                    (scratch.odd.as_ptr(), k)
+                };
+                // SAFETY: the rows were checked by `check`; block and sums have their sizes; K was chosen for this CPU.
+                unsafe { K::micro(tile.rows, rows, stride, scratch.block.as_ptr(), k, sums.as_mut_ptr(), K::NR) }
+            }
+        }
+    }
+    for panel in 0..panels {
+        let first = columns.start + panel * K::NR;
+        let width = K::NR.min(columns.end - first);
+        for (i, tile) in tiles.iter().enumerate() {
+            let sums = &mut scratch.sums[(panel * tiles.len() + i) * size..][..size];
+            // SAFETY: K was chosen for this CPU. Rows and columns are this task's own, within the target by `product`'s check.
+            unsafe {
+                K::vectorised(
+                    #[inline(always)]
+                    || {
+                        for r in 0..tile.rows {
+                            let (row, sums) = (tile.out + r, &sums[r * K::NR..][..width]);
+                            finish_row::<K::V, T>(finish, sums, row, first, n, target.0.add(row * apart + first));
+                        }
+                    },
+                )
+            }
+        }
+    }
+}
+
+/// One row of a panel, from sums to what is written.
+///
+/// # Safety
+/// The registers' instruction set is there; `y` has room for the sums.
+#[inline(always)]
+unsafe fn finish_row<V: Simd, T: Element>(
+    finish: &Finish,
+    sums: &[f32],
+    row: usize,
+    first: usize,
+    n: usize,
+    y: *mut T,
+) {
+    let width = sums.len();
+    let bias = finish.bias.map(|x| x[first..first + width].as_ptr());
+    let gate = finish.gate.map(|gate| {
+        let line = gate.index.map_or(0, |index| index[row] as usize) * gate.stride;
+        gate.rows[line + first..][..width].as_ptr()
+    });
+    let whole = |x: &[f32]| x[row * n + first..][..width].as_ptr();
+    let (factor, residual) = (finish.factor.map(whole), finish.residual.map(whole));
+    // SAFETY: all slices have `width` values from their pointer on.
+    unsafe {
+        simd::each::<V>(
+            width,
+            #[inline(always)]
+            |i, count| {
+                let mut x: V = simd::load_n(sums.as_ptr().add(i), count);
+                if let Some(bias) = bias {
+                    x = x.add(simd::load_n(bias.add(i), count));
+                }
+                if finish.gelu {
+                    x = simd::gelu(x);
+                }
+                if let Some(gate) = gate {
+                    x = x.mul(simd::load_n(gate.add(i), count));
+                }
+                if let Some(factor) = factor {
+                    x = x.mul(simd::load_n(factor.add(i), count));
+                }
+                if let Some(residual) = residual {
+                    x = x.add(simd::load_n(residual.add(i), count));
+                }
+                simd::store_n(x, y.add(i), count);
+            },
+        )
+    }
+}

@@ -1,0 +1,68 @@
+//! Weights by name, as the constructors of layers ask for them.
+
+use super::matrix::{Mapped, Matrix};
+use candle_core::{DType, Device, Result, Shape, Tensor};
+use std::sync::Arc;
+
+/// Where weights come from.
+pub trait Source: Send + Sync {
+    /// - Errors when there is no such tensor, or one of another shape.
+    fn get(&self, shape: &Shape, name: &str, dtype: DType, device: &Device) -> Result<Tensor>;
+
+    fn contains(&self, name: &str) -> bool;
+
+    /// A tensor that may be used where it lies; `None` where it has to be copied.
+    fn mapped(&self, _shape: &Shape, _name: &str, _dtype: DType, _device: &Device) -> Option<Arc<dyn Mapped>> {
+        None
+    }
+}
+
+/// Weights below one prefix.
+#[derive(Clone)]
+pub struct Vars {
+    source: Arc<dyn Source>,
+    prefix: String,
+    dtype: DType,
+    device: Device,
+}
+
+impl Vars {
+    /// - `dtype`: what layers compute in, and so what vectors are kept in.
+    pub fn new(source: impl Source + 'static, dtype: DType, device: Device) -> Self {
+        Self { source: Arc::new(source), prefix: String::new(), dtype, device }
+    }
+
+    /// The weights below `name`.
+    pub fn pp(&self, name: impl AsRef<str>) -> Self {
+        Self { prefix: self.name(name.as_ref()), ..self.clone() }
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub fn contains_tensor(&self, name: &str) -> bool {
+        self.source.contains(&self.name(name))
+    }
+
+    pub fn get(&self, shape: impl Into<Shape>, name: &str) -> Result<Tensor> {
+        self.source.get(&shape.into(), &self.name(name), self.dtype, &self.device)
+    }
+
+    /// The factor of a product: (outputs, inputs), used where it lies if it may be.
+    pub fn matrix(&self, outputs: usize, inputs: usize, name: &str) -> Result<Matrix> {
+        let (shape, full) = (Shape::from((outputs, inputs)), self.name(name));
+        match self.source.mapped(&shape, &full, self.dtype, &self.device) {
+            Some(mapped) => Ok(Matrix::mapped(mapped, outputs, inputs)),
+            None => Ok(Matrix::new(self.source.get(&shape, &full, self.dtype, &self.device)?)),
+        }
+    }
+
+    fn name(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+    }
+}
