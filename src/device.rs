@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
-    /// On a CPU weights stay as they are stored and the computation is f32; on a GPU both are bf16.
+    /// On a CPU as the weights are stored: what is bf16 is multiplied in bf16, all else in f32; on a GPU bf16.
     #[default]
     Auto,
     F32,
@@ -50,7 +50,7 @@ pub fn open(name: &str, dtype: Dtype) -> Result<Compute> {
         Dtype::F16 => Some(DType::F16),
         Dtype::Auto | Dtype::Bf16 => Some(DType::BF16),
     };
-    // a CPU has no quicker half-precision arithmetic in candle, so there half precision is a matter of memory alone
+    // on a CPU the type of the weights says in what they are multiplied; everything between products is f32
     let dtype = if device.is_cpu() { DType::F32 } else { wanted.unwrap_or(DType::BF16) };
     Ok(Compute { device, stored: wanted, dtype })
 }
@@ -67,22 +67,5 @@ fn gpu(name: &str, built: bool, open: impl FnOnce() -> candle_core::Result<Devic
 
 /// The widest vector instructions of this CPU that the matrix products use.
 pub fn cpu_path() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if std::arch::is_x86_feature_detected!("avx512f") {
-            return "AVX-512";
-        }
-        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-            return "AVX2 + FMA";
-        }
-        "SSE2"
-    }
-    #[cfg(target_arch = "aarch64")]
-    {
-        "NEON"
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    {
-        "plain"
-    }
+    crate::nn::kernel::Isa::best().name()
 }

@@ -60,8 +60,13 @@ pub struct Opened {
 impl Opened {
     /// Checks the request and opens its model.
     pub fn new(request: &Request, progress: &Progress) -> Result<Self> {
-        request.check()?;
         let compute = device::open(request.device.as_deref().unwrap_or("auto"), request.dtype)?;
+        Self::with(request, compute, progress)
+    }
+
+    /// As [`Opened::new`], on a device that is open already.
+    pub fn with(request: &Request, compute: Compute, progress: &Progress) -> Result<Self> {
+        request.check()?;
         let model = request.model.as_deref().unwrap_or(DEFAULT_MODEL);
         let checkpoint = Checkpoint::open(model, request.text_encoder.as_deref(), request.tokenizer.as_deref())?;
         let own = Convention::of(&checkpoint.vae.0);

@@ -11,8 +11,9 @@
 //!
 //! [`geometry`] holds the arithmetic between pixels and latents, [`nn`] the layers that candle lacks or does slowly,
 //! [`config`] the strict reading of a checkpoint's JSON, [`device`] where and in what precision, [`progress`] what a person
-//! sees meanwhile, [`embedded`] the tiny model that is part of the program.
+//! sees meanwhile, [`mod@bench`] how long each stage takes, [`embedded`] the tiny model that is part of the program.
 
+pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod condition;

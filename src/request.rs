@@ -212,13 +212,13 @@ impl Settings {
         size: Option<(usize, usize)>,
         seed: u64,
     ) -> Result<Self> {
-        let (extent, fps, steps, guidance) = DIFFUSERS;
+        let (_, fps, steps, guidance) = DIFFUSERS;
         let fps = request.fps.or(model.fps).unwrap_or(fps);
         let (width, height) = request.size.or(size).unwrap_or_else(|| default_size(model));
         let frames = match (request.frames, request.seconds) {
             (Some(n), _) => n,
             (None, Some(seconds)) => ((seconds * fps).round() as usize).max(1),
-            (None, None) => model.frames.unwrap_or(extent.frames),
+            (None, None) => default_frames(model),
         };
         ensure!(
             frames <= MOST_FRAMES,
@@ -274,6 +274,11 @@ impl Settings {
 pub fn default_size(model: &RunDefaults) -> (usize, usize) {
     let (extent, ..) = DIFFUSERS;
     (model.width.unwrap_or(extent.width), model.height.unwrap_or(extent.height))
+}
+
+/// Frames that a model makes by default.
+pub fn default_frames(model: &RunDefaults) -> usize {
+    model.frames.unwrap_or(DIFFUSERS.0.frames)
 }
 
 #[cfg(test)]

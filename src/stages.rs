@@ -4,9 +4,10 @@
 use crate::checkpoint::Checkpoint;
 use crate::condition::{Layout, Tokens, draw};
 use crate::device::Compute;
-use crate::geometry::{Extent, Grid};
+use crate::geometry::{Extent, Geometry, Grid};
 use crate::models::ltx::transformer::Transformer;
 use crate::models::ltx::vae::{Decoder, Encoder, LatentStatistics, Posterior};
+use crate::nn::kernel::memory;
 use crate::nn::rope::Rope;
 use crate::noise::Noise;
 use crate::progress::{Progress, Stage};
@@ -19,6 +20,11 @@ use candle_core::{DType, Tensor};
 
 /// Pixels that one group of latent frames may stand for: bounds the VAE's memory, whatever the clip's length.
 const GROUP_PIXELS: usize = 1 << 17;
+
+/// Latent frames that the VAE takes at a time, of a clip of this size.
+pub fn group(clip: Extent, geometry: Geometry) -> usize {
+    (GROUP_PIXELS / (clip.width * clip.height * geometry.time)).max(1)
+}
 
 /// A checkpoint with where to run it and whom to tell.
 pub struct Stages<'a> {
@@ -43,6 +49,7 @@ impl Stages<'_> {
             contexts.push(text.narrow(1, 0, ids.len())?.contiguous()?);
         }
         stage.finish();
+        memory::release();
         Ok(contexts)
     }
 
@@ -61,15 +68,15 @@ impl Stages<'_> {
             let (width, height) = (clip[0].width, clip[0].height);
             let values = clip.iter().flat_map(|frame| frame.rgb.iter().map(|&v| v as f32 / 255.0 * 2.0 - 1.0));
             let pixels = Tensor::from_iter(values, device)?.reshape((1, clip.len(), height, width, 3))?;
-            posteriors.push(encoder.encode(&pixels, self.group(width, height), |frames| stage.advance(frames))?);
+            posteriors.push(encoder.encode(
+                &pixels,
+                group(Extent { width, height, frames: 0 }, self.checkpoint.geometry()),
+                |frames| stage.advance(frames),
+            )?);
         }
         stage.finish();
+        memory::release();
         Ok(posteriors)
-    }
-
-    /// Latent frames that the VAE takes at a time.
-    fn group(&self, width: usize, height: usize) -> usize {
-        (GROUP_PIXELS / (width * height * self.checkpoint.geometry().time)).max(1)
     }
 
     /// Mean and deviation of the checkpoint's latents.
@@ -146,13 +153,14 @@ impl Stages<'_> {
         clip: Extent,
         mut sink: impl FnMut(Frame) -> Result<()>,
     ) -> Result<()> {
+        memory::release(); // of what the transformer was at work with
         let Compute { device, stored, dtype } = &self.compute;
         let (config, tensors) = &self.checkpoint.vae;
         let decoder = Decoder::load(config, tensors.load(*stored, *dtype, device).pp("decoder"))?;
         // the decoder of 0.9.1 draws from torch's global generator: another stream, with the same seed
         let mut decoding = decoder.start(self.settings.decode_timestep as f32, Noise::new(self.settings.seed));
         let frames = latents.dim(1)?;
-        let group = self.group(legal.width, legal.height);
+        let group = group(legal, self.checkpoint.geometry());
         let mut made = 0;
         for first in (0..frames).step_by(group) {
             let count = group.min(frames - first);

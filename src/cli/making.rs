@@ -98,7 +98,7 @@ enum ConventionFlag {
     Condition,
 }
 
-fn size(text: &str) -> Result<(usize, usize), String> {
+pub fn size(text: &str) -> Result<(usize, usize), String> {
     let sides =
         text.split_once(['x', 'X', '×']).and_then(|(w, h)| Some((w.trim().parse().ok()?, h.trim().parse().ok()?)));
     sides.ok_or_else(|| "expected WIDTHxHEIGHT in pixels, such as 704x480".to_string())

@@ -76,7 +76,7 @@ fn test() -> Result<(String, f64)> {
     } else {
         format!("{psnr:.1} dB from the reference\n")
     };
-    if let Some(peak) = peak_memory() {
+    if let Some(peak) = crate::bench::peak_memory() {
         report += &format!("peak memory: {} MB\n", peak / 1_000_000);
     }
     for (what, built, open) in [("cuda", cfg!(feature = "cuda"), "cuda"), ("metal", cfg!(feature = "metal"), "metal")] {
@@ -111,11 +111,4 @@ fn psnr(got: &[u8], want: &[u8]) -> Result<f64> {
     ensure!(got.len() == want.len(), "the clip has {} bytes of pixels, and {} were expected", got.len(), want.len());
     let square: f64 = got.iter().zip(want).map(|(a, b)| (*a as f64 - *b as f64).powi(2)).sum();
     Ok(10.0 * (255.0 * 255.0 / (square / got.len() as f64)).log10())
-}
-
-/// Most memory that the program ever held, in bytes, where the system tells.
-fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }

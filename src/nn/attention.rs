@@ -2,6 +2,7 @@
 //! go before it. The scores of a long clip never exist all at once.
 
 use super::kernel::attend::{self, Heads};
+use super::kernel::memory::filled;
 use super::kernel::micro::Kernel;
 use super::kernel::rows::{Angles, heads};
 use super::kernel::{self, Job, Math};
@@ -10,7 +11,6 @@ use super::read::{Lines, Read, is_lines, lines};
 use super::rope::Rope;
 use super::{activation::softmax, linear::with_operand};
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
-use half::bf16;
 
 /// How queries, keys and values meet.
 #[derive(Clone, Copy)]
@@ -195,9 +195,8 @@ impl Job for Run<'_> {
         let to = attend::head_stride::<K>(head_dim);
         let stride = kernel::row_stride(self.heads * to, size_of::<K::Elem>());
         let split = |x: &[f32], rows: usize, norm| {
-            let mut y = vec![K::Elem::default(); rows * stride];
-            heads::<K>(x, self.d, norm, self.angles, head_dim, to, stride, &mut y);
-            y
+            // SAFETY: all of it is written.
+            unsafe { filled(rows * stride, |y| heads::<K>(x, self.d, norm, self.angles, head_dim, to, stride, y)) }
         };
         let (q, k) = (split(self.q.0, self.n, self.q.1), split(self.k.0, self.m, self.k.1));
         // values are read from the second cache by one row at a time, so their distance does not matter
@@ -216,13 +215,15 @@ impl Job for Run<'_> {
                 bias: self.bias,
             };
             if self.half {
-                let mut y = vec![bf16::ZERO; self.n * self.apart];
-                attend::attend::<K, bf16>(&heads, &mut y, self.apart);
-                CpuStorage::BF16(y)
+                // SAFETY: all of it is written.
+                CpuStorage::BF16(unsafe {
+                    filled(self.n * self.apart, |y| attend::attend::<K, _>(&heads, y, self.apart))
+                })
             } else {
-                let mut y = vec![0f32; self.n * self.apart];
-                attend::attend::<K, f32>(&heads, &mut y, self.apart);
-                CpuStorage::F32(y)
+                // SAFETY: as above.
+                CpuStorage::F32(unsafe {
+                    filled(self.n * self.apart, |y| attend::attend::<K, _>(&heads, y, self.apart))
+                })
             }
         })
     }

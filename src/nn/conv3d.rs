@@ -1,5 +1,6 @@
 //! 3-D convolution over channels-last frames. Time is padded by the caller (see `stream`), space with zeros here.
 
+use super::kernel::memory::filled;
 use super::kernel::micro::Kernel;
 use super::kernel::product::{self, Finish, Line, Operand, Piece};
 use super::kernel::rows::{Bend, bend};
@@ -11,6 +12,7 @@ use super::vars::Vars;
 use super::{fast, is_stand_in, stream::FRAMES};
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, WithDType, bail};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// A convolution whose kernel lies as the products read it.
 #[derive(Clone, Debug)]
@@ -171,18 +173,20 @@ impl CustomOp1 for Implicit<'_> {
         let read = self.bent.as_ref().map(Bent::read).transpose()?;
         let how = read.as_ref().map(|read| read.rows(c, b * frames * h * w)).transpose()?;
         let how = |pixel: usize| how.as_ref().map_or(Bend::default(), |how| how(pixel));
-        let mut y = vec![0f32; b * size];
-        for (i, (x, y)) in x[start..end].chunks(frames * h * w * c).zip(y.chunks_mut(size)).enumerate() {
-            let finish = Finish {
-                bias: Some(bias.slice()?),
-                residual: residual.map(|r| &r[i * size..][..size]),
-                ..Finish::default()
+        let bias = bias.slice::<f32>()?;
+        let y = weight.rows(|weights| {
+            let run = |y: &mut [MaybeUninit<f32>]| {
+                let clips = x[start..end].chunks(frames * h * w * c).zip(y.chunks_mut(size));
+                for (i, (x, y)) in clips.enumerate() {
+                    let residual = residual.map(|r| &r[i * size..][..size]);
+                    let finish = Finish { bias: Some(bias), residual, ..Finish::default() };
+                    let job = Run { conv: self.conv, x, dims: [frames, h, w], out, how: &how, weights, finish, y };
+                    kernel::dispatch(weight.math(), job)
+                }
             };
-            weight.rows(|weights| {
-                let job = Run { conv: self.conv, x, dims: [frames, h, w], out, how: &how, weights, finish, y };
-                kernel::dispatch(weight.math(), job)
-            })?;
-        }
+            // SAFETY: a product writes all of its result.
+            unsafe { filled(b * size, run) }
+        })?;
         Ok((CpuStorage::F32(y), Shape::from(shape)))
     }
 }
@@ -195,7 +199,7 @@ struct Run<'a, F> {
     how: &'a F,
     weights: kernel::pack::Rows<'a>,
     finish: Finish<'a>,
-    y: &'a mut [f32],
+    y: &'a mut [MaybeUninit<f32>],
 }
 
 impl<'b, F: Fn(usize) -> Bend<'b> + Sync> Job for Run<'_, F> {
@@ -207,20 +211,30 @@ impl<'b, F: Fn(usize) -> Bend<'b> + Sync> Job for Run<'_, F> {
         let side = kw / 2;
         let apart = kernel::row_stride(c, size_of::<K::Elem>()); // from pixel to pixel
         let line = (w + 2 * side) * apart;
-        let mut copy = vec![K::Elem::default(); frames * h * line];
-        copy.par_chunks_mut(line).enumerate().with_min_len(4).for_each(|(i, copy)| {
-            let pixels = copy[side * apart..].chunks_mut(apart).zip(self.x[i * w * c..][..w * c].chunks(c));
-            for (j, (to, from)) in pixels.enumerate() {
-                let how = (self.how)(i * w + j);
-                // SAFETY: K was chosen for this CPU.
-                unsafe {
-                    K::vectorised(
-                        #[inline(always)]
-                        || bend::<K::V, K::Elem>(&how, from, &mut to[..c]),
-                    )
+        let zero = MaybeUninit::new(K::Elem::default());
+        let write = |copy: &mut [MaybeUninit<K::Elem>]| {
+            copy.par_chunks_mut(line).enumerate().with_min_len(4).for_each(|(i, copy)| {
+                let (inner, right) = copy.split_at_mut((side + w) * apart);
+                let (left, inner) = inner.split_at_mut(side * apart);
+                left.fill(zero);
+                right.fill(zero);
+                let pixels = inner.chunks_mut(apart).zip(self.x[i * w * c..][..w * c].chunks(c));
+                for (j, (to, from)) in pixels.enumerate() {
+                    let how = (self.how)(i * w + j);
+                    let (to, rest) = to.split_at_mut(c);
+                    // SAFETY: K was chosen for this CPU.
+                    unsafe {
+                        K::vectorised(
+                            #[inline(always)]
+                            || bend::<K::V, K::Elem>(&how, from, to),
+                        )
+                    }
+                    rest.fill(zero);
                 }
-            }
-        });
+            });
+        };
+        // SAFETY: pixels, sides and what lies between pixels are written.
+        let copy = unsafe { filled(frames * h * line, write) };
         let mut lines = Vec::with_capacity(of * oh);
         for f in 0..of {
             for i in 0..oh {

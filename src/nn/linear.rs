@@ -1,5 +1,6 @@
 //! The dense layer, with what may follow it.
 
+use super::kernel::memory::filled;
 use super::kernel::micro::{Element, Kernel};
 use super::kernel::product::{self, Finish, Operand};
 use super::kernel::{self, Job, Math};
@@ -10,6 +11,7 @@ use super::vars::Vars;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// y = x Wᵀ + b, with W in the type it is stored in.
 #[derive(Clone, Debug)]
@@ -181,13 +183,13 @@ impl Job for Run<'_> {
             let operand = Operand::matrix(data, self.rows, self.inputs, stride);
             let (n, apart) = (self.outputs, self.apart);
             if self.half {
-                let mut y = vec![bf16::ZERO; self.rows * apart];
-                product::product::<K, bf16>(&operand, self.weights, n, self.finish, &mut y, apart);
-                CpuStorage::BF16(y)
+                let run = |y: &mut [_]| product::product::<K, bf16>(&operand, self.weights, n, self.finish, y, apart);
+                // SAFETY: a product writes all of its result.
+                CpuStorage::BF16(unsafe { filled(self.rows * apart, run) })
             } else {
-                let mut y = vec![0f32; self.rows * apart];
-                product::product::<K, f32>(&operand, self.weights, n, self.finish, &mut y, apart);
-                CpuStorage::F32(y)
+                let run = |y: &mut [_]| product::product::<K, f32>(&operand, self.weights, n, self.finish, y, apart);
+                // SAFETY: as above.
+                CpuStorage::F32(unsafe { filled(self.rows * apart, run) })
             }
         })
     }
@@ -206,16 +208,26 @@ pub fn with_operand<K: Kernel, R>(
         return f(data, stride);
     }
     let apart = kernel::row_stride(width, size_of::<K::Elem>());
-    let mut copy = vec![K::Elem::default(); rows * apart];
-    copy.par_chunks_mut(apart.max(1)).with_min_len(16).enumerate().for_each(|(i, y)| match x {
-        Lines::F32(x) => narrow::<K>(&x[i * stride..][..width], &mut y[..width]),
-        Lines::Bf16(x) => y.iter_mut().zip(&x[i * stride..][..width]).for_each(|(y, x)| *y = K::Elem::from_bf16(*x)),
-    });
+    let zero = MaybeUninit::new(K::Elem::default());
+    let write = |copy: &mut [MaybeUninit<K::Elem>]| {
+        copy.par_chunks_mut(apart.max(1)).with_min_len(16).enumerate().for_each(|(i, y)| {
+            let (y, rest) = y.split_at_mut(width);
+            match x {
+                Lines::F32(x) => narrow::<K>(&x[i * stride..][..width], y),
+                Lines::Bf16(x) => y.iter_mut().zip(&x[i * stride..][..width]).for_each(|(y, x)| {
+                    y.write(K::Elem::from_bf16(*x));
+                }),
+            }
+            rest.fill(zero);
+        });
+    };
+    // SAFETY: every row is written, and what lies between.
+    let copy = unsafe { filled(rows * apart, write) };
     f(&copy, apart)
 }
 
 /// f32 -> the kernel's type.
-fn narrow<K: Kernel>(x: &[f32], y: &mut [K::Elem]) {
+fn narrow<K: Kernel>(x: &[f32], y: &mut [MaybeUninit<K::Elem>]) {
     // SAFETY: K was chosen for this CPU.
     unsafe {
         K::vectorised(

@@ -1,7 +1,9 @@
-//! What candle lacks or does slowly, one file each.
+//! Layers, one file each: what candle lacks or does slowly.
 //!
-//! Every operation has a plain form in candle's own differentiable operations; the fast forms (CPU, f32) are taken only
-//! where nothing is being differentiated. Activations are channels-last everywhere.
+//! Every operation has a plain form in candle's own differentiable operations, for GPUs and for gradients; on a CPU, where
+//! nothing is being differentiated, the loops of [`kernel`] stand in for it. There activations are f32 between operations, and
+//! what is only read by products of bf16 weights is handed on as bf16, in rows that may lie further apart than they are wide.
+//! Pictures are channels-last everywhere.
 
 pub mod activation;
 pub mod attention;

@@ -1,6 +1,7 @@
 //! RMS and layer norm over the last axis, with the shift, scale and activation that follow; the variance is taken in f32.
 
 use super::fast;
+use super::kernel::memory::filled;
 use super::kernel::micro::Kernel;
 use super::kernel::rows::{self, Act, Bend};
 use super::kernel::{self, Job, Math};
@@ -160,13 +161,11 @@ impl<'b, F: Fn(usize) -> Bend<'b> + Sync> Job for Run<'_, F> {
     fn run<K: Kernel>(self) -> CpuStorage {
         let Run { x, from, d, rows, apart, half, how } = self;
         if half {
-            let mut y = vec![bf16::ZERO; rows * apart];
-            rows::bend_all::<K, bf16>(x, from, d, &mut y, apart, how);
-            CpuStorage::BF16(y)
+            // SAFETY: every row is written, and what lies between.
+            CpuStorage::BF16(unsafe { filled(rows * apart, |y| rows::bend_all::<K, bf16>(x, from, d, y, apart, how)) })
         } else {
-            let mut y = vec![0f32; rows * apart];
-            rows::bend_all::<K, f32>(x, from, d, &mut y, apart, how);
-            CpuStorage::F32(y)
+            // SAFETY: as above.
+            CpuStorage::F32(unsafe { filled(rows * apart, |y| rows::bend_all::<K, f32>(x, from, d, y, apart, how)) })
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Frames in groups: what every temporal layer carries from one group to the next.
 //!
 //! A layer that looks at neighbouring frames answers later than it is asked. In a stream it keeps the frames that it still
-//! needs, so that any grouping of the input gives the frames that the whole input gives.
+//! needs, so that any grouping of the input gives the frames that the whole input gives. What is kept is copied, always: a view
+//! would keep the whole group alive.
 
 use candle_core::{Result, Tensor};
 
@@ -62,7 +63,7 @@ impl Stream {
         let (count, context) = (all.dim(FRAMES)?, before + after);
         if !last && context > 0 {
             let keep = context.min(count);
-            slot.frames = Some(all.narrow(FRAMES, count - keep, keep)?.contiguous()?);
+            slot.frames = Some(all.narrow(FRAMES, count - keep, keep)?.force_contiguous()?);
         }
         Ok(if count > context { Some(all) } else { None })
     }
@@ -87,7 +88,7 @@ impl Stream {
         let windows = (count + stride).saturating_sub(before + 1) / stride;
         let used = windows * stride;
         if used < count {
-            slot.frames = Some(all.narrow(FRAMES, used, count - used)?.contiguous()?);
+            slot.frames = Some(all.narrow(FRAMES, used, count - used)?.force_contiguous()?);
         }
         if windows == 0 { Ok(None) } else { Ok(Some(all.narrow(FRAMES, 0, used - stride + before + 1)?)) }
     }
@@ -111,7 +112,7 @@ impl Stream {
         let count = all.dim(FRAMES)?;
         let used = count / size * size;
         if used < count {
-            slot.frames = Some(all.narrow(FRAMES, used, count - used)?.contiguous()?);
+            slot.frames = Some(all.narrow(FRAMES, used, count - used)?.force_contiguous()?);
         }
         if used == 0 { Ok(None) } else { Ok(Some(all.narrow(FRAMES, 0, used)?)) }
     }
@@ -122,7 +123,7 @@ impl Stream {
         let Some(held) = joined(slot.frames.take(), x)? else { return Ok(None) };
         let rest = held.dim(FRAMES)? - count;
         if rest > 0 {
-            slot.frames = Some(held.narrow(FRAMES, count, rest)?.contiguous()?);
+            slot.frames = Some(held.narrow(FRAMES, count, rest)?.force_contiguous()?);
         }
         if count > 0 { Ok(Some(held.narrow(FRAMES, 0, count)?)) } else { Ok(None) }
     }

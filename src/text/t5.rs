@@ -121,7 +121,8 @@ impl T5Config {
     }
 }
 
-struct Layer {
+/// One layer's weights.
+pub struct Layer {
     attention_norm: Tensor,
     q: Linear,
     k: Linear,
@@ -200,17 +201,34 @@ impl T5 {
         Layer::load(&self.config, self.vb.pp(format!("encoder.block.{i}")))
     }
 
+    /// All layers at once, for those who run them again and again and have the memory.
+    pub fn layers(&self) -> Result<Vec<Layer>> {
+        (0..self.config.layers).map(|i| self.layer(i)).collect()
+    }
+
     /// - `ids`: one prompt's tokens, all of which are attended to. `after`: called after each layer.
     /// - Returns (1, ids, d_model).
     /// - Source: transformers `models/t5/modeling_t5.py`, `T5Stack.forward`.
     pub fn encode(&self, ids: &[u32], mut after: impl FnMut()) -> Result<Tensor> {
+        self.run(ids, |i, x, bias| {
+            let x = self.layer(i)?.forward(x, bias, &self.config);
+            after();
+            x
+        })
+    }
+
+    /// As [`T5::encode`], over layers that are open already.
+    pub fn encode_with(&self, ids: &[u32], layers: &[Layer]) -> Result<Tensor> {
+        self.run(ids, |i, x, bias| layers[i].forward(x, bias, &self.config))
+    }
+
+    fn run(&self, ids: &[u32], mut layer: impl FnMut(usize, &Tensor, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
         let device = self.vb.device();
         let mut x =
             self.embedding.index_select(&Tensor::new(ids, device)?, 0)?.to_dtype(self.vb.dtype())?.unsqueeze(0)?;
         let bias = self.bias(ids.len())?;
         for i in 0..self.config.layers {
-            x = self.layer(i)?.forward(&x, &bias, &self.config)?;
-            after();
+            x = layer(i, &x, &bias)?;
         }
         rms_norm(&x, Some(&self.final_norm), self.config.eps)
     }

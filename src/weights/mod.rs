@@ -3,6 +3,7 @@
 pub mod catalogue;
 pub mod open;
 pub mod pack;
+pub mod random;
 
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};

@@ -1,6 +1,7 @@
 //! Weight files -> tensors by name. Files are mapped, never read whole: a tensor is copied to its device when a layer asks
 //! for it, and its pages can go again.
 
+use crate::nn::kernel::Math;
 use crate::nn::matrix::{Mapped, usable};
 use crate::nn::vars::{Source, Vars};
 use anyhow::{Context, Result, bail, ensure};
@@ -169,11 +170,20 @@ impl Tensors {
     /// - `stored`: element type that matrices are kept in; `None` keeps the file's, or `compute` where the model is small,
     ///   which saves widening them at each use and changes no number. Vectors and scalars always take `compute`.
     pub fn load(&self, stored: Option<DType>, compute: DType, device: &Device) -> Vars {
-        /// Elements that may as well be widened: 1 GiB in f32.
-        const SMALL: usize = 1 << 28;
         let stored = stored.or((self.elements() <= SMALL).then_some(compute));
         let reader = Reader { tensors: self.clone(), stored };
         Vars::new(reader, compute, device.clone())
+    }
+
+    /// In what a CPU multiplies them, kept as [`Tensors::load`] keeps them.
+    pub fn math(&self, stored: Option<DType>) -> Math {
+        let half = self.entries.values().filter(|e| e.dtype == Dtype::BF16).map(|e| e.range.1 - e.range.0);
+        let mostly_half = half.sum::<usize>() * 2 > self.size() && self.elements() > SMALL;
+        match stored {
+            Some(DType::BF16) => Math::Bf16,
+            None if mostly_half => Math::Bf16,
+            _ => Math::F32,
+        }
     }
 
     /// Runs a model's constructor over the headers alone and lists what does not fit, so that every error comes before the
@@ -196,6 +206,9 @@ impl Tensors {
         )
     }
 }
+
+/// Elements that may as well be widened: 1 GiB in f32.
+const SMALL: usize = 1 << 28;
 
 fn candle_dtype(dtype: Dtype) -> Option<DType> {
     Some(match dtype {

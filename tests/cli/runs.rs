@@ -15,12 +15,13 @@ fn works(scratch: &Scratch, args: &[&str]) -> (Vec<u8>, String) {
 #[test]
 fn help_and_data_go_to_standard_output() {
     let scratch = Scratch::new();
-    let verbs: [&[&str]; 8] = [
+    let verbs: [&[&str]; 9] = [
         &["--help"],
         &["generate", "--help"],
         &["models", "--help"],
         &["models", "list", "--help"],
         &["models", "pack", "--help"],
+        &["bench", "--help"],
         &["selftest", "--help"],
         &["completions", "--help"],
         &["licenses", "--help"],
@@ -250,5 +251,45 @@ fn an_interrupt_leaves_nothing_half_written() {
         assert!(sent.success());
         assert_eq!(child.wait().unwrap().code(), Some(130));
         assert!(scratch.listing().is_empty(), "{:?}", scratch.listing());
+    }
+}
+
+/// Rows come as a table, as JSON and as CSV; a grid has a row for every combination.
+#[test]
+fn stages_are_timed() {
+    let scratch = Scratch::new();
+    let quick = ["bench", "--model", "tiny", "--size", "32x32", "--frames", "5", "--warmup", "0", "--repeat", "1"];
+    let run = |flags: &[&str]| text(&works(&scratch, &[&quick[..], flags].concat()).0);
+    let row: Value =
+        serde_json::from_str(&run(&["--part", "step", "--dtype", "bf16", "--threads", "2", "--json"])).unwrap();
+    assert_eq!((&row["part"], &row["dtype"]), (&"step".into(), &"bf16".into()), "{row}");
+    assert_eq!((&row["threads"], &row["frames"], &row["tokens"]), (&2.into(), &5.into(), &8.into()), "{row}");
+    for figure in ["seconds", "gflops", "peak_gflops", "share"] {
+        assert!(row[figure].as_f64().is_some_and(|n| n > 0.0), "{figure}: {row}");
+    }
+    assert!(cfg!(not(target_os = "linux")) || row["peak_memory"].as_u64().is_some_and(|n| n > 1 << 20), "{row}");
+    let csv = run(&["--part", "text,decode", "--threads", "1,2", "--csv"]);
+    assert!(csv.starts_with("part,weights,") && csv.lines().count() == 5, "{csv}");
+    let table = run(&["--part", "encode,run"]);
+    assert!(table.contains("GFLOP/s") && table.contains("of peak") && table.contains("\nrun "), "{table}");
+    assert!(scratch.listing().is_empty());
+}
+
+#[test]
+fn what_cannot_be_timed_is_said() {
+    let scratch = Scratch::new();
+    for (flags, said) in [
+        (&["--random-weights", "3b"][..], "choices: 2b, 13b, t5-xxl, vae-0.9.0"),
+        (&["--random-weights", "2b", "--part", "decode"], "choices: step"),
+        (&["--random-weights", "2b", "--model", "tiny"], "leave one out"),
+        (&["--model", "nowhere"], "nowhere"),
+        (&["--part", "everything"], "everything"),
+    ] {
+        let output = reel(&scratch.0, &[&["bench"], flags].concat());
+        let text = text(&output.stderr);
+        assert!(
+            output.status.code() == Some(2) && text.contains(said) && output.stdout.is_empty(),
+            "{flags:?}: {text}"
+        );
     }
 }

@@ -9,6 +9,7 @@ use super::pack::{self, Rows};
 use super::rows::{Bend, bend};
 use super::simd::{self, Simd};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// Keys of a block: with their values they stay in the second cache while a task's queries pass.
 const BLOCK: usize = 512;
@@ -50,18 +51,22 @@ unsafe impl<E> Sync for Target<E> {}
 unsafe impl<E> Send for Target<E> {}
 
 /// y = softmax(q kᵀ scale + bias) v, head by head.
-/// - `y`: (n, heads * head_dim), `apart` from row to row, in f32 or the kernel's type.
-pub fn attend<K: Kernel, T: Element>(x: &Heads<K::Elem>, y: &mut [T], apart: usize) {
+/// - `y`: (n, heads * head_dim), `apart` from row to row, in f32 or the kernel's type; what lies between is set to zero.
+pub fn attend<K: Kernel, T: Element>(x: &Heads<K::Elem>, y: &mut [MaybeUninit<T>], apart: usize) {
     let (n, m, hd) = (x.n, x.m, x.head_dim);
     let hs = head_stride::<K>(hd);
     assert!(x.stride >= x.heads * hs && apart >= x.heads * hd);
     let rows = |count: usize, width: usize, stride: usize| if count == 0 { 0 } else { (count - 1) * stride + width };
     assert!(x.q.len() >= rows(n, x.heads * hs, x.stride) && x.k.len() >= rows(m, x.heads * hs, x.stride));
-    assert!(x.v.len() >= rows(m, x.heads * hd, x.v_stride) && y.len() >= rows(n, x.heads * hd, apart));
+    assert!(x.v.len() >= rows(m, x.heads * hd, x.v_stride) && y.len() == n * apart);
     assert!(x.bias.is_none_or(|bias| bias.len() == x.heads * n * m));
+    let zero = MaybeUninit::new(T::default());
     if n == 0 || m == 0 {
-        return;
+        return y.fill(zero);
     }
+    y.chunks_mut(apart).for_each(|row| row[x.heads * hd..].fill(zero));
+
+    super::count(2 * x.heads * n * m * hd);
 
     // keys and values of each head as panels
     let blocks: Vec<(usize, usize)> = (0..m).step_by(BLOCK).map(|k0| (k0, BLOCK.min(m - k0))).collect();
@@ -93,7 +98,7 @@ pub fn attend<K: Kernel, T: Element>(x: &Heads<K::Elem>, y: &mut [T], apart: usi
     });
 
     let tasks = n.div_ceil(QUERIES);
-    let target = Target(y.as_mut_ptr());
+    let target = Target(y.as_mut_ptr().cast::<T>());
     (0..x.heads * tasks).into_par_iter().with_max_len(1).for_each(|task| {
         let (h, first) = (task / tasks, task % tasks * QUERIES);
         let queries = first..(first + QUERIES).min(n);
@@ -148,6 +153,7 @@ fn run<K: Kernel, T: Element>(
     let share = widest * K::NR + 32; // no power of two, so that the rows of a tile do not share cache sets
     let mut weights = vec![K::Elem::default(); K::MR * share];
     let mut value_block = values;
+    let here = (weights.as_ptr().cast::<u8>(), 0); // the second cache holds all that is wanted soon
     for &(k0, count) in blocks {
         let panels = count.div_ceil(K::NR);
         let keys = &keys[k0 / K::NR * hs * K::NR..];
@@ -155,12 +161,13 @@ fn run<K: Kernel, T: Element>(
         for (part, state) in states.iter_mut().enumerate() {
             let (first, rows) = (bound(part), bound(part + 1) - bound(part));
             let width = panels * K::NR;
-            scores[..rows * width].fill(0.0);
             for panel in 0..panels {
                 let q = x.q[first * x.stride + h * hs..].as_ptr();
                 let tile = scores[panel * K::NR..].as_mut_ptr();
                 // SAFETY: q has `rows` rows of hs elements by `attend`'s checks; the panel is whole; K fits this CPU.
-                unsafe { K::micro(rows, q, x.stride, keys[panel * hs * K::NR..].as_ptr(), hs, tile, width) }
+                unsafe {
+                    K::micro(rows, q, x.stride, keys[panel * hs * K::NR..].as_ptr(), hs, tile, width, here, false)
+                }
             }
             for (r, scores) in scores.chunks_mut(width).take(rows).enumerate() {
                 if let Some(bias) = x.bias {
@@ -180,7 +187,9 @@ fn run<K: Kernel, T: Element>(
             for (column, out) in state.out.chunks_mut(size).enumerate() {
                 let panel = value_block[column * value_rows * K::NR..].as_ptr();
                 // SAFETY: weights has `rows` rows of value_rows elements; the panel is whole; K fits this CPU.
-                unsafe { K::micro(rows, weights.as_ptr(), share, panel, value_rows, out.as_mut_ptr(), K::NR) }
+                unsafe {
+                    K::micro(rows, weights.as_ptr(), share, panel, value_rows, out.as_mut_ptr(), K::NR, here, true)
+                }
             }
         }
         value_block = &value_block[columns * value_rows * K::NR..];
@@ -195,7 +204,7 @@ fn run<K: Kernel, T: Element>(
             // SAFETY: these rows and columns are this task's own and lie within the result by `attend`'s checks; K was
             // chosen for this CPU.
             unsafe {
-                let y = std::slice::from_raw_parts_mut(target.0.add(at), x.head_dim);
+                let y = std::slice::from_raw_parts_mut(target.0.add(at).cast::<MaybeUninit<T>>(), x.head_dim);
                 K::vectorised(
                     #[inline(always)]
                     || bend::<K::V, T>(&Bend::default(), &row[..x.head_dim], y),
@@ -240,8 +249,8 @@ unsafe fn soften<K: Kernel>(
             let (by, shift) = (K::V::splat(factor), K::V::splat(-top * factor));
             let (mut a, mut b) = (K::V::splat(0.0), K::V::splat(0.0));
             for i in (0..width).step_by(2 * lanes) {
-                let x = simd::exp2(K::V::load(row.add(i)).madd(by, shift));
-                let y = simd::exp2(K::V::load(row.add(i + lanes)).madd(by, shift));
+                let x = simd::exp2_for::<K::V, K::Elem>(K::V::load(row.add(i)).madd(by, shift));
+                let y = simd::exp2_for::<K::V, K::Elem>(K::V::load(row.add(i + lanes)).madd(by, shift));
                 (a, b) = (a.add(x), b.add(y));
                 simd::store(x, target.add(i));
                 simd::store(y, target.add(i + lanes));

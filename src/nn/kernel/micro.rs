@@ -26,12 +26,13 @@ pub trait Kernel: 'static {
     /// The instruction set is there.
     unsafe fn vectorised<R>(f: impl FnOnce() -> R) -> R;
 
-    /// tile += a b.
+    /// tile = a b, or tile += a b where `add` says so.
     ///
     /// # Safety
     /// - The instruction set is there. `rows` is in 1..=MR and `k` a multiple of STEP.
     /// - `a` has `rows` rows of `k` elements, `stride` apart; `panel` has `k * NR` elements; `tile` has `rows` rows of
     ///   NR, `apart` from each other.
+    /// - `ahead`: memory that is wanted soon, moved on by so many bytes a step; any address will do.
     unsafe fn micro(
         rows: usize,
         a: *const Self::Elem,
@@ -40,6 +41,8 @@ pub trait Kernel: 'static {
         k: usize,
         tile: *mut f32,
         apart: usize,
+        ahead: (*const u8, usize),
+        add: bool,
     );
 }
 
@@ -108,8 +111,10 @@ impl Kernel for Plain {
         k: usize,
         tile: *mut f32,
         apart: usize,
+        ahead: (*const u8, usize),
+        add: bool,
     ) {
-        by_rows!(rows, plain(a, stride, panel, k, tile, apart), 1 2 3 4)
+        by_rows!(rows, plain(a, stride, panel, k, tile, apart, ahead, add), 1 2 3 4)
     }
 }
 
@@ -120,6 +125,8 @@ unsafe fn plain<const ROWS: usize>(
     k: usize,
     tile: *mut f32,
     apart: usize,
+    _: (*const u8, usize),
+    add: bool,
 ) {
     let mut sums = [[0f32; Plain::NR]; ROWS];
     for p in 0..k {
@@ -134,7 +141,8 @@ unsafe fn plain<const ROWS: usize>(
     }
     for (i, sums) in sums.iter().enumerate() {
         for (j, sum) in sums.iter().enumerate() {
-            *tile.add(i * apart + j) += sum;
+            let at = tile.add(i * apart + j);
+            *at = if add { *at + sum } else { *sum };
         }
     }
 }
@@ -175,8 +183,10 @@ mod x86 {
             k: usize,
             tile: *mut f32,
             apart: usize,
+            ahead: (*const u8, usize),
+            add: bool,
         ) {
-            by_rows!(rows, dot_pairs(a, stride, panel, k, tile, apart), 1 2 3 4 5 6 7 8 9 10 11 12)
+            by_rows!(rows, dot_pairs(a, stride, panel, k, tile, apart, ahead, add), 1 2 3 4 5 6 7 8 9 10 11 12)
         }
     }
 
@@ -188,26 +198,36 @@ mod x86 {
         k: usize,
         tile: *mut f32,
         apart: usize,
+        (ahead, pace): (*const u8, usize),
+        add: bool,
     ) {
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
         let mut b = panel.cast::<__m512i>();
-        let mut a = a.cast::<i32>();
-        let stride = stride / 2;
+        let mut a = a;
+        let mut ahead = ahead;
         for _ in 0..k / 2 {
+            _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+            ahead = ahead.wrapping_add(pace);
             let b0: __m512bh = std::mem::transmute(_mm512_loadu_si512(b));
             let b1: __m512bh = std::mem::transmute(_mm512_loadu_si512(b.add(1)));
             for (i, sums) in sums.iter_mut().enumerate() {
-                let pair: __m512bh = std::mem::transmute(_mm512_set1_epi32(a.add(i * stride).read_unaligned()));
+                let pair: __m512bh =
+                    std::mem::transmute(_mm512_set1_epi32(a.add(i * stride).cast::<i32>().read_unaligned()));
                 sums[0] = _mm512_dpbf16_ps(sums[0], pair, b0);
                 sums[1] = _mm512_dpbf16_ps(sums[1], pair, b1);
             }
-            a = a.add(1);
+            a = a.add(2);
             b = b.add(2);
         }
         for (i, sums) in sums.iter().enumerate() {
             let c = tile.add(i * apart);
-            _mm512_storeu_ps(c, _mm512_add_ps(_mm512_loadu_ps(c), sums[0]));
-            _mm512_storeu_ps(c.add(16), _mm512_add_ps(_mm512_loadu_ps(c.add(16)), sums[1]));
+            let [mut x, mut y] = *sums;
+            if add {
+                x = _mm512_add_ps(_mm512_loadu_ps(c), x);
+                y = _mm512_add_ps(_mm512_loadu_ps(c.add(16)), y);
+            }
+            _mm512_storeu_ps(c, x);
+            _mm512_storeu_ps(c.add(16), y);
         }
     }
 
@@ -238,8 +258,10 @@ mod x86 {
             k: usize,
             tile: *mut f32,
             apart: usize,
+            ahead: (*const u8, usize),
+            add: bool,
         ) {
-            by_rows!(rows, fma_16(a, stride, panel, k, tile, apart), 1 2 3 4 5 6 7 8 9 10 11 12)
+            by_rows!(rows, fma_16(a, stride, panel, k, tile, apart, ahead, add), 1 2 3 4 5 6 7 8 9 10 11 12)
         }
     }
 
@@ -251,10 +273,15 @@ mod x86 {
         k: usize,
         tile: *mut f32,
         apart: usize,
+        (ahead, pace): (*const u8, usize),
+        add: bool,
     ) {
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
         let (mut a, mut b) = (a, panel);
+        let mut ahead = ahead;
         for _ in 0..k {
+            _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+            ahead = ahead.wrapping_add(pace);
             let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
             for (i, sums) in sums.iter_mut().enumerate() {
                 let x = _mm512_set1_ps(*a.add(i * stride));
@@ -266,8 +293,13 @@ mod x86 {
         }
         for (i, sums) in sums.iter().enumerate() {
             let c = tile.add(i * apart);
-            _mm512_storeu_ps(c, _mm512_add_ps(_mm512_loadu_ps(c), sums[0]));
-            _mm512_storeu_ps(c.add(16), _mm512_add_ps(_mm512_loadu_ps(c.add(16)), sums[1]));
+            let [mut x, mut y] = *sums;
+            if add {
+                x = _mm512_add_ps(_mm512_loadu_ps(c), x);
+                y = _mm512_add_ps(_mm512_loadu_ps(c.add(16)), y);
+            }
+            _mm512_storeu_ps(c, x);
+            _mm512_storeu_ps(c.add(16), y);
         }
     }
 
@@ -298,8 +330,10 @@ mod x86 {
             k: usize,
             tile: *mut f32,
             apart: usize,
+            ahead: (*const u8, usize),
+            add: bool,
         ) {
-            by_rows!(rows, fma_8(a, stride, panel, k, tile, apart), 1 2 3 4 5 6)
+            by_rows!(rows, fma_8(a, stride, panel, k, tile, apart, ahead, add), 1 2 3 4 5 6)
         }
     }
 
@@ -311,10 +345,15 @@ mod x86 {
         k: usize,
         tile: *mut f32,
         apart: usize,
+        (ahead, pace): (*const u8, usize),
+        add: bool,
     ) {
         let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
         let (mut a, mut b) = (a, panel);
+        let mut ahead = ahead;
         for _ in 0..k {
+            _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+            ahead = ahead.wrapping_add(pace);
             let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
             for (i, sums) in sums.iter_mut().enumerate() {
                 let x = _mm256_set1_ps(*a.add(i * stride));
@@ -326,8 +365,13 @@ mod x86 {
         }
         for (i, sums) in sums.iter().enumerate() {
             let c = tile.add(i * apart);
-            _mm256_storeu_ps(c, _mm256_add_ps(_mm256_loadu_ps(c), sums[0]));
-            _mm256_storeu_ps(c.add(8), _mm256_add_ps(_mm256_loadu_ps(c.add(8)), sums[1]));
+            let [mut x, mut y] = *sums;
+            if add {
+                x = _mm256_add_ps(_mm256_loadu_ps(c), x);
+                y = _mm256_add_ps(_mm256_loadu_ps(c.add(8)), y);
+            }
+            _mm256_storeu_ps(c, x);
+            _mm256_storeu_ps(c.add(8), y);
         }
     }
 }

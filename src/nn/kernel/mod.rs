@@ -4,6 +4,7 @@
 #![allow(clippy::too_many_arguments)] // a loop over slices is told where each begins and how far its rows are apart
 
 pub mod attend;
+pub mod memory;
 pub mod micro;
 pub mod pack;
 pub mod peak;
@@ -13,6 +14,19 @@ pub mod simd;
 
 use micro::Kernel;
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+static OPERATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// Multiplications and additions that products and attention have made since the program began.
+pub fn operations() -> u64 {
+    OPERATIONS.load(Ordering::Relaxed)
+}
+
+/// Counts `products` multiplications with their additions.
+fn count(products: usize) {
+    OPERATIONS.fetch_add(2 * products as u64, Ordering::Relaxed);
+}
 
 /// In what products are computed; sums are f32 in either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,3 +122,6 @@ pub fn dispatch_on<J: Job>(isa: Isa, math: Math, job: J) -> J::Done {
 pub fn row_stride(width: usize, bytes: usize) -> usize {
     if (width * bytes).is_multiple_of(2048) { width + 64 / bytes } else { width }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 #![allow(unsafe_op_in_unsafe_fn)] // the bodies are loads, stores and intrinsics
 
 use super::micro::{Element, Kernel};
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 /// Rows of numbers as they lie in memory: row-major, in the type they are stored in.
@@ -24,13 +25,35 @@ impl Rows<'_> {
         }
     }
 
+    /// Bytes of a value.
+    pub fn bytes(&self) -> usize {
+        if matches!(self, Rows::F32(_)) { 4 } else { 2 }
+    }
+
+    /// Where value `at` lies, or would lie.
+    pub fn address(&self, at: usize) -> *const u8 {
+        match self {
+            Rows::F32(x) => x.as_ptr().wrapping_add(at).cast(),
+            Rows::Bf16(x) => x.as_ptr().wrapping_add(at).cast(),
+            Rows::F16(x) => x.as_ptr().wrapping_add(at).cast(),
+        }
+    }
+
     /// Copies `out.len()` values from `at` on, in the kernel's type.
     #[inline(always)]
     fn copy<E: Element>(&self, at: usize, out: &mut [E]) {
         match self {
             Rows::F32(x) => out.iter_mut().zip(&x[at..]).for_each(|(y, x)| *y = E::from_f32(*x)),
             Rows::Bf16(x) => out.iter_mut().zip(&x[at..]).for_each(|(y, x)| *y = E::from_bf16(*x)),
-            Rows::F16(x) => out.iter_mut().zip(&x[at..]).for_each(|(y, x)| *y = E::from_f32(x.to_f32())),
+            // in runs, for which the CPU has an instruction
+            Rows::F16(x) => {
+                let mut wide = [0f32; 64];
+                for (y, x) in out.chunks_mut(64).zip(x[at..].chunks(64)) {
+                    let wide = &mut wide[..y.len()];
+                    x[..y.len()].convert_to_f32_slice(wide);
+                    y.iter_mut().zip(wide).for_each(|(y, x)| *y = E::from_f32(*x));
+                }
+            }
         }
     }
 }

@@ -9,13 +9,15 @@ use super::micro::{Element, Kernel};
 use super::pack::{self, Rows};
 use super::simd::{self, Simd};
 use rayon::prelude::*;
+use std::cell::RefCell;
+use std::mem::MaybeUninit;
 
 /// Rows of a task: its share of the activations, for one piece of k, stays in the second cache.
 const TASK_ROWS: usize = 384;
 /// Columns of a task.
 const TASK_COLUMNS: usize = 256;
-/// Bytes of a piece of k of one panel: half of the first cache.
-const BLOCK_BYTES: usize = 16 << 10;
+/// Bytes of a piece of k of one panel: about the first cache, which it passes through once a tile.
+const BLOCK_BYTES: usize = 32 << 10;
 
 /// Activations as the kernels read them: every row contiguous in k, piece by piece.
 pub struct Operand<'a, E> {
@@ -103,13 +105,13 @@ struct Tile {
 }
 
 /// y = finish(a wᵀ).
-/// - `weights`: (n, k) row-major. `y`: (rows of a, n), `apart` from row to row.
+/// - `weights`: (n, k) row-major. `y`: (rows of a, n), `apart` from row to row; what lies between the rows is set to zero.
 pub fn product<K: Kernel, T: Element>(
     a: &Operand<K::Elem>,
     weights: Rows,
     n: usize,
     finish: Finish,
-    y: &mut [T],
+    y: &mut [MaybeUninit<T>],
     apart: usize,
 ) {
     let mut tiles = vec![];
@@ -130,8 +132,9 @@ pub fn product<K: Kernel, T: Element>(
     let weights_k = a.pieces.iter().map(|p| p.k0 + p.k).max().unwrap_or(0);
     assert!(weights.count() >= n * weights_k, "{} weights for {n} x {weights_k}", weights.count());
     check(a, &tiles);
-    assert!(out == 0 || y.len() >= (out - 1) * apart + n, "product: {} elements for {out} rows of {n}", y.len());
-    let target = Target(y.as_mut_ptr());
+    super::count(out * n * a.pieces.iter().map(|p| p.k).sum::<usize>());
+    assert!(y.len() == out * apart && apart >= n, "product: {} elements for {out} rows of {n}", y.len());
+    let target = Target(y.as_mut_ptr().cast::<T>());
     // pieces of k that fit the cache
     let most = (BLOCK_BYTES / (K::NR * size_of::<K::Elem>())).next_multiple_of(K::STEP);
     let mut pieces = vec![];
@@ -145,8 +148,13 @@ pub fn product<K: Kernel, T: Element>(
             at += k;
         }
     }
-    let blocks: Vec<&[Tile]> = tiles.chunks((TASK_ROWS / K::MR).max(1)).collect();
+    let parts = tiles.len().div_ceil((TASK_ROWS / K::MR).max(1)).max(1); // evenly, again
+    let blocks: Vec<&[Tile]> =
+        (0..parts).map(|i| &tiles[tiles.len() * i / parts..tiles.len() * (i + 1) / parts]).collect();
     let strips = n.div_ceil(TASK_COLUMNS);
+    if apart > n {
+        y.chunks_mut(apart).for_each(|row| row[n..].fill(MaybeUninit::new(T::default())));
+    }
     // neighbouring tasks share columns: their weights are still near
     (0..strips * blocks.len()).into_par_iter().with_max_len(1).for_each(|task| {
         let (strip, block) = (task / blocks.len(), blocks[task % blocks.len()]);
@@ -155,8 +163,9 @@ pub fn product<K: Kernel, T: Element>(
     });
 }
 
-/// That no tile reads beyond the data.
+/// That no tile reads beyond the data, and that each reads something.
 fn check<E: Element>(a: &Operand<E>, tiles: &[Tile]) {
+    assert!(tiles.iter().all(|tile| a.pieces.iter().any(|p| counts(tile, p, a.height))), "product: rows of nothing");
     for piece in &a.pieces {
         for tile in tiles.iter().filter(|t| counts(t, piece, a.height)) {
             let first = tile.start as isize + piece.shift;
@@ -170,12 +179,16 @@ fn counts(tile: &Tile, piece: &Piece, height: isize) -> bool {
     (0..height).contains(&(tile.row + piece.row))
 }
 
-struct Scratch<E> {
-    sums: Vec<f32>,
-    block: Vec<E>,
-    line: Vec<E>,
-    odd: Vec<E>,
+thread_local! {
+    /// Partial sums of the task at work, kept for the next one: fresh memory would have to be cleared page by page.
+    static SUMS: RefCell<Vec<f32>> = const { RefCell::new(vec![]) };
 }
+
+/// Bytes that memory comes in.
+const LINE: usize = 64;
+
+/// Bytes of activations that stay in the second cache beside everything else.
+const NEAR: usize = 512 << 10;
 
 fn run<K: Kernel, T: Element>(
     a: &Operand<K::Elem>,
@@ -189,18 +202,30 @@ fn run<K: Kernel, T: Element>(
     target: Target<T>,
     apart: usize,
 ) {
-    let size = K::MR * K::NR;
-    let panels = columns.len().div_ceil(K::NR);
-    let mut scratch: Scratch<K::Elem> =
-        Scratch { sums: vec![0.0; panels * tiles.len() * size], block: vec![], line: vec![], odd: vec![] };
-    for piece in pieces {
-        let k = piece.k.next_multiple_of(K::STEP);
-        scratch.block.resize(k * K::NR, K::Elem::default());
-        for panel in 0..panels {
+    SUMS.with_borrow_mut(|sums| {
+        let size = K::MR * K::NR;
+        let panels = columns.len().div_ceil(K::NR);
+        sums.resize(panels * tiles.len() * size, 0.0);
+        // the first piece that counts for a tile writes its sums, later ones add to them
+        let begins: Vec<usize> =
+            tiles.iter().map(|tile| pieces.iter().position(|p| counts(tile, p, a.height)).unwrap_or(0)).collect();
+        // activations that stay near may be passed again for every panel, which reads the weights in the order they lie
+        let rows: usize = tiles.iter().map(|tile| tile.rows).sum();
+        let near = rows * weights_k * size_of::<K::Elem>() <= NEAR;
+        let block = |i: usize| match near {
+            true => (i % pieces.len(), i / pieces.len()),
+            false => (i / panels, i % panels),
+        };
+        let (mut packed, mut line, mut odd) = (vec![], vec![], vec![]);
+        for i in 0..panels * pieces.len() {
+            let (p, panel) = block(i);
+            let piece = &pieces[p];
+            let k = piece.k.next_multiple_of(K::STEP);
+            packed.resize(k * K::NR, K::Elem::default());
             let first = columns.start + panel * K::NR;
-            pack::panel::<K>(weights, weights_k, first, n, piece.k0, piece.k, &mut scratch.line, &mut scratch.block);
-            let sums = &mut scratch.sums[panel * tiles.len() * size..][..tiles.len() * size];
-            for (tile, sums) in tiles.iter().zip(sums.chunks_mut(size)) {
+            pack::panel::<K>(weights, weights_k, first, n, piece.k0, piece.k, &mut line, &mut packed);
+            let sums = &mut sums[panel * tiles.len() * size..][..tiles.len() * size];
+            for (t, (tile, sums)) in tiles.iter().zip(sums.chunks_mut(size)).enumerate() {
                 if !counts(tile, piece, a.height) {
                     continue;
                 }
@@ -209,23 +234,52 @@ fn run<K: Kernel, T: Element>(
                     (a.data[from..].as_ptr(), a.stride)
                 } else {
                     // an odd number of values: the last step is filled up with zeros
-                    scratch.odd.clear();
-                    scratch.odd.resize(tile.rows * k, K::Elem::default());
-                    for (i, odd) in scratch.odd.chunks_mut(k).enumerate() {
+                    odd.clear();
+                    odd.resize(tile.rows * k, K::Elem::default());
+                    for (i, odd) in odd.chunks_mut(k).enumerate() {
                         odd[..piece.k].copy_from_slice(&a.data[from + i * a.stride..][..piece.k]);
                     }
-                    (scratch.odd.as_ptr(), k)
+                    (odd.as_ptr(), k)
                 };
+                // the next panel's weights come nearer while this one's are at work
+                let steps = k / K::STEP;
+                let ahead = match near {
+                    true => {
+                        let line = (p * tiles.len() + t) * steps;
+                        (weights.address((first + K::NR) * weights_k).wrapping_add(line * LINE), LINE)
+                    }
+                    // a row of the panel for each tile
+                    false => {
+                        let row = (first + K::NR + t % K::NR) * weights_k + piece.k0;
+                        (weights.address(row), piece.k * weights.bytes() / steps)
+                    }
+                };
+                let add = p != begins[t];
                 // SAFETY: the rows were checked by `check`; block and sums have their sizes; K was chosen for this CPU.
-                unsafe { K::micro(tile.rows, rows, stride, scratch.block.as_ptr(), k, sums.as_mut_ptr(), K::NR) }
+                unsafe { K::micro(tile.rows, rows, stride, packed.as_ptr(), k, sums.as_mut_ptr(), K::NR, ahead, add) }
             }
         }
-    }
-    for panel in 0..panels {
+        write::<K, T>(tiles, sums, n, columns, finish, target, apart);
+    });
+}
+
+/// Sums -> the result.
+fn write<K: Kernel, T: Element>(
+    tiles: &[Tile],
+    sums: &[f32],
+    n: usize,
+    columns: std::ops::Range<usize>,
+    finish: &Finish,
+    target: Target<T>,
+    apart: usize,
+) {
+    let target = { target };
+    let size = K::MR * K::NR;
+    for panel in 0..columns.len().div_ceil(K::NR) {
         let first = columns.start + panel * K::NR;
         let width = K::NR.min(columns.end - first);
         for (i, tile) in tiles.iter().enumerate() {
-            let sums = &mut scratch.sums[(panel * tiles.len() + i) * size..][..size];
+            let sums = &sums[(panel * tiles.len() + i) * size..][..size];
             // SAFETY: K was chosen for this CPU. Rows and columns are this task's own, within the target by `product`'s check.
             unsafe {
                 K::vectorised(

@@ -3,6 +3,7 @@
 use super::micro::{Element, Kernel};
 use super::simd::{self, Simd};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// Elements that one task handles: enough to outweigh handing it out, few enough to stay in the cache.
 const TASK: usize = 1 << 14;
@@ -33,16 +34,16 @@ pub enum Act {
     Silu,
 }
 
-/// y = bend(x), one row.
+/// y = bend(x), one row; all of y is written.
 ///
 /// # Safety
 /// The registers' instruction set is there.
 #[inline(always)]
-pub unsafe fn bend<V: Simd, E: Element>(how: &Bend, x: &[f32], y: &mut [E]) {
+pub unsafe fn bend<V: Simd, E: Element>(how: &Bend, x: &[f32], y: &mut [MaybeUninit<E>]) {
     let d = x.len();
     assert!(y.len() == d && how.scale.is_none_or(|s| s.len() == d) && how.shift.is_none_or(|s| s.len() == d));
     let (scale, shift) = (how.scale.map(<[f32]>::as_ptr), how.shift.map(<[f32]>::as_ptr));
-    let (x, y) = (x.as_ptr(), y.as_mut_ptr());
+    let (x, y) = (x.as_ptr(), y.as_mut_ptr().cast::<E>());
     // SAFETY: all rows have `d` values, as asserted.
     unsafe {
         let (mid, factor) = match how.norm {
@@ -88,6 +89,12 @@ pub unsafe fn bend<V: Simd, E: Element>(how: &Bend, x: &[f32], y: &mut [E]) {
             },
         );
     }
+}
+
+/// A slice to write to, whatever is in it.
+pub fn uninit<T: Copy>(x: &mut [T]) -> &mut [MaybeUninit<T>] {
+    // SAFETY: of one layout; what is written through it are values of T.
+    unsafe { &mut *(std::ptr::from_mut(x) as *mut [MaybeUninit<T>]) }
 }
 
 /// The sum of `f` over `n` values, filled up with zeros to whole registers.
@@ -146,8 +153,8 @@ pub struct Angles<'a> {
     pub sin: &'a [f32],
 }
 
-/// Rows as attention reads them: normed over all heads, turned, and with heads `to` elements apart.
-/// - `x`: (rows, d). `y`: (rows, stride).
+/// Rows as attention reads them: normed over all heads, turned, and with heads `to` elements apart, between zeros.
+/// - `x`: (rows, d). `y`: (rows, stride), all of which is written.
 pub fn heads<K: Kernel>(
     x: &[f32],
     d: usize,
@@ -156,12 +163,13 @@ pub fn heads<K: Kernel>(
     head_dim: usize,
     to: usize,
     stride: usize,
-    y: &mut [K::Elem],
+    y: &mut [MaybeUninit<K::Elem>],
 ) {
     let how = Bend { norm: norm.map(|(_, eps)| (Norm::Rms, eps)), scale: norm.map(|(w, _)| w), ..Bend::default() };
     let task = (TASK / d.max(1)).max(1);
     y.par_chunks_mut(task * stride).zip(x.par_chunks(task * d)).enumerate().for_each(|(i, (y, x))| {
         let mut row = vec![0f32; d];
+        let zero = MaybeUninit::new(K::Elem::default());
         for (j, (y, x)) in y.chunks_mut(stride).zip(x.chunks(d)).enumerate() {
             let at = i * task + j;
             // SAFETY: K was chosen for this CPU.
@@ -169,13 +177,16 @@ pub fn heads<K: Kernel>(
                 K::vectorised(
                     #[inline(always)]
                     || {
-                        bend::<K::V, f32>(&how, x, &mut row);
+                        bend::<K::V, f32>(&how, x, uninit(&mut row));
                         if let Some(Angles { cos, sin }) = angles {
                             turn::<K::V>(&mut row, &cos[at * (d / 2)..][..d / 2], &sin[at * (d / 2)..][..d / 2]);
                         }
                         for (h, row) in row.chunks(head_dim).enumerate() {
-                            bend::<K::V, K::Elem>(&Bend::default(), row, &mut y[h * to..][..head_dim]);
+                            let (y, rest) = y[h * to..][..to].split_at_mut(head_dim);
+                            bend::<K::V, K::Elem>(&Bend::default(), row, y);
+                            rest.fill(zero);
                         }
+                        y[d / head_dim * to..].fill(zero);
                     },
                 )
             }
@@ -184,13 +195,13 @@ pub fn heads<K: Kernel>(
 }
 
 /// y = bend(x), row by row.
-/// - `x`: rows of `d`, `from` elements apart. `y`: rows of at least `d`, `apart` elements apart; what is beyond `d` is left.
-///   `scale`, `shift`: the row of each that a row takes.
+/// - `x`: rows of `d`, `from` elements apart. `y`: rows of `apart`, at least `d`; what is beyond is set to zero. `how`: what
+///   happens to a row.
 pub fn bend_all<'a, K: Kernel, E: Element>(
     x: &[f32],
     from: usize,
     d: usize,
-    y: &mut [E],
+    y: &mut [MaybeUninit<E>],
     apart: usize,
     how: impl Fn(usize) -> Bend<'a> + Sync,
 ) {
@@ -206,12 +217,14 @@ pub fn bend_all<'a, K: Kernel, E: Element>(
                     || bend::<K::V, E>(&how, &x[at * from..][..d], &mut y[..d]),
                 )
             }
+            y[d..].fill(MaybeUninit::new(E::default()));
         }
     });
 }
 
-/// y = bend(x), where rows do not matter.
-pub fn map_all<K: Kernel>(x: &[f32], y: &mut [f32], how: &Bend) {
+/// y = bend(x), where rows do not matter; all of y is written.
+pub fn map_all<K: Kernel>(x: &[f32], y: &mut [MaybeUninit<f32>], how: &Bend) {
+    assert_eq!(x.len(), y.len());
     y.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(|(y, x)| {
         // SAFETY: K was chosen for this CPU.
         unsafe {

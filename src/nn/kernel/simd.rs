@@ -108,6 +108,22 @@ pub unsafe fn exp2<V: Simd>(x: V) -> V {
     p.times_power(shifted)
 }
 
+/// 2^x as [`exp2`], as exactly as elements of this type can tell: within 1e-4 for bf16.
+#[inline(always)]
+pub unsafe fn exp2_for<V: Simd, E: Element>(x: V) -> V {
+    if !E::HALF {
+        return exp2(x);
+    }
+    let x = x.max(V::splat(-126.0));
+    let shifted = x.add(V::splat(ROUND));
+    let r = x.sub(shifted.sub(V::splat(ROUND)));
+    let p = V::splat(5.517_167e-2);
+    let p = p.madd(r, V::splat(2.426_111_5e-1));
+    let p = p.madd(r, V::splat(6.932_61e-1));
+    let p = p.madd(r, V::splat(9.999_281e-1));
+    p.times_power(shifted)
+}
+
 /// e^x within 3 ulp, for x in [-87, 88]; beyond, the value at the bound.
 /// - Source: the Cephes library, `expf`.
 #[inline(always)]

@@ -1,0 +1,451 @@
+//! How fast the stages are on this machine, each by itself: loaded once, warmed up, run again and again.
+
+use crate::checkpoint::Checkpoint;
+use crate::device::Compute;
+use crate::generate::{Opened, Take};
+use crate::geometry::{Extent, Geometry};
+use crate::models::ltx::config::{TransformerConfig, VaeConfig};
+use crate::models::ltx::transformer::Transformer;
+use crate::models::ltx::vae::{Decoder, Encoder};
+use crate::nn::kernel::{self, Math, peak};
+use crate::nn::linear::Linear;
+use crate::nn::rope::Rope;
+use crate::nn::vars::Vars;
+use crate::noise::Noise;
+use crate::progress::{Mode, Progress};
+use crate::request::Request;
+use crate::stages::group;
+use crate::text::t5::{T5, T5Config};
+use crate::video::Frame;
+use crate::video::resize::Fit;
+use crate::video::write::{Target, Writer};
+use crate::weights::random;
+use crate::windows::Direction;
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{DType, Tensor};
+use serde_json::{Value, json};
+use std::time::Instant;
+
+/// What can be timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// The text encoder over one prompt
+    Text,
+    /// One pass of the transformer: a step without guidance
+    Step,
+    /// Frames to latents
+    Encode,
+    /// Latents to frames
+    Decode,
+    /// From a prompt to frames, loading included
+    Run,
+    /// Frames to an MP4
+    Mux,
+    /// One product of two matrices of 4096 x 4096
+    Product,
+}
+
+impl Part {
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Text => "text",
+            Part::Step => "step",
+            Part::Encode => "encode",
+            Part::Decode => "decode",
+            Part::Run => "run",
+            Part::Mux => "mux",
+            Part::Product => "product",
+        }
+    }
+}
+
+/// Where weights come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Weights {
+    /// A model by name or path.
+    Model(String),
+    /// Random ones of a real size.
+    Random(String),
+}
+
+/// One thing to time.
+#[derive(Clone, Debug)]
+pub struct Cell {
+    pub part: Part,
+    pub weights: Weights,
+    pub text_encoder: Option<std::path::PathBuf>,
+    pub clip: Extent,
+    /// Of the prompt.
+    pub tokens: usize,
+    /// Layers of a random transformer or text encoder, where not all are wanted.
+    pub layers: Option<usize>,
+    pub warmup: usize,
+    pub repeat: usize,
+}
+
+/// What came of it.
+pub struct Row {
+    pub cell: Cell,
+    pub threads: usize,
+    pub dtype: &'static str,
+    /// What the transformer denoises, or the text encoder reads.
+    pub tokens: Option<usize>,
+    pub seconds: Vec<f64>,
+    /// Multiplications and additions of one run, where the CPU's own loops made them.
+    pub operations: Option<f64>,
+    /// Multiplications and additions a second that the CPU can make.
+    pub peak: Option<f64>,
+    /// Bytes.
+    pub peak_memory: Option<u64>,
+}
+
+impl Row {
+    pub fn median(&self) -> f64 {
+        let mut sorted = self.seconds.clone();
+        sorted.sort_by(f64::total_cmp);
+        let n = sorted.len();
+        (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0
+    }
+
+    /// Half the way from the shortest run to the longest.
+    pub fn spread(&self) -> f64 {
+        let (low, high) = self.seconds.iter().fold((f64::MAX, 0f64), |(a, b), &s| (a.min(s), b.max(s)));
+        (high - low) / 2.0
+    }
+
+    pub fn rate(&self) -> Option<f64> {
+        self.operations.map(|n| n / self.median())
+    }
+
+    pub fn json(&self) -> Value {
+        let weights = match &self.cell.weights {
+            Weights::Model(name) | Weights::Random(name) => name,
+        };
+        let giga = |x: Option<f64>| x.map(|x| (x / 1e8).round() / 10.0);
+        let sized = !matches!(self.cell.part, Part::Text | Part::Product);
+        json!({
+            "part": self.cell.part.name(),
+            "weights": weights,
+            "random": matches!(self.cell.weights, Weights::Random(_)),
+            "layers": self.cell.layers,
+            "size": sized.then(|| format!("{}x{}", self.cell.clip.width, self.cell.clip.height)),
+            "frames": sized.then_some(self.cell.clip.frames),
+            "tokens": self.tokens,
+            "dtype": self.dtype,
+            "threads": self.threads,
+            "seconds": self.median(),
+            "spread": self.spread(),
+            "runs": self.seconds,
+            "gflop": giga(self.operations),
+            "gflops": giga(self.rate()),
+            "peak_gflops": giga(self.peak),
+            "share": self.rate().zip(self.peak).map(|(rate, peak)| (rate / peak * 1000.0).round() / 1000.0),
+            "peak_memory": self.peak_memory,
+        })
+    }
+}
+
+/// The random size of that name.
+/// - Errors on an unknown one, with the choices.
+pub fn random_size(name: &str) -> Result<(random::Part, Value)> {
+    let sizes = random::sizes();
+    let known: Vec<&str> = sizes.iter().map(|size| size.0).collect();
+    let found = sizes.iter().find(|size| size.0.eq_ignore_ascii_case(name));
+    let (_, part, config) =
+        found.with_context(|| format!("there are no random weights `{name}`\n  choices: {}", known.join(", ")))?;
+    Ok((*part, config.clone()))
+}
+
+/// Parts that can be timed with these weights.
+pub fn parts(weights: &Weights) -> Result<Vec<Part>> {
+    Ok(match weights {
+        Weights::Model(_) => {
+            let mux: &[Part] = if cfg!(feature = "h264") { &[Part::Mux] } else { &[] };
+            [&[Part::Text, Part::Step, Part::Encode, Part::Decode], mux, &[Part::Run]].concat()
+        }
+        Weights::Random(name) => match random_size(name)?.0 {
+            random::Part::Transformer => vec![Part::Step],
+            random::Part::Text => vec![Part::Text],
+            random::Part::Vae => vec![Part::Encode, Part::Decode],
+        },
+    })
+}
+
+/// Times one cell in this process, on the threads that it has.
+pub fn run(cell: &Cell, compute: &Compute) -> Result<Row> {
+    let threads = rayon::current_num_threads();
+    let timer = Timer { warmup: cell.warmup, repeat: cell.repeat };
+    let mut tokens = None;
+    let ((seconds, operations), math) = match cell.part {
+        Part::Product => product(&timer, compute)?,
+        Part::Run => whole(&timer, cell, compute)?,
+        Part::Mux => return mux(&timer, cell),
+        Part::Text => {
+            let (config, vb, math) = text(cell, compute)?;
+            let t5 = T5::load(&config, vb.clone())?;
+            // the layers are read anew in each run, as in the program; what random numbers cost to make is not theirs
+            let layers = match cell.weights {
+                Weights::Random(_) => Some(t5.layers()?),
+                Weights::Model(_) => None,
+            };
+            let ids: Vec<u32> = (0..cell.tokens as u32).map(|i| (3 + i * 37) % config.vocab as u32).collect();
+            tokens = Some(ids.len());
+            let timed = timer.time(|| {
+                let vectors = match &layers {
+                    Some(layers) => t5.encode_with(&ids, layers)?,
+                    None => t5.encode(&ids, || ())?,
+                };
+                settle(&vectors)
+            })?;
+            (timed, math)
+        }
+        Part::Step => {
+            let (config, vb, geometry, math) = transformer(cell, compute)?;
+            let grid = geometry.grid(geometry.legal(cell.clip));
+            tokens = Some(grid.tokens());
+            let model = Transformer::load(&config, vb)?;
+            let positions = geometry.causal_positions(grid, 25.0, 0);
+            let shares: Vec<[f32; 3]> =
+                positions.iter().map(|p| std::array::from_fn(|i| p[i] / config.max_pos[i])).collect();
+            let rope = Rope::new(&shares, config.width(), config.theta, &compute.device)?;
+            let x = normal(&[1, grid.tokens(), config.in_channels], 1, compute)?;
+            let context = model.context(&normal(&[1, cell.tokens, config.caption_channels], 2, compute)?)?;
+            let timed = timer.time(|| settle(&model.forward(&x, &context, &[900.0], &rope)?))?;
+            (timed, math)
+        }
+        Part::Encode => {
+            let (config, vb, geometry, math) = vae(cell, compute)?;
+            let legal = geometry.legal(cell.clip);
+            let encoder = Encoder::load(&config, vb.pp("encoder"))?;
+            let pixels = normal(&[1, legal.frames, legal.height, legal.width, 3], 3, compute)?;
+            let frames = group(legal, geometry);
+            let timed = timer.time(|| settle(&encoder.encode(&pixels, frames, |_| ())?.mean))?;
+            (timed, math)
+        }
+        Part::Decode => {
+            let (config, vb, geometry, math) = vae(cell, compute)?;
+            let legal = geometry.legal(cell.clip);
+            let grid = geometry.grid(legal);
+            let decoder = Decoder::load(&config, vb.pp("decoder"))?;
+            let latents = normal(&[1, grid.frames, grid.height, grid.width, config.latent_channels], 4, compute)?;
+            let group = group(legal, geometry);
+            let timed = timer.time(|| {
+                let mut decoding = decoder.start(0.05, Noise::new(0));
+                for first in (0..grid.frames).step_by(group) {
+                    let count = group.min(grid.frames - first);
+                    let part = latents.narrow(1, first, count)?;
+                    if let Some(frames) = decoder.push(&part, first + count == grid.frames, &mut decoding)? {
+                        settle(&frames)?;
+                    }
+                }
+                Ok(())
+            })?;
+            (timed, math)
+        }
+    };
+    let cpu = compute.device.is_cpu();
+    Ok(Row {
+        cell: cell.clone(),
+        threads,
+        dtype: match math {
+            Math::Bf16 => "bf16",
+            Math::F32 => "f32",
+        },
+        tokens,
+        seconds,
+        operations: operations.filter(|_| cpu),
+        peak: cpu.then(|| peak::measure(math, threads)),
+        peak_memory: peak_memory(),
+    })
+}
+
+/// Runs and clocks.
+struct Timer {
+    warmup: usize,
+    repeat: usize,
+}
+
+impl Timer {
+    /// Seconds of each run, and operations of the last.
+    fn time(&self, mut run: impl FnMut() -> Result<()>) -> Result<(Vec<f64>, Option<f64>)> {
+        for _ in 0..self.warmup {
+            run()?;
+        }
+        let (mut seconds, mut operations) = (vec![], 0);
+        for _ in 0..self.repeat {
+            let before = kernel::operations();
+            let start = Instant::now();
+            run()?;
+            seconds.push(start.elapsed().as_secs_f64());
+            operations = kernel::operations() - before;
+        }
+        Ok((seconds, (operations > 0).then_some(operations as f64)))
+    }
+}
+
+type Timed = ((Vec<f64>, Option<f64>), Math);
+
+/// The configuration of one part, its weights, and in what the CPU multiplies them.
+fn text(cell: &Cell, compute: &Compute) -> Result<(T5Config, Vars, Math)> {
+    match &cell.weights {
+        Weights::Model(model) => {
+            let (config, tensors) = checkpoint(cell, model)?.text;
+            Ok((config, tensors.load(compute.stored, compute.dtype, &compute.device), tensors.math(compute.stored)))
+        }
+        Weights::Random(name) => {
+            let mut config = random_size(name)?.1;
+            if let Some(layers) = cell.layers {
+                config["num_layers"] = json!(layers);
+            }
+            let (vb, math) = random_weights(compute);
+            Ok((T5Config::parse(&config, name)?, vb, math))
+        }
+    }
+}
+
+fn transformer(cell: &Cell, compute: &Compute) -> Result<(TransformerConfig, Vars, Geometry, Math)> {
+    match &cell.weights {
+        Weights::Model(model) => {
+            let checkpoint = checkpoint(cell, model)?;
+            let geometry = checkpoint.geometry();
+            let (config, tensors) = checkpoint.transformer;
+            let vb = tensors.load(compute.stored, compute.dtype, &compute.device);
+            Ok((config, vb, geometry, tensors.math(compute.stored)))
+        }
+        Weights::Random(name) => {
+            let mut config = random_size(name)?.1;
+            if let Some(layers) = cell.layers {
+                config["num_layers"] = json!(layers);
+            }
+            let (vb, math) = random_weights(compute);
+            Ok((TransformerConfig::parse(&config, name)?, vb, Geometry { time: 8, space: 32 }, math)) // of all VAEs
+        }
+    }
+}
+
+fn vae(cell: &Cell, compute: &Compute) -> Result<(VaeConfig, Vars, Geometry, Math)> {
+    match &cell.weights {
+        Weights::Model(model) => {
+            let checkpoint = checkpoint(cell, model)?;
+            let geometry = checkpoint.geometry();
+            let (config, tensors) = checkpoint.vae;
+            let vb = tensors.load(compute.stored, compute.dtype, &compute.device);
+            Ok((config, vb, geometry, tensors.math(compute.stored)))
+        }
+        Weights::Random(name) => {
+            let config = VaeConfig::parse(&random_size(name)?.1, name)?;
+            let [time, space, _] = config.strides();
+            let (vb, math) = random_weights(compute);
+            Ok((config, vb, Geometry { time, space }, math))
+        }
+    }
+}
+
+fn checkpoint(cell: &Cell, model: &str) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open(model, cell.text_encoder.as_deref(), None)?;
+    if cell.part == Part::Encode {
+        checkpoint.check_encoder()?;
+    }
+    Ok(checkpoint)
+}
+
+fn random_weights(compute: &Compute) -> (Vars, Math) {
+    let stored = compute.stored.unwrap_or(DType::BF16); // as released
+    let math = if stored == DType::BF16 { Math::Bf16 } else { Math::F32 };
+    (random::weights(stored, compute.dtype, &compute.device), math)
+}
+
+/// Random activations.
+fn normal(shape: &[usize], seed: u64, compute: &Compute) -> Result<Tensor> {
+    let x = Tensor::from_vec(Noise::new(seed).normal(shape.iter().product()), shape, &compute.device)?;
+    Ok(x.to_dtype(compute.dtype)?)
+}
+
+/// Waits until a result is there, wherever it is computed, and looks whether it is one.
+fn settle(x: &Tensor) -> Result<()> {
+    x.device().synchronize()?;
+    let first: f32 = x.flatten_all()?.get(0)?.to_dtype(DType::F32)?.to_scalar()?;
+    ensure!(first.is_finite(), "the result is no number");
+    Ok(())
+}
+
+/// The most memory that this process has had, where the system tells: Linux.
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}
+
+fn product(timer: &Timer, compute: &Compute) -> Result<Timed> {
+    const SIDE: usize = 4096;
+    let stored = compute.stored.unwrap_or(DType::BF16);
+    let layer = Linear::new(random::matrix(SIDE, SIDE, stored)?, None);
+    let x = normal(&[SIDE, SIDE], 5, compute)?;
+    Ok((timer.time(|| settle(&layer.forward(&x)?))?, layer.math()))
+}
+
+/// The whole way, with everything that a user waits for but the file.
+fn whole(timer: &Timer, cell: &Cell, compute: &Compute) -> Result<Timed> {
+    let Weights::Model(model) = &cell.weights else { bail!("a whole run needs a model") };
+    let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
+    let request = Request {
+        prompt: "a red ball bounces on green grass".to_string(),
+        model: Some(model.clone()),
+        text_encoder: cell.text_encoder.clone(),
+        size: Some((cell.clip.width, cell.clip.height)),
+        frames: Some(cell.clip.frames),
+        seed: Some(7),
+        fit: Fit::default(),
+        ..Request::default()
+    };
+    let mut sum = Math::F32;
+    let timed = timer.time(|| {
+        let opened = Opened::with(&request, compute.clone(), &silent)?;
+        sum = opened.checkpoint.transformer.1.math(compute.stored);
+        let take = Take::new(opened, &request, None, vec![], Direction::Forward, &silent)?;
+        let latents = take.latents(&silent)?;
+        take.decode(&latents, &silent, |_| Ok(()))
+    })?;
+    Ok((timed, sum))
+}
+
+/// A file that goes when the clock has stopped.
+struct Scratch(std::path::PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0); // in the system's temporary folder: it may stay
+    }
+}
+
+/// A clip with something going on in it, into an MP4.
+fn mux(timer: &Timer, cell: &Cell) -> Result<Row> {
+    let Extent { width, height, frames } = cell.clip;
+    let scratch = Scratch(std::env::temp_dir().join(format!("reel-bench-{}.mp4", std::process::id())));
+    let target = Target::parse(&scratch.0.to_string_lossy())?;
+    let noise = Noise::new(6).normal(width * height + frames * 64);
+    let clip: Vec<Frame> = (0..frames)
+        .map(|i| {
+            let value =
+                |at: usize| 128.0 + 8.0 * noise[at / 3 + i * 64] + 60.0 * ((at % (3 * width)) as f32 / 90.0).sin();
+            Frame { width, height, rgb: (0..width * height * 3).map(|at| value(at) as u8).collect() }
+        })
+        .collect();
+    let (seconds, _) = timer.time(|| {
+        let mut writer = Writer::create(&target, width, height, 25.0, frames, 75, true)?;
+        clip.iter().try_for_each(|frame| writer.push(frame))?;
+        writer.finish()
+    })?;
+    let threads = rayon::current_num_threads();
+    let peak_memory = peak_memory();
+    Ok(Row {
+        cell: cell.clone(),
+        threads,
+        dtype: "u8",
+        tokens: None,
+        seconds,
+        operations: None,
+        peak: None,
+        peak_memory,
+    })
+}

@@ -1,0 +1,307 @@
+//! `reel bench`.
+
+use super::making::size;
+use super::{Failure, print};
+use crate::bench::{Cell, Part, Row, Weights, parts, run};
+use crate::device::{self, Dtype};
+use crate::geometry::Extent;
+use crate::text::tokenizer::Tokenizer;
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Twenty words, as people write them.
+const PROMPT: &str = "A small red fishing boat rocks on a calm green sea at dawn while white gulls circle above it";
+
+/// Time the stages on this machine, each by itself and in a process of its own
+///
+/// Lists (1,2 or a,b) and repeated flags are expanded to a grid.
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct Args {
+    /// A name of `reel models list`, a .safetensors file, or a directory in diffusers layout [default: the built-in model]
+    #[arg(long, value_name = "NAME|PATH", env = "REEL_MODEL", help_heading = "What")]
+    model: Option<String>,
+    /// The model's text encoder, where it brings none
+    #[arg(long, value_name = "PATH", help_heading = "What")]
+    text_encoder: Option<PathBuf>,
+    /// Random weights of a real size instead: 2b, 13b, t5-xxl, vae-0.9.0, vae-0.9.1, vae-0.9.5 (up to 0.9.8)
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', help_heading = "What")]
+    random_weights: Vec<String>,
+    /// Which stages [default: all that the weights have]
+    #[arg(long, value_enum, value_name = "PART", value_delimiter = ',', help_heading = "What")]
+    part: Vec<Part>,
+    /// So many layers of random weights, where not all fit the memory
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "What")]
+    layers: Option<u16>,
+
+    /// Width and height in pixels [default: the model's; 512x320 with random weights]
+    #[arg(long, value_name = "WxH", value_parser = size, value_delimiter = ',', help_heading = "Grid")]
+    size: Vec<(usize, usize)>,
+    /// Frames [default: the model's; 25 with random weights]
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=100_000), help_heading = "Grid")]
+    frames: Vec<u32>,
+    /// auto: as stored; random weights are bf16
+    #[arg(long, value_enum, value_name = "TYPE", value_delimiter = ',', help_heading = "Grid")]
+    dtype: Vec<Dtype>,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Grid")]
+    threads: Vec<u16>,
+    /// Tokens of the prompt [default: those of 20 words for text, 128 for a step]
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=4096), help_heading = "Grid")]
+    tokens: Vec<u16>,
+
+    /// Runs before the clock starts
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Clock")]
+    warmup: u16,
+    /// Runs that are timed; their median counts
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=10_000), help_heading = "Clock")]
+    repeat: u16,
+
+    /// auto, cpu, cuda, cuda:N or metal
+    #[arg(long, value_name = "WHERE", default_value = "auto", help_heading = "Clock")]
+    device: String,
+    /// One JSON object a row
+    #[arg(long, conflicts_with = "csv", help_heading = "Output")]
+    json: bool,
+    /// Comma-separated values, with a header
+    #[arg(long, help_heading = "Output")]
+    csv: bool,
+}
+
+/// One row to come.
+struct Spec {
+    cell: Cell,
+    dtype: Dtype,
+    threads: Option<u16>,
+}
+
+pub fn run_all(args: Args) -> Result<(), Failure> {
+    let specs = args.grid().map_err(Failure::BadInput)?;
+    let mut rows = vec![];
+    if let [spec] = specs.as_slice() {
+        rows.push(one(spec, &args.device)?);
+    } else {
+        // a process each: peak memory belongs to one row, and threads are set once
+        for spec in &specs {
+            let row = child(spec, &args.device).map_err(Failure::Failed)?;
+            if args.json {
+                print(format!("{row}\n").as_bytes())?; // as they come
+            }
+            rows.push(row);
+        }
+        if args.json {
+            return Ok(());
+        }
+    }
+    let text = match (args.json, args.csv) {
+        (true, _) => rows.iter().map(|row| format!("{row}\n")).collect(),
+        (_, true) => csv(&rows),
+        _ => table(&rows),
+    };
+    print(text.as_bytes())
+}
+
+/// Times one row here.
+fn one(spec: &Spec, device: &str) -> Result<Value, Failure> {
+    let threads =
+        spec.threads.map_or(Ok(()), |n| rayon::ThreadPoolBuilder::new().num_threads(n as usize).build_global());
+    threads.map_err(|e| Failure::Failed(e.into()))?;
+    let compute = device::open(device, spec.dtype).map_err(Failure::BadInput)?;
+    run(&spec.cell, &compute).map(|row: Row| row.json()).map_err(Failure::Failed)
+}
+
+/// Times one row in a process of its own.
+fn child(spec: &Spec, device: &str) -> Result<Value> {
+    let cell = &spec.cell;
+    let mut command = Command::new(std::env::current_exe().context("cannot find the program itself")?);
+    command.args(["bench", "--json", "--device", device, "--part", cell.part.name()]);
+    match &cell.weights {
+        Weights::Model(name) => command.args(["--model", name]),
+        Weights::Random(name) => command.args(["--random-weights", name]),
+    };
+    if let Some(path) = &cell.text_encoder {
+        command.arg("--text-encoder").arg(path);
+    }
+    let mut flag = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            command.args([name, &value]);
+        }
+    };
+    flag("--layers", cell.layers.map(|n| n.to_string()));
+    flag("--size", Some(format!("{}x{}", cell.clip.width, cell.clip.height)));
+    flag("--frames", Some(cell.clip.frames.to_string()));
+    flag("--tokens", Some(cell.tokens.to_string()));
+    flag("--dtype", clap::ValueEnum::to_possible_value(&spec.dtype).map(|value| value.get_name().to_string()));
+    flag("--threads", spec.threads.map(|n| n.to_string()));
+    flag("--warmup", Some(cell.warmup.to_string()));
+    flag("--repeat", Some(cell.repeat.to_string()));
+    let output = command.stderr(std::process::Stdio::inherit()).output().context("cannot run the program again")?;
+    ensure!(output.status.success(), "the row `{}` of {:?} failed", cell.part.name(), cell.weights);
+    serde_json::from_slice(&output.stdout).context("the row's answer cannot be read")
+}
+
+impl Args {
+    /// Every combination.
+    /// - Errors on unknown names and on parts that the weights do not have.
+    fn grid(&self) -> Result<Vec<Spec>> {
+        let model = self.model.clone().filter(|m| !m.is_empty());
+        ensure!(
+            self.random_weights.is_empty() || model.is_none() || self.part == [Part::Product],
+            "--model and --random-weights are two answers to one question\n  fix: leave one out"
+        );
+        let weights: Vec<Weights> = if self.random_weights.is_empty() {
+            vec![Weights::Model(model.unwrap_or_else(|| crate::generate::DEFAULT_MODEL.to_string()))]
+        } else {
+            self.random_weights.iter().map(|name| Weights::Random(name.to_lowercase())).collect()
+        };
+        let mut specs = vec![];
+        for weights in &weights {
+            let has = parts(weights)?;
+            let (size, frames) = self.defaults(weights)?;
+            let sizes = if self.size.is_empty() { vec![size] } else { self.size.clone() };
+            let frames = match self.frames.as_slice() {
+                [] => vec![frames],
+                list => list.iter().map(|n| *n as usize).collect(),
+            };
+            let wanted = if self.part.is_empty() { has.clone() } else { self.part.clone() };
+            for part in wanted {
+                ensure!(
+                    has.contains(&part) || part == Part::Product,
+                    "{weights:?} has no part `{}`\n  choices: {}",
+                    part.name(),
+                    has.iter().map(|part| part.name()).collect::<Vec<_>>().join(", ")
+                );
+                // a product has no clip and a text no size
+                let clips: Vec<Extent> = match part {
+                    Part::Text | Part::Product => {
+                        vec![Extent { width: sizes[0].0, height: sizes[0].1, frames: frames[0] }]
+                    }
+                    _ => {
+                        let each =
+                            |&(width, height)| frames.iter().map(move |&frames| Extent { width, height, frames });
+                        sizes.iter().flat_map(each).collect()
+                    }
+                };
+                let tokens: Vec<usize> = match (self.tokens.as_slice(), part) {
+                    ([], Part::Text) => vec![Tokenizer::builtin_t5()?.encode(PROMPT, 256)?.ids.len()],
+                    ([], _) => vec![128],
+                    (list, Part::Text | Part::Step) => list.iter().map(|n| *n as usize).collect(),
+                    (list, _) => vec![list[0] as usize],
+                };
+                for clip in &clips {
+                    for &tokens in &tokens {
+                        for &dtype in if self.dtype.is_empty() { &[Dtype::Auto][..] } else { &self.dtype } {
+                            for threads in self.threads() {
+                                let cell = Cell {
+                                    part,
+                                    weights: weights.clone(),
+                                    text_encoder: self.text_encoder.clone(),
+                                    clip: *clip,
+                                    tokens,
+                                    layers: self.layers.map(usize::from),
+                                    warmup: self.warmup as usize,
+                                    repeat: self.repeat as usize,
+                                };
+                                specs.push(Spec { cell, dtype, threads });
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(specs)
+    }
+
+    fn threads(&self) -> Vec<Option<u16>> {
+        if self.threads.is_empty() { vec![None] } else { self.threads.iter().map(|n| Some(*n)).collect() }
+    }
+
+    /// Size and frames where none are given.
+    fn defaults(&self, weights: &Weights) -> Result<((usize, usize), usize)> {
+        const RANDOM: ((usize, usize), usize) = ((512, 320), 25);
+        let Weights::Model(model) = weights else { return Ok(RANDOM) };
+        if !self.size.is_empty() && !self.frames.is_empty() || self.part == [Part::Product] {
+            return Ok(RANDOM); // not asked for
+        }
+        let checkpoint = crate::checkpoint::Checkpoint::open(model, self.text_encoder.as_deref(), None)?;
+        let run = checkpoint.run_defaults();
+        Ok((crate::request::default_size(&run), crate::request::default_frames(&run)))
+    }
+}
+
+/// A heading, and how a row shows under it.
+type Column = (&'static str, fn(&Value) -> String);
+
+/// Columns of the table.
+const COLUMNS: [Column; 11] = [
+    ("part", |row| word(&row["part"])),
+    ("weights", |row| {
+        let layers = row["layers"].as_u64().map(|n| format!(" ({n} layers)")).unwrap_or_default();
+        let random = if row["random"] == true { "random " } else { "" };
+        format!("{random}{}{layers}", word(&row["weights"]))
+    }),
+    ("clip", |row| match (row["size"].as_str(), row["frames"].as_u64()) {
+        (Some(size), Some(frames)) => format!("{size}x{frames}"),
+        _ => String::new(),
+    }),
+    ("tokens", |row| word(&row["tokens"])),
+    ("type", |row| word(&row["dtype"])),
+    ("threads", |row| word(&row["threads"])),
+    ("seconds", |row| row["seconds"].as_f64().map(seconds).unwrap_or_default()),
+    ("±", |row| row["spread"].as_f64().map(seconds).unwrap_or_default()),
+    ("GFLOP/s", |row| row["gflops"].as_f64().map(|n| format!("{n:.1}")).unwrap_or_default()),
+    ("of peak", |row| row["share"].as_f64().map(|n| format!("{:.0} %", n * 100.0)).unwrap_or_default()),
+    ("memory", |row| row["peak_memory"].as_f64().map(|n| format!("{:.2} GB", n / 1e9)).unwrap_or_default()),
+];
+
+fn word(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn seconds(s: f64) -> String {
+    if s < 1.0 { format!("{s:.4}") } else { format!("{s:.2}") }
+}
+
+fn table(rows: &[Value]) -> String {
+    let cells: Vec<Vec<String>> = rows.iter().map(|row| COLUMNS.iter().map(|(_, show)| show(row)).collect()).collect();
+    // what no row says is no column
+    let shown: Vec<usize> = (0..COLUMNS.len()).filter(|&i| cells.iter().any(|row| !row[i].is_empty())).collect();
+    let width = |i: usize| cells.iter().map(|row| row[i].chars().count()).chain([COLUMNS[i].0.chars().count()]).max();
+    let line = |texts: &dyn Fn(usize) -> String| {
+        let all = shown.iter().map(|&i| {
+            let width = width(i).unwrap_or(0);
+            if i < 3 { format!("{:width$}", texts(i)) } else { format!("{:>width$}", texts(i)) }
+        });
+        format!("{}\n", all.collect::<Vec<_>>().join("  ").trim_end())
+    };
+    let head = line(&|i| COLUMNS[i].0.to_string());
+    let mut text = head;
+    for row in &cells {
+        text += &line(&|i| row[i].clone());
+    }
+    if let Some(peak) = rows.iter().filter_map(|row| row["peak_gflops"].as_f64()).next() {
+        text +=
+            &format!("\nCPU: {}; peak of the first row's type and threads: {peak:.0} GFLOP/s\n", device::cpu_path());
+    }
+    text
+}
+
+fn csv(rows: &[Value]) -> String {
+    let Some(Value::Object(first)) = rows.first() else { return String::new() };
+    let names: Vec<&String> = first.keys().filter(|name| *name != "runs").collect();
+    let mut text = names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(",") + "\n";
+    for row in rows {
+        let quoted = |name: &&String| {
+            let text = word(&row[name.as_str()]);
+            if text.contains([',', '"', '\n']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
+        };
+        text += &(names.iter().map(quoted).collect::<Vec<_>>().join(",") + "\n");
+    }
+    text
+}
