@@ -9,8 +9,8 @@ use std::sync::Mutex;
 /// Bytes from which on a block is large.
 const LARGE: usize = 1 << 20;
 /// Bytes and blocks that are kept at most.
-const MOST_KEPT: usize = 256 << 20;
-const MOST_BLOCKS: usize = 24;
+const MOST_KEPT: usize = 512 << 20;
+const MOST_BLOCKS: usize = 32;
 
 #[global_allocator]
 static MEMORY: LargeBlocks = LargeBlocks;
@@ -108,15 +108,7 @@ fn free(block: Option<Block>) {
 
 /// A large block: a kept one of its size or a fresh one, with anything in it.
 fn get(layout: Layout) -> *mut u8 {
-    let (found, oldest) = match KEPT.lock() {
-        // sizes that are no longer asked for make room, one at a time
-        Ok(mut kept) => match kept.find(layout) {
-            Some(block) => (Some(block), None),
-            None => (None, kept.take(0)),
-        },
-        Err(_) => (None, None),
-    };
-    free(oldest);
+    let found = KEPT.lock().ok().and_then(|mut kept| kept.find(layout));
     match found {
         Some(block) => block.at as *mut u8,
         None => fresh(layout),
