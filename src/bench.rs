@@ -83,6 +83,17 @@ pub struct Cell {
     pub repeat: usize,
 }
 
+impl Cell {
+    /// The configuration of a random transformer or text encoder, as deep as is wanted.
+    fn random_config(&self, name: &str) -> Result<Value> {
+        let mut config = random_size(name)?.1;
+        if let Some(layers) = self.layers {
+            config["num_layers"] = json!(layers);
+        }
+        Ok(config)
+    }
+}
+
 /// What came of it.
 pub struct Row {
     pub cell: Cell,
@@ -125,8 +136,8 @@ impl Row {
         let sized = !matches!(self.cell.part, Part::Text | Part::Product);
         json!({
             "part": self.cell.part.name(),
-            "weights": weights,
-            "random": matches!(self.cell.weights, Weights::Random(_)),
+            "weights": (self.cell.part != Part::Product).then_some(weights),
+            "random": self.cell.part != Part::Product && matches!(self.cell.weights, Weights::Random(_)),
             "layers": self.cell.layers,
             "size": sized.then(|| format!("{}x{}", self.cell.clip.width, self.cell.clip.height)),
             "frames": sized.then_some(self.cell.clip.frames),
@@ -293,10 +304,7 @@ fn text(cell: &Cell, compute: &Compute) -> Result<(T5Config, Vars, Math)> {
             Ok((config, tensors.load(compute.stored, compute.dtype, &compute.device), tensors.math(compute.stored)))
         }
         Weights::Random(name) => {
-            let mut config = random_size(name)?.1;
-            if let Some(layers) = cell.layers {
-                config["num_layers"] = json!(layers);
-            }
+            let config = cell.random_config(name)?;
             let (vb, math) = random_weights(compute);
             Ok((T5Config::parse(&config, name)?, vb, math))
         }
@@ -313,10 +321,7 @@ fn transformer(cell: &Cell, compute: &Compute) -> Result<(TransformerConfig, Var
             Ok((config, vb, geometry, tensors.math(compute.stored)))
         }
         Weights::Random(name) => {
-            let mut config = random_size(name)?.1;
-            if let Some(layers) = cell.layers {
-                config["num_layers"] = json!(layers);
-            }
+            let config = cell.random_config(name)?;
             let (vb, math) = random_weights(compute);
             Ok((TransformerConfig::parse(&config, name)?, vb, Geometry { time: 8, space: 32 }, math)) // of all VAEs
         }

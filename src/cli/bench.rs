@@ -2,10 +2,11 @@
 
 use super::making::size;
 use super::{Failure, print};
-use crate::bench::{Cell, Part, Row, Weights, parts, run};
+use crate::bench::{Cell, Part, Row, Weights, parts, random_size, run};
 use crate::device::{self, Dtype};
 use crate::geometry::Extent;
 use crate::text::tokenizer::Tokenizer;
+use crate::weights::random;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -24,7 +25,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME|PATH", env = "REEL_MODEL", help_heading = "What")]
     model: Option<String>,
     /// The model's text encoder, where it brings none
-    #[arg(long, value_name = "PATH", help_heading = "What")]
+    #[arg(long, value_name = "PATH", conflicts_with = "random_weights", help_heading = "What")]
     text_encoder: Option<PathBuf>,
     /// Random weights of a real size instead: 2b, 13b, t5-xxl, vae-0.9.0, vae-0.9.1, vae-0.9.5 (up to 0.9.8)
     #[arg(long, value_name = "SIZE", value_delimiter = ',', help_heading = "What")]
@@ -147,9 +148,22 @@ impl Args {
     /// - Errors on unknown names and on parts that the weights do not have.
     fn grid(&self) -> Result<Vec<Spec>> {
         let model = self.model.clone().filter(|m| !m.is_empty());
+        // what the environment says gives way to what was typed
+        let typed = model.as_ref().is_some_and(|m| std::env::var("REEL_MODEL").ok().as_ref() != Some(m));
         ensure!(
-            self.random_weights.is_empty() || model.is_none() || self.part == [Part::Product],
+            self.random_weights.is_empty() || !typed,
             "--model and --random-weights are two answers to one question\n  fix: leave one out"
+        );
+        let layered = |name: &String| Ok::<_, anyhow::Error>(random_size(name)?.0 != random::Part::Vae);
+        for name in &self.random_weights {
+            ensure!(
+                self.layers.is_none() || layered(name)?,
+                "--layers: {name} has no layers to leave out\n  fix: leave it out"
+            );
+        }
+        ensure!(
+            self.layers.is_none() || !self.random_weights.is_empty(),
+            "--layers is for random weights: a model runs whole\n  fix: --random-weights, or leave it out"
         );
         let weights: Vec<Weights> = if self.random_weights.is_empty() {
             vec![Weights::Model(model.unwrap_or_else(|| crate::generate::DEFAULT_MODEL.to_string()))]

@@ -73,17 +73,19 @@ pub fn panel<K: Kernel>(
     out: &mut [K::Elem],
 ) {
     let k_whole = k.next_multiple_of(K::STEP);
-    debug_assert_eq!(out.len(), k_whole * K::NR);
+    assert_eq!(out.len(), k_whole * K::NR);
     let count = rows.saturating_sub(first).min(K::NR);
     // the rows one after the other, in the kernel's type; read in place where they already are
+    let whole = count == K::NR && k == k_whole;
+    let reach = first * stride + k0..(first + K::NR - 1) * stride + k0 + k;
     let in_place: Option<*const K::Elem> = match x {
-        Rows::Bf16(x) if K::Elem::HALF => Some(x[first * stride + k0..].as_ptr().cast()),
-        Rows::F32(x) if !K::Elem::HALF => Some(x[first * stride + k0..].as_ptr().cast()),
+        Rows::Bf16(x) if whole && K::Elem::HALF => Some(x[reach].as_ptr().cast()),
+        Rows::F32(x) if whole && !K::Elem::HALF => Some(x[reach].as_ptr().cast()),
         _ => None,
     };
     let (lines, apart): (*const K::Elem, usize) = match in_place {
-        Some(lines) if count == K::NR && k == k_whole => (lines, stride),
-        _ => {
+        Some(lines) => (lines, stride),
+        None => {
             line.clear();
             line.resize(K::NR * k_whole, K::Elem::default());
             for (i, line) in line.chunks_mut(k_whole).take(count).enumerate() {
@@ -92,7 +94,7 @@ pub fn panel<K: Kernel>(
             (line.as_ptr(), k_whole)
         }
     };
-    // SAFETY: NR lines of k_whole elements lie `apart` from each other: checked by the slices above.
+    // SAFETY: NR lines of k_whole elements lie `apart` from each other, as `reach` or the scratch says; `out` was asserted.
     unsafe { interleave::<K>(lines, apart, k_whole, out) }
 }
 

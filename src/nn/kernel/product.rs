@@ -167,6 +167,7 @@ pub fn product<K: Kernel, T: Element>(
 fn check<E: Element>(a: &Operand<E>, tiles: &[Tile]) {
     assert!(tiles.iter().all(|tile| a.pieces.iter().any(|p| counts(tile, p, a.height))), "product: rows of nothing");
     for piece in &a.pieces {
+        assert!(piece.k > 0, "product: a piece of nothing");
         for tile in tiles.iter().filter(|t| counts(t, piece, a.height)) {
             let first = tile.start as isize + piece.shift;
             let end = first + ((tile.rows - 1) * a.stride + piece.k) as isize;
