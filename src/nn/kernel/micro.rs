@@ -8,10 +8,10 @@
 use super::simd::{Quad, Simd};
 use half::bf16;
 
-/// One instruction set's innermost loop.
-pub trait Kernel: 'static {
+/// One instruction set's innermost loop over one kind of numbers.
+pub trait Micro: 'static {
     /// What activations and panels are made of.
-    type Elem: Element;
+    type Elem: Copy + Default + Send + Sync + 'static;
     /// A register of f32.
     type V: Simd;
     /// Rows and columns of a tile.
@@ -19,6 +19,10 @@ pub trait Kernel: 'static {
     const NR: usize;
     /// Neighbouring values of k that one instruction multiplies and adds up.
     const STEP: usize;
+    /// What k is best cut into multiples of.
+    const GRAIN: usize;
+    /// Numbers of an element.
+    const VALUES: usize;
 
     /// Runs `f`, compiled for this instruction set: what is inlined into it is vectorised at its width.
     ///
@@ -45,6 +49,9 @@ pub trait Kernel: 'static {
         add: bool,
     );
 }
+
+/// A loop over numbers that stand for themselves.
+pub trait Kernel: Micro<Elem: Element> {}
 
 /// f32 or bf16: what activations may be rounded to before they are multiplied.
 pub trait Element: Copy + Default + Send + Sync + 'static {
@@ -92,12 +99,16 @@ macro_rules! by_rows {
 /// multiply-add.
 pub struct Plain;
 
-impl Kernel for Plain {
+impl Kernel for Plain {}
+
+impl Micro for Plain {
     type Elem = f32;
     type V = Quad;
     const MR: usize = 4;
     const NR: usize = 8;
     const STEP: usize = 1;
+    const GRAIN: usize = 32;
+    const VALUES: usize = 1;
 
     unsafe fn vectorised<R>(f: impl FnOnce() -> R) -> R {
         f()
@@ -152,19 +163,23 @@ pub use x86::{Avx2, Avx512, Avx512Bf16};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::Kernel;
+    use super::{Kernel, Micro};
     use half::bf16;
     use std::arch::x86_64::*;
 
     /// Pairs of bf16 products added up in f32.
     pub struct Avx512Bf16;
 
-    impl Kernel for Avx512Bf16 {
+    impl Kernel for Avx512Bf16 {}
+
+    impl Micro for Avx512Bf16 {
         type Elem = bf16;
         type V = __m512;
         const MR: usize = 12;
         const NR: usize = 32;
         const STEP: usize = 2;
+        const GRAIN: usize = 32;
+        const VALUES: usize = 1;
 
         #[inline(always)]
         unsafe fn vectorised<R>(f: impl FnOnce() -> R) -> R {
@@ -234,12 +249,16 @@ mod x86 {
     /// f32 in registers of sixteen.
     pub struct Avx512;
 
-    impl Kernel for Avx512 {
+    impl Kernel for Avx512 {}
+
+    impl Micro for Avx512 {
         type Elem = f32;
         type V = __m512;
         const MR: usize = 12;
         const NR: usize = 32;
         const STEP: usize = 1;
+        const GRAIN: usize = 32;
+        const VALUES: usize = 1;
 
         #[inline(always)]
         unsafe fn vectorised<R>(f: impl FnOnce() -> R) -> R {
@@ -306,12 +325,16 @@ mod x86 {
     /// f32 in registers of eight.
     pub struct Avx2;
 
-    impl Kernel for Avx2 {
+    impl Kernel for Avx2 {}
+
+    impl Micro for Avx2 {
         type Elem = f32;
         type V = __m256;
         const MR: usize = 6;
         const NR: usize = 16;
         const STEP: usize = 1;
+        const GRAIN: usize = 32;
+        const VALUES: usize = 1;
 
         #[inline(always)]
         unsafe fn vectorised<R>(f: impl FnOnce() -> R) -> R {

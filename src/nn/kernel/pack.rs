@@ -3,7 +3,7 @@
 
 #![allow(unsafe_op_in_unsafe_fn)] // the bodies are loads, stores and intrinsics
 
-use super::micro::{Element, Kernel};
+use super::micro::{Element, Kernel, Micro};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -13,6 +13,60 @@ pub enum Rows<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
     F16(&'a [f16]),
+}
+
+/// Weights (n, k), row-major in any form, which panels of a kernel's own are made from.
+pub trait Weights<K: Micro>: Copy + Sync {
+    /// Whether there are `n` rows of `k`.
+    fn hold(self, n: usize, k: usize) -> bool;
+
+    /// Where value `at` of row `row` lies, or would lie, among rows of `k`.
+    fn address(self, row: usize, k: usize, at: usize) -> *const u8;
+
+    /// Bytes of `k` values of a row.
+    fn bytes(self, k: usize) -> usize;
+
+    /// One block of a panel, whose columns are rows of these.
+    /// - `stride`: values of a row. `first`: the panel's first row; `n`: how many there are, the rest are zeros. `k0`, `k`: the
+    ///   values that are wanted.
+    /// - `out`: `k`, rounded up to whole steps, times `NR`; `line`: scratch of any size.
+    fn panel(
+        self,
+        stride: usize,
+        first: usize,
+        n: usize,
+        k0: usize,
+        k: usize,
+        line: &mut Vec<K::Elem>,
+        out: &mut [K::Elem],
+    );
+}
+
+impl<K: Kernel> Weights<K> for Rows<'_> {
+    fn hold(self, n: usize, k: usize) -> bool {
+        self.count() >= n * k
+    }
+
+    fn address(self, row: usize, k: usize, at: usize) -> *const u8 {
+        Rows::address(&self, row * k + at)
+    }
+
+    fn bytes(self, k: usize) -> usize {
+        k * Rows::bytes(&self)
+    }
+
+    fn panel(
+        self,
+        stride: usize,
+        first: usize,
+        n: usize,
+        k0: usize,
+        k: usize,
+        line: &mut Vec<K::Elem>,
+        out: &mut [K::Elem],
+    ) {
+        panel::<K>(self, stride, first, n, k0, k, line, out)
+    }
 }
 
 impl Rows<'_> {

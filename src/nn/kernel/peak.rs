@@ -7,14 +7,32 @@ use std::time::Instant;
 
 /// Multiplications and additions a second, over `threads` threads of the current pool.
 pub fn measure(math: Math, threads: usize) -> f64 {
-    const ROUNDS: usize = 1 << 21;
+    fastest(threads, || spin(math, ROUNDS))
+}
+
+const ROUNDS: usize = 1 << 21;
+
+/// Operations a second at the best of some tries.
+fn fastest(threads: usize, spin: impl Fn() -> usize + Sync) -> f64 {
     const REPEATS: usize = 7;
     let once = || {
         let start = Instant::now();
-        let done: usize = (0..threads).into_par_iter().with_max_len(1).map(|_| spin(math, ROUNDS)).sum();
+        let done: usize = (0..threads).into_par_iter().with_max_len(1).map(|_| spin()).sum();
         done as f64 / start.elapsed().as_secs_f64()
     };
     (0..REPEATS).map(|_| once()).fold(0.0, f64::max)
+}
+
+/// As [`measure`], of bytes multiplied into whole numbers, where this CPU does that.
+pub fn measure_int8(threads: usize) -> Option<f64> {
+    if !super::int8::is_here() {
+        return None;
+    }
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: `is_here` found the instructions.
+    return Some(fastest(threads, || unsafe { x86::bytes(ROUNDS) }));
+    #[cfg(not(target_arch = "x86_64"))]
+    None
 }
 
 /// Multiplies `rounds` times in every register and says how many operations that were.
@@ -65,6 +83,20 @@ mod x86 {
         }
         black_box(sums);
         rounds * SUMS * 16 * 2 * 2
+    }
+
+    /// # Safety
+    /// AVX-512 VNNI is there.
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    pub unsafe fn bytes(rounds: usize) -> usize {
+        const SUMS: usize = 16;
+        let one = _mm512_set1_epi8(black_box(1));
+        let mut sums = [_mm512_setzero_si512(); SUMS];
+        for _ in 0..rounds {
+            sums.iter_mut().for_each(|sum| *sum = _mm512_dpbusd_epi32(*sum, one, one));
+        }
+        black_box(sums);
+        rounds * SUMS * 16 * 4 * 2
     }
 
     /// # Safety

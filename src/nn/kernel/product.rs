@@ -5,8 +5,8 @@
 //! then bias, activation, gate and residual are applied and the result is written once. Tasks and pieces are the same for
 //! any number of threads, and so are the bytes of the result.
 
-use super::micro::{Element, Kernel};
-use super::pack::{self, Rows};
+use super::micro::{Element, Micro};
+use super::pack::Weights;
 use super::simd::{self, Simd};
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -52,7 +52,7 @@ pub struct Piece {
     pub row: isize,
 }
 
-impl<'a, E: Element> Operand<'a, E> {
+impl<'a, E> Operand<'a, E> {
     /// A plain matrix (m, k) whose rows lie `stride` apart.
     pub fn matrix(data: &'a [E], m: usize, k: usize, stride: usize) -> Self {
         assert!(m == 0 || data.len() >= (m - 1) * stride + k);
@@ -106,9 +106,9 @@ struct Tile {
 
 /// y = finish(a wᵀ).
 /// - `weights`: (n, k) row-major. `y`: (rows of a, n), `apart` from row to row; what lies between the rows is set to zero.
-pub fn product<K: Kernel, T: Element>(
+pub fn product<K: Micro, T: Element>(
     a: &Operand<K::Elem>,
-    weights: Rows,
+    weights: impl Weights<K>,
     n: usize,
     finish: Finish,
     y: &mut [MaybeUninit<T>],
@@ -130,9 +130,9 @@ pub fn product<K: Kernel, T: Element>(
         out += line.count;
     }
     let weights_k = a.pieces.iter().map(|p| p.k0 + p.k).max().unwrap_or(0);
-    assert!(weights.count() >= n * weights_k, "{} weights for {n} x {weights_k}", weights.count());
+    assert!(weights.hold(n, weights_k), "product: no {n} x {weights_k} weights");
     check(a, &tiles);
-    super::count(out * n * a.pieces.iter().map(|p| p.k).sum::<usize>());
+    super::count(out * n * a.pieces.iter().map(|p| p.k).sum::<usize>() * K::VALUES);
     assert!(y.len() == out * apart && apart >= n, "product: {} elements for {out} rows of {n}", y.len());
     let target = Target(y.as_mut_ptr().cast::<T>());
     // pieces of k that fit the cache
@@ -140,7 +140,7 @@ pub fn product<K: Kernel, T: Element>(
     let mut pieces = vec![];
     for piece in &a.pieces {
         let parts = piece.k.div_ceil(most).max(1);
-        let each = piece.k.div_ceil(parts).next_multiple_of(32).min(piece.k);
+        let each = piece.k.div_ceil(parts).next_multiple_of(K::GRAIN).min(piece.k);
         let mut at = 0;
         while at < piece.k {
             let k = each.min(piece.k - at);
@@ -159,12 +159,12 @@ pub fn product<K: Kernel, T: Element>(
     (0..strips * blocks.len()).into_par_iter().with_max_len(1).for_each(|task| {
         let (strip, block) = (task / blocks.len(), blocks[task % blocks.len()]);
         let columns = strip * TASK_COLUMNS..((strip + 1) * TASK_COLUMNS).min(n);
-        run::<K, T>(a, &pieces, block, weights, weights_k, n, columns, &finish, target, apart);
+        run::<K, T>(a, &pieces, block, weights, weights_k, n, columns, &finish, target, apart)
     });
 }
 
 /// That no tile reads beyond the data, and that each reads something.
-fn check<E: Element>(a: &Operand<E>, tiles: &[Tile]) {
+fn check<E>(a: &Operand<E>, tiles: &[Tile]) {
     assert!(tiles.iter().all(|tile| a.pieces.iter().any(|p| counts(tile, p, a.height))), "product: rows of nothing");
     for piece in &a.pieces {
         assert!(piece.k > 0, "product: a piece of nothing");
@@ -191,11 +191,18 @@ const LINE: usize = 64;
 /// Bytes of activations that stay in the second cache beside everything else.
 const NEAR: usize = 512 << 10;
 
-fn run<K: Kernel, T: Element>(
+/// `count` elements that begin where a line of memory does, so that no register's worth lies in two; what they are is left over.
+fn in_lines<E: Copy + Default>(room: &mut Vec<E>, count: usize) -> &mut [E] {
+    room.resize(count + LINE, E::default());
+    let first = room.as_ptr().align_offset(LINE).min(LINE);
+    &mut room[first..first + count]
+}
+
+fn run<K: Micro, T: Element>(
     a: &Operand<K::Elem>,
     pieces: &[Piece],
     tiles: &[Tile],
-    weights: Rows,
+    weights: impl Weights<K>,
     weights_k: usize,
     n: usize,
     columns: std::ops::Range<usize>,
@@ -222,9 +229,9 @@ fn run<K: Kernel, T: Element>(
             let (p, panel) = block(i);
             let piece = &pieces[p];
             let k = piece.k.next_multiple_of(K::STEP);
-            packed.resize(k * K::NR, K::Elem::default());
+            let packed = in_lines(&mut packed, k * K::NR);
             let first = columns.start + panel * K::NR;
-            pack::panel::<K>(weights, weights_k, first, n, piece.k0, piece.k, &mut line, &mut packed);
+            weights.panel(weights_k, first, n, piece.k0, piece.k, &mut line, packed);
             let sums = &mut sums[panel * tiles.len() * size..][..tiles.len() * size];
             for (t, (tile, sums)) in tiles.iter().zip(sums.chunks_mut(size)).enumerate() {
                 if !counts(tile, piece, a.height) {
@@ -247,12 +254,12 @@ fn run<K: Kernel, T: Element>(
                 let ahead = match near {
                     true => {
                         let line = (p * tiles.len() + t) * steps;
-                        (weights.address((first + K::NR) * weights_k).wrapping_add(line * LINE), LINE)
+                        (weights.address(first + K::NR, weights_k, 0).wrapping_add(line * LINE), LINE)
                     }
                     // a row of the panel for each tile
                     false => {
-                        let row = (first + K::NR + t % K::NR) * weights_k + piece.k0;
-                        (weights.address(row), piece.k * weights.bytes() / steps)
+                        let row = weights.address(first + K::NR + t % K::NR, weights_k, piece.k0);
+                        (row, weights.bytes(piece.k) / steps)
                     }
                 };
                 let add = p != begins[t];
@@ -265,7 +272,7 @@ fn run<K: Kernel, T: Element>(
 }
 
 /// Sums -> the result.
-fn write<K: Kernel, T: Element>(
+fn write<K: Micro, T: Element>(
     tiles: &[Tile],
     sums: &[f32],
     n: usize,

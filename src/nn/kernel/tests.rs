@@ -1,6 +1,7 @@
 //! Every loop against plain f64, for every instruction set that this CPU has, over odd sizes, distances and threads.
 
 use super::attend::{self, Heads};
+use super::int8::{self, Form, Quantised};
 use super::memory::filled;
 use super::micro::{Element, Kernel};
 use super::pack::Rows;
@@ -105,6 +106,96 @@ impl Job for Products {
                         close(&format!("{}, {m}x{k}x{n}", self.0), y[row * apart + column], want, limit);
                     }
                     assert!(y[row * apart + n..(row + 1) * apart].iter().all(|&pad| pad == 0.0));
+                }
+            }
+        }
+    }
+}
+
+/// Whole numbers are added up exactly, so what is left of it are the scales: of products with quantised activations, relative
+/// to the sum of magnitudes.
+const SCALED: f64 = 1e-6;
+
+/// The values of a row that eight bits keep, in blocks of 32.
+fn rounded(x: &[f32]) -> Vec<f64> {
+    let block = |x: &[f32]| -> Vec<f64> {
+        let scale = x.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0;
+        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        x.iter().map(|x| (x * inverse).round_ties_even() as f64 * scale as f64).collect()
+    };
+    x.chunks(int8::BLOCK).flat_map(block).collect()
+}
+
+/// Some rows of (k) in ggml's form, and what they stand for.
+fn quantised(form: Form, n: usize, k: usize) -> (Vec<u8>, Vec<f64>) {
+    let (count, size) = form.block();
+    let mut bits = values(n * k / count * size, 11).into_iter().map(|x| (x * 1e4) as i32 as u8);
+    let (mut bytes, mut wide) = (vec![], vec![]);
+    for i in 0..n * k / count {
+        let mut block: Vec<u8> = bits.by_ref().take(size).collect();
+        let f = |i: usize| f16::from_f32(0.003 + 0.001 * (i % 7) as f32);
+        block[..2].copy_from_slice(&f(i).to_le_bytes());
+        match form {
+            Form::Q8_0 => wide.extend(block[2..].iter().map(|&q| q as i8 as f64 * f(i).to_f64())),
+            Form::Q4K => {
+                block[2..4].copy_from_slice(&f(i + 3).to_le_bytes());
+                let s = |j: usize| block[4 + j];
+                for j in 0..8 {
+                    let (scale, least) = match j < 4 {
+                        true => (s(j) & 63, s(j + 4) & 63),
+                        false => (s(j + 4) & 15 | s(j - 4) >> 6 << 4, s(j + 4) >> 4 | s(j) >> 6 << 4),
+                    };
+                    let (scale, least) = (scale as f64 * f(i).to_f64(), least as f64 * f(i + 3).to_f64());
+                    let four = |q: u8| (if j % 2 == 0 { q & 15 } else { q >> 4 }) as f64 * scale - least;
+                    wide.extend(block[16 + j / 2 * 32..][..32].iter().map(|&q| four(q)));
+                }
+            }
+        }
+        bytes.extend(block);
+    }
+    (bytes, wide)
+}
+
+#[test]
+fn quantised_products() {
+    if !int8::is_here() {
+        assert!(!int8::fits(Form::Q8_0, 32)); // such a CPU multiplies in f32
+        return;
+    }
+    for threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        for (m, k, n) in [(1, 256, 1), (5, 512, 3), (13, 768, 37), (401, 256, 70), (29, 2048, 300), (6, 1280, 32)] {
+            for form in [Form::Q8_0, Form::Q4K] {
+                let stride = k + m;
+                let x = values(m * stride, 1);
+                let half: Vec<bf16> = x.iter().map(|x| bf16::from_f32(*x)).collect();
+                let (bytes, ws) = quantised(form, n, k);
+                let weights = Quantised { form, bytes: &bytes };
+                let (bias, whole) = (values(n, 3), values(m * n, 5));
+                let finish = Finish { bias: Some(&bias), residual: Some(&whole), ..Finish::default() };
+                let apart = n + 3;
+                let product = |y: &mut [_], narrow: bool| match narrow {
+                    true => int8::product(&half, stride, m, k, weights, n, finish, y, apart),
+                    false => int8::product(&x, stride, m, k, weights, n, finish, y, apart),
+                };
+                for narrow in [false, true] {
+                    // SAFETY: a product writes all of its result.
+                    let y: Vec<f32> = pool.install(|| unsafe { filled(m * apart, |y| product(y, narrow)) });
+                    for row in 0..m {
+                        let line: Vec<f32> = match narrow {
+                            true => half[row * stride..][..k].iter().map(|x| x.to_f32()).collect(),
+                            false => x[row * stride..][..k].to_vec(),
+                        };
+                        let xs = rounded(&line);
+                        for column in 0..n {
+                            let terms = xs.iter().zip(&ws[column * k..]).map(|(x, w)| x * w);
+                            let size: f64 = terms.clone().map(f64::abs).sum::<f64>() + 1.0;
+                            let want = terms.sum::<f64>() + bias[column] as f64 + whole[row * n + column] as f64;
+                            let what = format!("{form:?}, {m}x{k}x{n} on {threads} threads");
+                            close(&what, y[row * apart + column], want, SCALED * (size + want.abs()));
+                        }
+                        assert!(y[row * apart + n..(row + 1) * apart].iter().all(|&pad| pad == 0.0));
+                    }
                 }
             }
         }
