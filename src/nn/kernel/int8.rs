@@ -156,6 +156,7 @@ mod x86 {
         const STEP: usize = 1;
         const GRAIN: usize = 8;
         const VALUES: usize = BLOCK;
+        const AHEAD: usize = 4;
 
         #[inline(always)]
         unsafe fn vectorised<R>(f: impl FnOnce() -> R) -> R {
@@ -208,8 +209,10 @@ mod x86 {
         }
         let mut ahead = ahead;
         for block in 0..k {
-            _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
-            ahead = ahead.wrapping_add(pace);
+            for _ in 0..4 {
+                _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+                ahead = ahead.wrapping_add(pace);
+            }
             let columns = panel.add(block * 32).cast::<Columns>();
             let a = a.add(block);
             let mut dots: [[__m512i; 2]; ROWS] = std::array::from_fn(|i| {

@@ -23,6 +23,8 @@ pub trait Micro: 'static {
     const GRAIN: usize;
     /// Numbers of an element.
     const VALUES: usize;
+    /// Addresses of memory that is wanted soon which a step of k takes.
+    const AHEAD: usize;
 
     /// Runs `f`, compiled for this instruction set: what is inlined into it is vectorised at its width.
     ///
@@ -36,7 +38,7 @@ pub trait Micro: 'static {
     /// - The instruction set is there. `rows` is in 1..=MR and `k` a multiple of STEP.
     /// - `a` has `rows` rows of `k` elements, `stride` apart; `panel` has `k * NR` elements; `tile` has `rows` rows of
     ///   NR, `apart` from each other.
-    /// - `ahead`: memory that is wanted soon, moved on by so many bytes a step; any address will do.
+    /// - `ahead`: memory that is wanted soon, moved on by so many bytes each time; any address will do.
     unsafe fn micro(
         rows: usize,
         a: *const Self::Elem,
@@ -109,6 +111,7 @@ impl Micro for Plain {
     const STEP: usize = 1;
     const GRAIN: usize = 32;
     const VALUES: usize = 1;
+    const AHEAD: usize = 1;
 
     unsafe fn vectorised<R>(f: impl FnOnce() -> R) -> R {
         f()
@@ -180,6 +183,7 @@ mod x86 {
         const STEP: usize = 2;
         const GRAIN: usize = 32;
         const VALUES: usize = 1;
+    const AHEAD: usize = 1;
 
         #[inline(always)]
         unsafe fn vectorised<R>(f: impl FnOnce() -> R) -> R {
@@ -259,6 +263,7 @@ mod x86 {
         const STEP: usize = 1;
         const GRAIN: usize = 32;
         const VALUES: usize = 1;
+    const AHEAD: usize = 1;
 
         #[inline(always)]
         unsafe fn vectorised<R>(f: impl FnOnce() -> R) -> R {
@@ -335,6 +340,7 @@ mod x86 {
         const STEP: usize = 1;
         const GRAIN: usize = 32;
         const VALUES: usize = 1;
+    const AHEAD: usize = 1;
 
         #[inline(always)]
         unsafe fn vectorised<R>(f: impl FnOnce() -> R) -> R {

@@ -250,7 +250,7 @@ fn run<K: Micro, T: Element>(
                     (odd.as_ptr(), k)
                 };
                 // the next panel's weights come nearer while this one's are at work
-                let steps = k / K::STEP;
+                let steps = k / K::STEP * K::AHEAD;
                 let ahead = match near {
                     true => {
                         let line = (p * tiles.len() + t) * steps;
