@@ -183,7 +183,7 @@ mod x86 {
         const STEP: usize = 2;
         const GRAIN: usize = 32;
         const VALUES: usize = 1;
-    const AHEAD: usize = 1;
+        const AHEAD: usize = 1;
 
         #[inline(always)]
         unsafe fn vectorised<R>(f: impl FnOnce() -> R) -> R {
@@ -263,7 +263,7 @@ mod x86 {
         const STEP: usize = 1;
         const GRAIN: usize = 32;
         const VALUES: usize = 1;
-    const AHEAD: usize = 1;
+        const AHEAD: usize = 1;
 
         #[inline(always)]
         unsafe fn vectorised<R>(f: impl FnOnce() -> R) -> R {
@@ -340,7 +340,7 @@ mod x86 {
         const STEP: usize = 1;
         const GRAIN: usize = 32;
         const VALUES: usize = 1;
-    const AHEAD: usize = 1;
+        const AHEAD: usize = 1;
 
         #[inline(always)]
         unsafe fn vectorised<R>(f: impl FnOnce() -> R) -> R {

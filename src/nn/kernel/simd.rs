@@ -28,6 +28,18 @@ pub trait Simd: Copy {
     unsafe fn min(self, b: Self) -> Self;
     /// self times 2^n, where n is an integer in -126..=127 and `shifted` = n + [`ROUND`].
     unsafe fn times_power(self, shifted: Self) -> Self;
+    /// 2^x within 1e-4, for x below 127.
+    #[inline(always)]
+    unsafe fn exp2_coarse(self) -> Self {
+        let x = self.max(Self::splat(-126.0));
+        let shifted = x.add(Self::splat(ROUND));
+        let r = x.sub(shifted.sub(Self::splat(ROUND)));
+        let p = Self::splat(5.517_167e-2);
+        let p = p.madd(r, Self::splat(2.426_111_5e-1));
+        let p = p.madd(r, Self::splat(6.932_61e-1));
+        let p = p.madd(r, Self::splat(9.999_281e-1));
+        p.times_power(shifted)
+    }
     /// Neighbours swapped: 1, 0, 3, 2, ...
     unsafe fn swapped(self) -> Self;
     /// The first half of the lanes, each twice: 0, 0, 1, 1, ...
@@ -111,17 +123,7 @@ pub unsafe fn exp2<V: Simd>(x: V) -> V {
 /// 2^x as [`exp2`], as exactly as elements of this type can tell: within 1e-4 for bf16.
 #[inline(always)]
 pub unsafe fn exp2_for<V: Simd, E: Element>(x: V) -> V {
-    if !E::HALF {
-        return exp2(x);
-    }
-    let x = x.max(V::splat(-126.0));
-    let shifted = x.add(V::splat(ROUND));
-    let r = x.sub(shifted.sub(V::splat(ROUND)));
-    let p = V::splat(5.517_167e-2);
-    let p = p.madd(r, V::splat(2.426_111_5e-1));
-    let p = p.madd(r, V::splat(6.932_61e-1));
-    let p = p.madd(r, V::splat(9.999_281e-1));
-    p.times_power(shifted)
+    if E::HALF { x.exp2_coarse() } else { exp2(x) }
 }
 
 /// e^x within 3 ulp, for x in [-87, 88]; beyond, the value at the bound.
@@ -319,6 +321,17 @@ mod x86 {
         unsafe fn times_power(self, shifted: Self) -> Self {
             let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted));
             _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(self), n))
+        }
+        // AVX-512 splits a number into its whole part and the rest
+        #[inline(always)]
+        unsafe fn exp2_coarse(self) -> Self {
+            const DOWN: i32 = 1;
+            let r = _mm512_reduce_ps::<DOWN>(self); // in [0, 1)
+            let p = _mm512_set1_ps(7.802_452e-2);
+            let p = p.madd(r, _mm512_set1_ps(2.260_671_6e-1));
+            let p = p.madd(r, _mm512_set1_ps(6.958_335_4e-1));
+            let p = p.madd(r, _mm512_set1_ps(9.999_252e-1));
+            _mm512_scalef_ps(p, self)
         }
         #[inline(always)]
         unsafe fn swapped(self) -> Self {
