@@ -4,10 +4,12 @@
 //! Weights are s u - m with u in 0..=255 and a scale s and an offset m for each 32 of them: Q8_0 has u = q + 128 and
 //! m = 128 s, which is taken off before scaling and so without rounding; Q4_K has u in 0..=15 and an m of its own.
 
-#![allow(unsafe_op_in_unsafe_fn)] // the bodies are loads, stores and intrinsics
-
-use super::micro::Element;
-use super::product::Finish;
+use super::memory::filled;
+use super::micro::{Element, Micro};
+use super::pack::Weights;
+use super::product::{self, Finish, Operand};
+use super::row_stride;
+use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::sync::LazyLock;
 
@@ -54,406 +56,154 @@ pub struct Quantised<'a> {
 
 impl Quantised<'_> {
     /// Bytes of `blocks` times 32 values.
-    fn size(&self, blocks: usize) -> usize {
+    fn size(self, blocks: usize) -> usize {
         let (values, bytes) = self.form.block();
         blocks * BLOCK / values * bytes
     }
+
+    /// Whether there are `n` rows of `blocks` times 32 values.
+    fn hold(self, n: usize, blocks: usize) -> bool {
+        (blocks * BLOCK).is_multiple_of(self.form.block().0) && self.bytes.len() >= n * self.size(blocks)
+    }
+
+    /// Where a block of a row lies, or would lie.
+    fn address(self, row: usize, blocks: usize, at: usize) -> *const u8 {
+        self.bytes.as_ptr().wrapping_add(row * self.size(blocks) + self.size(at))
+    }
 }
 
-/// Whether this CPU multiplies bytes faster than anything else.
-pub fn is_here() -> bool {
-    static HERE: LazyLock<bool> = LazyLock::new(|| {
+/// Instructions that multiply bytes and add up four products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dot {
+    /// AVX-512's, in its own registers.
+    Avx512,
+    /// AVX-512's in registers of half the width: what AVX-VNNI does, on a CPU that has it otherwise.
+    Avx512Half,
+    /// AVX-VNNI, of CPUs without AVX-512.
+    AvxVnni,
+}
+
+impl Dot {
+    /// All that this CPU has, the fastest first. Without any, quantised weights are widened on their way into f32 products:
+    /// AVX2's own way to multiply bytes takes four instructions where its f32 takes four.
+    pub fn all() -> Vec<Dot> {
+        let mut all = vec![];
         #[cfg(target_arch = "x86_64")]
         {
             use super::Isa;
-            matches!(Isa::best(), Isa::Avx512Bf16 | Isa::Avx512) && std::arch::is_x86_feature_detected!("avx512vnni")
+            use std::arch::is_x86_feature_detected as has;
+            if matches!(Isa::best(), Isa::Avx512Bf16 | Isa::Avx512) && has!("avx512vnni") {
+                all.extend([Dot::Avx512, Dot::Avx512Half]);
+            }
+            if has!("avxvnni") && has!("avx2") && has!("fma") && has!("f16c") {
+                all.push(Dot::AvxVnni);
+            }
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        false
-    });
-    *HERE
+        all
+    }
+
+    /// The fastest that this CPU has.
+    pub fn best() -> Option<Dot> {
+        static BEST: LazyLock<Option<Dot>> = LazyLock::new(|| Dot::all().first().copied());
+        *BEST
+    }
 }
 
 /// Whether products with rows of `k` values in this form can be made here.
 pub fn fits(form: Form, k: usize) -> bool {
-    is_here() && k > 0 && k.is_multiple_of(form.block().0)
+    Dot::best().is_some() && k > 0 && k.is_multiple_of(form.block().0)
+}
+
+/// Rows of activations, of f32 or bf16.
+pub struct Activations<'a, E> {
+    pub x: &'a [E],
+    /// Elements from row to row.
+    pub stride: usize,
+    pub rows: usize,
+    pub k: usize,
 }
 
 /// y = finish(x wᵀ), x rounded to eight bits in blocks.
-/// - `x`: `rows` rows of `k` values, `stride` apart. `weights`: (n, k), and they [`fits`]. `y`: (rows, n), `apart` from row to
-///   row; what lies between the rows is set to zero.
+/// - `weights`: (n, k), and they [`fits`]. `y`: (rows, n), `apart` from row to row; what lies between is set to zero.
 pub fn product<E: Element, T: Element>(
-    x: &[E],
-    stride: usize,
-    rows: usize,
-    k: usize,
+    x: &Activations<E>,
     weights: Quantised,
     n: usize,
     finish: Finish,
     y: &mut [MaybeUninit<T>],
     apart: usize,
 ) {
-    assert!(fits(weights.form, k), "int8: rows of {k} values in {:?}", weights.form);
+    let Some(dot) = Dot::best() else { unreachable!("`fits` says no") };
+    product_on(dot, x, weights, n, finish, y, apart)
+}
+
+/// As [`product`], with instructions that this CPU has.
+pub fn product_on<E: Element, T: Element>(
+    dot: Dot,
+    x: &Activations<E>,
+    weights: Quantised,
+    n: usize,
+    finish: Finish,
+    y: &mut [MaybeUninit<T>],
+    apart: usize,
+) {
+    assert!(fits(weights.form, x.k), "int8: rows of {} values in {:?}", x.k, weights.form);
     #[cfg(target_arch = "x86_64")]
-    match weights.form {
-        Form::Q8_0 => x86::run::<false, E, T>(x, stride, rows, k, weights, n, finish, y, apart),
-        Form::Q4K => x86::run::<true, E, T>(x, stride, rows, k, weights, n, finish, y, apart),
+    match (dot, weights.form) {
+        (Dot::Avx512, Form::Q8_0) => run::<avx512::Vnni<false>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::Avx512, Form::Q4K) => run::<avx512::Vnni<true>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::Avx512Half, Form::Q8_0) => run::<avx2::Evex<false>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::Avx512Half, Form::Q4K) => run::<avx2::Evex<true>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::AvxVnni, Form::Q8_0) => run::<avx2::Vex<false>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::AvxVnni, Form::Q4K) => run::<avx2::Vex<true>, E, T>(x, weights, n, finish, y, apart),
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
-        let _ = (x, stride, rows, n, finish, y, apart);
+        let _ = (dot, n, finish, y, apart);
         unreachable!("`fits` says no")
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::super::memory::filled;
-    use super::super::micro::Micro;
-    use super::super::pack::Weights;
-    use super::super::product::{self, Operand};
-    use super::super::{row_stride, simd};
-    use super::*;
-    use rayon::prelude::*;
-    use std::arch::x86_64::*;
-
-    pub fn run<const OFFSET: bool, E: Element, T: Element>(
-        x: &[E],
-        stride: usize,
-        rows: usize,
-        k: usize,
-        weights: Quantised,
-        n: usize,
-        finish: Finish,
-        y: &mut [MaybeUninit<T>],
-        apart: usize,
-    ) {
-        let blocks = k / BLOCK;
-        let block_stride = row_stride(blocks, size_of::<Block>());
-        // SAFETY: every row is written, and what lies between.
-        let a = unsafe { filled(rows * block_stride, |a| quantise(x, stride, k, a, block_stride)) };
-        let a = Operand::matrix(&a, rows, blocks, block_stride);
-        product::product::<Vnni<OFFSET>, T>(&a, weights, n, finish, y, apart);
-    }
-
-    /// Four products of bytes added up in a 32-bit sum. `OFFSET`: weights have an offset of their own.
-    struct Vnni<const OFFSET: bool>;
-
-    /// A block of a panel: 32 columns.
-    #[repr(C)]
-    struct Columns {
-        /// Groups of four values of k, the columns side by side.
-        q: [[u8; 128]; 8],
-        scale: [f32; 32],
-        offset: [f32; 32],
-    }
-
-    impl<const OFFSET: bool> Micro for Vnni<OFFSET> {
-        type Elem = Block;
-        type V = __m512;
-        const MR: usize = 6;
-        const NR: usize = 32;
-        const STEP: usize = 1;
-        const GRAIN: usize = 8;
-        const VALUES: usize = BLOCK;
-        const AHEAD: usize = 4;
-
-        #[inline(always)]
-        unsafe fn vectorised<R>(f: impl FnOnce() -> R) -> R {
-            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-            unsafe fn run<R>(f: impl FnOnce() -> R) -> R {
-                f()
-            }
-            run(f)
-        }
-
-        unsafe fn micro(
-            rows: usize,
-            a: *const Block,
-            stride: usize,
-            panel: *const Block,
-            k: usize,
-            tile: *mut f32,
-            apart: usize,
-            ahead: (*const u8, usize),
-            add: bool,
-        ) {
-            match rows {
-                1 => dot_blocks::<1, OFFSET>(a, stride, panel, k, tile, apart, ahead, add),
-                2 => dot_blocks::<2, OFFSET>(a, stride, panel, k, tile, apart, ahead, add),
-                3 => dot_blocks::<3, OFFSET>(a, stride, panel, k, tile, apart, ahead, add),
-                4 => dot_blocks::<4, OFFSET>(a, stride, panel, k, tile, apart, ahead, add),
-                5 => dot_blocks::<5, OFFSET>(a, stride, panel, k, tile, apart, ahead, add),
-                6 => dot_blocks::<6, OFFSET>(a, stride, panel, k, tile, apart, ahead, add),
-                _ => unreachable!("no tile has {rows} rows"),
-            }
-        }
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn dot_blocks<const ROWS: usize, const OFFSET: bool>(
-        a: *const Block,
-        stride: usize,
-        panel: *const Block,
-        k: usize,
-        tile: *mut f32,
-        apart: usize,
-        (ahead, pace): (*const u8, usize),
-        add: bool,
-    ) {
-        let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
-        if add {
-            for (i, sums) in sums.iter_mut().enumerate() {
-                *sums = [_mm512_loadu_ps(tile.add(i * apart)), _mm512_loadu_ps(tile.add(i * apart + 16))];
-            }
-        }
-        let mut ahead = ahead;
-        for block in 0..k {
-            for _ in 0..4 {
-                _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
-                ahead = ahead.wrapping_add(pace);
-            }
-            let columns = panel.add(block * 32).cast::<Columns>();
-            let a = a.add(block);
-            let mut dots: [[__m512i; 2]; ROWS] = std::array::from_fn(|i| {
-                let start = if OFFSET { _mm512_setzero_si512() } else { _mm512_set1_epi32((*a.add(i * stride)).start) };
-                [start, start]
-            });
-            for s in 0..8 {
-                let q = (&raw const (*columns).q[s]).cast::<__m512i>();
-                let (q0, q1) = (_mm512_loadu_si512(q), _mm512_loadu_si512(q.add(1)));
-                for (i, dots) in dots.iter_mut().enumerate() {
-                    let four = (&raw const (*a.add(i * stride)).q).cast::<i32>().add(s);
-                    let four = _mm512_set1_epi32(four.read());
-                    dots[0] = _mm512_dpbusd_epi32(dots[0], q0, four);
-                    dots[1] = _mm512_dpbusd_epi32(dots[1], q1, four);
-                }
-            }
-            let scale = (&raw const (*columns).scale).cast::<f32>();
-            let scales = [_mm512_loadu_ps(scale), _mm512_loadu_ps(scale.add(16))];
-            for (i, (sums, dots)) in sums.iter_mut().zip(dots).enumerate() {
-                let factor = _mm512_set1_ps((*a.add(i * stride)).scale);
-                for j in 0..2 {
-                    sums[j] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(dots[j]), scales[j]), factor, sums[j]);
-                }
-            }
-            if OFFSET {
-                let offset = (&raw const (*columns).offset).cast::<f32>();
-                let offsets = [_mm512_loadu_ps(offset), _mm512_loadu_ps(offset.add(16))];
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    let total = _mm512_set1_ps((*a.add(i * stride)).total);
-                    for j in 0..2 {
-                        sums[j] = _mm512_fnmadd_ps(total, offsets[j], sums[j]);
-                    }
-                }
-            }
-        }
-        for (i, sums) in sums.iter().enumerate() {
-            _mm512_storeu_ps(tile.add(i * apart), sums[0]);
-            _mm512_storeu_ps(tile.add(i * apart + 16), sums[1]);
-        }
-    }
-
-    impl<const OFFSET: bool> Weights<Vnni<OFFSET>> for Quantised<'_> {
-        fn hold(self, n: usize, k: usize) -> bool {
-            let whole = (k * BLOCK).is_multiple_of(self.form.block().0);
-            whole && OFFSET == (self.form == Form::Q4K) && self.bytes.len() >= n * self.size(k)
-        }
-
-        fn address(self, row: usize, k: usize, at: usize) -> *const u8 {
-            self.bytes.as_ptr().wrapping_add(row * self.size(k) + self.size(at))
-        }
-
-        fn bytes(self, k: usize) -> usize {
-            self.size(k)
-        }
-
-        fn panel(
-            self,
-            stride: usize,
-            first: usize,
-            n: usize,
-            k0: usize,
-            k: usize,
-            _: &mut Vec<Block>,
-            out: &mut [Block],
-        ) {
-            assert!(out.len() == k * 32 && size_of::<Columns>() <= 32 * size_of::<Block>());
-            let count = n.saturating_sub(first).min(32);
-            let row = self.size(stride);
-            let reach = first * row..(first + count) * row;
-            let lines = &self.bytes[reach];
-            // SAFETY: `count` rows of `stride` blocks, of which k0..k0 + k are wanted; `out` was asserted.
-            unsafe {
-                match self.form {
-                    Form::Q8_0 => panel_q8(lines.as_ptr(), row, count, k0, k, out.as_mut_ptr()),
-                    Form::Q4K => panel_q4k(lines.as_ptr(), row, count, k0, k, out.as_mut_ptr()),
-                }
-            }
-        }
-    }
-
-    /// Rows of activations -> blocks.
-    /// - `x`: rows of `k` values, `stride` apart. `y`: rows of k / 32 blocks, `apart` from each other; all of it is written.
-    fn quantise<E: Element>(x: &[E], stride: usize, k: usize, y: &mut [MaybeUninit<Block>], apart: usize) {
-        let blocks = k / BLOCK;
-        y.par_chunks_mut(apart.max(1)).with_min_len(8).enumerate().for_each(|(i, y)| {
-            let (y, rest) = y.split_at_mut(blocks);
+fn run<'a, K: Bytes, E: Element, T: Element>(
+    x: &Activations<E>,
+    weights: Quantised<'a>,
+    n: usize,
+    finish: Finish,
+    y: &mut [MaybeUninit<T>],
+    apart: usize,
+) where
+    Quantised<'a>: Weights<K>,
+{
+    let blocks = x.k / BLOCK;
+    let stride = row_stride(blocks, size_of::<Block>());
+    let write = |a: &mut [MaybeUninit<Block>]| {
+        a.par_chunks_mut(stride).with_min_len(8).enumerate().for_each(|(i, a)| {
+            let (a, rest) = a.split_at_mut(blocks);
             rest.fill(MaybeUninit::new(Block::default()));
-            let x = &x[i * stride..][..k];
-            // SAFETY: only CPUs with these instructions come here; blocks are whole.
-            unsafe { quantise_row(x, y) }
+            let x = &x.x[i * x.stride..][..x.k];
+            // SAFETY: K was chosen for this CPU; both are whole blocks, as many.
+            unsafe { K::quantise(x, a) }
         });
-    }
+    };
+    // SAFETY: every row is written, and what lies between.
+    let a = unsafe { filled(x.rows * stride, write) };
+    product::product::<K, T>(&Operand::matrix(&a, x.rows, blocks, stride), weights, n, finish, y, apart);
+}
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn quantise_row<E: Element>(x: &[E], y: &mut [MaybeUninit<Block>]) {
-        for (x, y) in x.chunks_exact(BLOCK).zip(y) {
-            let (a, b): (__m512, __m512) = (simd::load(x.as_ptr()), simd::load(x.as_ptr().add(16)));
-            let most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
-            let scale = most / 127.0;
-            let inverse = _mm512_set1_ps(if scale > 0.0 { 1.0 / scale } else { 0.0 });
-            let (a, b) = (_mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse)));
-            let sum = _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
-            let mut block = Block { q: [0; 32], scale, start: -128 * sum, total: scale * sum as f32 };
-            _mm_storeu_si128(block.q.as_mut_ptr().cast(), _mm512_cvtsepi32_epi8(a));
-            _mm_storeu_si128(block.q.as_mut_ptr().add(16).cast(), _mm512_cvtsepi32_epi8(b));
-            y.write(block);
-        }
-    }
-
-    /// # Safety
-    /// `lines`: `count` rows of Q8_0 blocks, `row` bytes apart. `out`: k blocks of 32 columns.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn panel_q8(lines: *const u8, row: usize, count: usize, k0: usize, k: usize, out: *mut Block) {
-        let zeros = [0u8; 34];
-        let sign = _mm512_set1_epi8(-128);
-        for block in 0..k {
-            let columns = out.add(block * 32).cast::<Columns>();
-            let mut at = [zeros.as_ptr(); 32];
-            for (j, at) in at.iter_mut().enumerate().take(count) {
-                *at = lines.add(j * row + (k0 + block) * 34);
-            }
-            let mut scales = [0u16; 32];
-            for (scale, at) in scales.iter_mut().zip(at) {
-                *scale = at.cast::<u16>().read_unaligned();
-            }
-            store_f16(&scales, (&raw mut (*columns).scale).cast());
-            for half in 0..2 {
-                let mut words = [sign; 8];
-                for (i, word) in words.iter_mut().enumerate() {
-                    *word = _mm512_xor_si512(two(at[half * 16 + i].add(2), at[half * 16 + i + 8].add(2)), sign);
-                }
-                spread(words, (&raw mut (*columns).q).cast::<u8>().add(half * 64));
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`panel_q8`], of Q4_K blocks.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn panel_q4k(lines: *const u8, row: usize, count: usize, k0: usize, k: usize, out: *mut Block) {
-        let zeros = [0u8; 144];
-        let low = _mm512_set1_epi8(15);
-        let mut block = 0;
-        while block < k {
-            let (large, part) = ((k0 + block) / 8, (k0 + block) % 8);
-            let parts = (8 - part).min(k - block);
-            let mut at = [zeros.as_ptr(); 32];
-            for (j, at) in at.iter_mut().enumerate().take(count) {
-                *at = lines.add(j * row + large * 144);
-            }
-            let (mut halves, mut scales, mut offsets) = ([[0u16; 32]; 2], [[0u8; 32]; 8], [[0u8; 32]; 8]);
-            for (j, at) in at.into_iter().enumerate() {
-                for (i, half) in halves.iter_mut().enumerate() {
-                    half[j] = at.cast::<u16>().add(i).read_unaligned();
-                }
-                let (s, o) = six_bits(&*at.add(4).cast::<[u8; 12]>());
-                for i in 0..8 {
-                    (scales[i][j], offsets[i][j]) = (s[i], o[i]);
-                }
-            }
-            let (mut scale, mut least) = ([0f32; 32], [0f32; 32]);
-            store_f16(&halves[0], scale.as_mut_ptr());
-            store_f16(&halves[1], least.as_mut_ptr());
-            for i in 0..parts {
-                let columns = out.add((block + i) * 32).cast::<Columns>();
-                times(&scale, &scales[part + i], (&raw mut (*columns).scale).cast());
-                times(&least, &offsets[part + i], (&raw mut (*columns).offset).cast());
-                let (pair, high) = (16 + (part + i) / 2 * 32, (part + i) % 2 == 1);
-                for half in 0..2 {
-                    let mut words = [low; 8];
-                    for (i, word) in words.iter_mut().enumerate() {
-                        let x = two(at[half * 16 + i].add(pair), at[half * 16 + i + 8].add(pair));
-                        *word = _mm512_and_si512(if high { _mm512_srli_epi16::<4>(x) } else { x }, low);
-                    }
-                    spread(words, (&raw mut (*columns).q).cast::<u8>().add(half * 64));
-                }
-            }
-            block += parts;
-        }
-    }
-
-    /// # Safety
-    /// 32 bytes can be read from each.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn two(a: *const u8, b: *const u8) -> __m512i {
-        let a = _mm512_castsi256_si512(_mm256_loadu_si256(a.cast()));
-        _mm512_inserti64x4::<1>(a, _mm256_loadu_si256(b.cast()))
-    }
-
-    /// # Safety
-    /// `out` has room for 32.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn store_f16(x: &[u16; 32], out: *mut f32) {
-        for i in [0, 16] {
-            _mm512_storeu_ps(out.add(i), _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().add(i).cast())));
-        }
-    }
-
-    /// # Safety
-    /// `out` has room for 32.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn times(x: &[f32; 32], by: &[u8; 32], out: *mut f32) {
-        for i in [0, 16] {
-            let by = _mm512_cvtepu8_epi32(_mm_loadu_si128(by.as_ptr().add(i).cast()));
-            _mm512_storeu_ps(out.add(i), _mm512_mul_ps(_mm512_loadu_ps(x.as_ptr().add(i)), _mm512_cvtepi32_ps(by)));
-        }
-    }
-
-    /// Eight words of sixteen columns -> groups of four values, 128 bytes from each other.
-    /// - `words`: column i in the lower half of word i, column i + 8 in the upper half.
+/// A kernel over blocks.
+trait Bytes: Micro<Elem = Block> {
+    /// Rounds a row to blocks; all of `a` is written.
     ///
     /// # Safety
-    /// `out` has room for eight times 64 bytes, 128 apart.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn spread(words: [__m512i; 8], out: *mut u8) {
-        let r = words;
-        let mut t = r;
-        for i in 0..4 {
-            t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-            t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-        }
-        let mut u = t;
-        for i in 0..2 {
-            u[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-            u[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-            u[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-            u[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-        }
-        // lanes of each: words g and g + 4 of columns 0..4 (u[0..4]) and 4..8, in both halves
-        let low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
-        let high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
-        for g in 0..4 {
-            _mm512_storeu_si512(out.add(g * 128).cast(), _mm512_permutex2var_epi64(u[g], low, u[g + 4]));
-            _mm512_storeu_si512(out.add((g + 4) * 128).cast(), _mm512_permutex2var_epi64(u[g], high, u[g + 4]));
-        }
-    }
+    /// The instruction set is there, and there are 32 values for each block.
+    unsafe fn quantise<E: Element>(x: &[E], a: &mut [MaybeUninit<Block>]);
 }
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 /// Eight scales and eight offsets of six bits each.
 fn six_bits(x: &[u8; 12]) -> ([u8; 8], [u8; 8]) {

@@ -61,6 +61,7 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     const HALF: bool;
     fn from_f32(x: f32) -> Self;
     fn from_bf16(x: bf16) -> Self;
+    fn to_f32(self) -> f32;
 }
 
 impl Element for f32 {
@@ -73,6 +74,10 @@ impl Element for f32 {
     fn from_bf16(x: bf16) -> Self {
         x.to_f32()
     }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
 }
 
 impl Element for bf16 {
@@ -84,6 +89,10 @@ impl Element for bf16 {
     #[inline(always)]
     fn from_bf16(x: bf16) -> Self {
         x
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from_bits((self.to_bits() as u32) << 16)
     }
 }
 

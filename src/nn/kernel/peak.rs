@@ -1,5 +1,6 @@
 //! How fast this CPU multiplies when nothing stands in its way: products in registers, without loads or stores.
 
+use super::int8::Dot;
 use super::{Isa, Math};
 use rayon::prelude::*;
 use std::hint::black_box;
@@ -25,14 +26,16 @@ fn fastest(threads: usize, spin: impl Fn() -> usize + Sync) -> f64 {
 
 /// As [`measure`], of bytes multiplied into whole numbers, where this CPU does that.
 pub fn measure_int8(threads: usize) -> Option<f64> {
-    if !super::int8::is_here() {
-        return None;
+    match Dot::best()? {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: this CPU has the instructions.
+        Dot::Avx512 | Dot::Avx512Half => Some(fastest(threads, || unsafe { x86::bytes(ROUNDS) })),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Dot::AvxVnni => Some(fastest(threads, || unsafe { x86::bytes_of_avx(ROUNDS) })),
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => None,
     }
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: `is_here` found the instructions.
-    return Some(fastest(threads, || unsafe { x86::bytes(ROUNDS) }));
-    #[cfg(not(target_arch = "x86_64"))]
-    None
 }
 
 /// Multiplies `rounds` times in every register and says how many operations that were.
@@ -97,6 +100,20 @@ mod x86 {
         }
         black_box(sums);
         rounds * SUMS * 16 * 4 * 2
+    }
+
+    /// # Safety
+    /// AVX-VNNI is there.
+    #[target_feature(enable = "avx2,avxvnni")]
+    pub unsafe fn bytes_of_avx(rounds: usize) -> usize {
+        const SUMS: usize = 12;
+        let one = _mm256_set1_epi8(black_box(1));
+        let mut sums = [_mm256_setzero_si256(); SUMS];
+        for _ in 0..rounds {
+            sums.iter_mut().for_each(|sum| *sum = _mm256_dpbusd_avx_epi32(*sum, one, one));
+        }
+        black_box(sums);
+        rounds * SUMS * 8 * 4 * 2
     }
 
     /// # Safety

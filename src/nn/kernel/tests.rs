@@ -1,7 +1,7 @@
 //! Every loop against plain f64, for every instruction set that this CPU has, over odd sizes, distances and threads.
 
 use super::attend::{self, Heads};
-use super::int8::{self, Form, Quantised};
+use super::int8::{self, Activations, Dot, Form, Quantised};
 use super::memory::filled;
 use super::micro::{Element, Kernel};
 use super::pack::Rows;
@@ -158,11 +158,8 @@ fn quantised(form: Form, n: usize, k: usize) -> (Vec<u8>, Vec<f64>) {
 
 #[test]
 fn quantised_products() {
-    if !int8::is_here() {
-        assert!(!int8::fits(Form::Q8_0, 32)); // such a CPU multiplies in f32
-        return;
-    }
-    for threads in [1, 3] {
+    assert_eq!(int8::fits(Form::Q8_0, 32), !Dot::all().is_empty()); // a CPU without multiplies in f32
+    for (dot, threads) in Dot::all().into_iter().flat_map(|dot| [(dot, 1), (dot, 3)]) {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         for (m, k, n) in [(1, 256, 1), (5, 512, 3), (13, 768, 37), (401, 256, 70), (29, 2048, 300), (6, 1280, 32)] {
             for form in [Form::Q8_0, Form::Q4K] {
@@ -174,9 +171,11 @@ fn quantised_products() {
                 let (bias, whole) = (values(n, 3), values(m * n, 5));
                 let finish = Finish { bias: Some(&bias), residual: Some(&whole), ..Finish::default() };
                 let apart = n + 3;
+                let narrow_x = Activations { x: &half, stride, rows: m, k };
+                let wide_x = Activations { x: &x, stride, rows: m, k };
                 let product = |y: &mut [_], narrow: bool| match narrow {
-                    true => int8::product(&half, stride, m, k, weights, n, finish, y, apart),
-                    false => int8::product(&x, stride, m, k, weights, n, finish, y, apart),
+                    true => int8::product_on(dot, &narrow_x, weights, n, finish, y, apart),
+                    false => int8::product_on(dot, &wide_x, weights, n, finish, y, apart),
                 };
                 for narrow in [false, true] {
                     // SAFETY: a product writes all of its result.
@@ -191,7 +190,7 @@ fn quantised_products() {
                             let terms = xs.iter().zip(&ws[column * k..]).map(|(x, w)| x * w);
                             let size: f64 = terms.clone().map(f64::abs).sum::<f64>() + 1.0;
                             let want = terms.sum::<f64>() + bias[column] as f64 + whole[row * n + column] as f64;
-                            let what = format!("{form:?}, {m}x{k}x{n} on {threads} threads");
+                            let what = format!("{form:?} by {dot:?}, {m}x{k}x{n} on {threads} threads");
                             close(&what, y[row * apart + column], want, SCALED * (size + want.abs()));
                         }
                         assert!(y[row * apart + n..(row + 1) * apart].iter().all(|&pad| pad == 0.0));

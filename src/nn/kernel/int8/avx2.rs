@@ -1,0 +1,256 @@
+//! In AVX2's registers: tiles of three rows and sixteen columns. The same loop for AVX-VNNI and for AVX-512's form of it.
+
+#![allow(unsafe_op_in_unsafe_fn)] // the bodies are loads, stores and intrinsics
+
+use super::super::micro::Element;
+use super::super::micro::Micro;
+use super::super::pack::Weights;
+use super::super::simd::ROUND;
+use super::{BLOCK, Block, Bytes, Form, Quantised, six_bits};
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+
+/// Columns of a tile.
+const COLUMNS: usize = 16;
+
+/// A block of a panel.
+#[repr(C)]
+struct Columns {
+    /// Groups of four values of k, the columns side by side.
+    q: [[[u8; 4]; COLUMNS]; 8],
+    scale: [f32; COLUMNS],
+    offset: [f32; COLUMNS],
+}
+
+/// A kernel over `$dot`, which needs `$features`.
+macro_rules! kernel {
+    ($(#[$doc:meta])* $name:ident, $dot:ident, $features:literal) => {
+        $(#[$doc])*
+        pub struct $name<const OFFSET: bool>;
+
+        impl<const OFFSET: bool> $name<OFFSET> {
+            #[target_feature(enable = $features)]
+            unsafe fn rows<const ROWS: usize>(
+                a: *const Block,
+                stride: usize,
+                panel: *const Block,
+                k: usize,
+                tile: *mut f32,
+                apart: usize,
+                (ahead, pace): (*const u8, usize),
+                add: bool,
+            ) {
+                let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
+                if add {
+                    for (i, sums) in sums.iter_mut().enumerate() {
+                        *sums = [_mm256_loadu_ps(tile.add(i * apart)), _mm256_loadu_ps(tile.add(i * apart + 8))];
+                    }
+                }
+                let mut ahead = ahead;
+                for block in 0..k {
+                    for _ in 0..4 {
+                        _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+                        ahead = ahead.wrapping_add(pace);
+                    }
+                    let columns = panel.add(block * COLUMNS).cast::<Columns>();
+                    let a = a.add(block);
+                    let mut dots = [[_mm256_setzero_si256(); 2]; ROWS];
+                    if !OFFSET {
+                        for (i, dots) in dots.iter_mut().enumerate() {
+                            *dots = [_mm256_set1_epi32((*a.add(i * stride)).start); 2];
+                        }
+                    }
+                    for s in 0..8 {
+                        let q = (&raw const (*columns).q[s]).cast::<__m256i>();
+                        let (q0, q1) = (_mm256_loadu_si256(q), _mm256_loadu_si256(q.add(1)));
+                        for (i, dots) in dots.iter_mut().enumerate() {
+                            let four = (&raw const (*a.add(i * stride)).q).cast::<i32>().add(s);
+                            let four = _mm256_set1_epi32(four.read());
+                            dots[0] = $dot(dots[0], q0, four);
+                            dots[1] = $dot(dots[1], q1, four);
+                        }
+                    }
+                    let scale = (&raw const (*columns).scale).cast::<f32>();
+                    let offset = (&raw const (*columns).offset).cast::<f32>();
+                    for (i, (sums, dots)) in sums.iter_mut().zip(dots).enumerate() {
+                        let factor = _mm256_set1_ps((*a.add(i * stride)).scale);
+                        for j in 0..2 {
+                            let dot = _mm256_mul_ps(_mm256_cvtepi32_ps(dots[j]), _mm256_loadu_ps(scale.add(j * 8)));
+                            sums[j] = _mm256_fmadd_ps(dot, factor, sums[j]);
+                        }
+                        if OFFSET {
+                            let total = _mm256_set1_ps((*a.add(i * stride)).total);
+                            for j in 0..2 {
+                                sums[j] = _mm256_fnmadd_ps(total, _mm256_loadu_ps(offset.add(j * 8)), sums[j]);
+                            }
+                        }
+                    }
+                }
+                for (i, sums) in sums.iter().enumerate() {
+                    _mm256_storeu_ps(tile.add(i * apart), sums[0]);
+                    _mm256_storeu_ps(tile.add(i * apart + 8), sums[1]);
+                }
+            }
+        }
+
+        impl<const OFFSET: bool> Micro for $name<OFFSET> {
+            type Elem = Block;
+            type V = __m256;
+            const MR: usize = 3;
+            const NR: usize = COLUMNS;
+            const STEP: usize = 1;
+            const GRAIN: usize = 8;
+            const VALUES: usize = BLOCK;
+            const AHEAD: usize = 4;
+
+            #[inline(always)]
+            unsafe fn vectorised<R>(f: impl FnOnce() -> R) -> R {
+                #[target_feature(enable = $features)]
+                unsafe fn run<R>(f: impl FnOnce() -> R) -> R {
+                    f()
+                }
+                run(f)
+            }
+
+            unsafe fn micro(
+                rows: usize,
+                a: *const Block,
+                stride: usize,
+                panel: *const Block,
+                k: usize,
+                tile: *mut f32,
+                apart: usize,
+                ahead: (*const u8, usize),
+                add: bool,
+            ) {
+                match rows {
+                    1 => Self::rows::<1>(a, stride, panel, k, tile, apart, ahead, add),
+                    2 => Self::rows::<2>(a, stride, panel, k, tile, apart, ahead, add),
+                    3 => Self::rows::<3>(a, stride, panel, k, tile, apart, ahead, add),
+                    _ => unreachable!("no tile has {rows} rows"),
+                }
+            }
+        }
+
+        impl<const OFFSET: bool> Bytes for $name<OFFSET> {
+            #[target_feature(enable = $features)]
+            unsafe fn quantise<E: Element>(x: &[E], a: &mut [MaybeUninit<Block>]) {
+                quantise(x, a)
+            }
+        }
+
+        impl<const OFFSET: bool> Weights<$name<OFFSET>> for Quantised<'_> {
+            fn hold(self, n: usize, k: usize) -> bool {
+                OFFSET == (self.form == Form::Q4K) && self.hold(n, k)
+            }
+
+            fn address(self, row: usize, k: usize, at: usize) -> *const u8 {
+                self.address(row, k, at)
+            }
+
+            fn bytes(self, k: usize) -> usize {
+                self.size(k)
+            }
+
+            fn panel(
+                self,
+                stride: usize,
+                first: usize,
+                n: usize,
+                k0: usize,
+                k: usize,
+                _: &mut Vec<Block>,
+                out: &mut [Block],
+            ) {
+                // SAFETY: K was chosen for this CPU.
+                unsafe {
+                    $name::<OFFSET>::vectorised(
+                        #[inline(always)]
+                        || panel(self, stride, first, n, k0, k, out),
+                    )
+                }
+            }
+        }
+    };
+}
+
+kernel!(
+    /// AVX-VNNI.
+    Vex,
+    _mm256_dpbusd_avx_epi32,
+    "avx2,fma,f16c,avxvnni"
+);
+kernel!(
+    /// AVX-512's form of it.
+    Evex,
+    _mm256_dpbusd_epi32,
+    "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
+);
+
+/// A row of activations -> blocks.
+#[inline(always)]
+fn quantise<E: Element>(x: &[E], a: &mut [MaybeUninit<Block>]) {
+    for (x, block) in x.chunks_exact(BLOCK).zip(a) {
+        let larger = |a: f32, b: f32| if a > b { a } else { b };
+        let mut most = [0f32; 8]; // as a register has them
+        for x in x.chunks_exact(8) {
+            most.iter_mut().zip(x).for_each(|(most, x)| *most = larger(*most, x.to_f32().abs()));
+        }
+        let scale = most.into_iter().fold(0.0, larger) / 127.0;
+        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        let block = block.write(Block { scale, ..Block::default() });
+        let mut sum = 0;
+        for (q, x) in block.q.iter_mut().zip(x) {
+            // adding 1.5 * 2^23 rounds to a whole number, which then stands in the low bits
+            let whole = (x.to_f32() * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+            *q = whole as i8;
+            sum += whole;
+        }
+        (block.start, block.total) = (-128 * sum, scale * sum as f32);
+    }
+}
+
+/// A panel of sixteen rows.
+#[inline(always)]
+fn panel(weights: Quantised, stride: usize, first: usize, n: usize, k0: usize, k: usize, out: &mut [Block]) {
+    const { assert!(size_of::<Columns>() <= COLUMNS * size_of::<Block>()) };
+    let row = weights.size(stride);
+    for (block, out) in out.chunks_exact_mut(COLUMNS).take(k).enumerate() {
+        // SAFETY: the sixteen blocks are larger than what is read as columns here and in the loop, and any bits are columns.
+        let columns = unsafe { &mut *out.as_mut_ptr().cast::<Columns>() };
+        let (values, bytes) = weights.form.block();
+        let (large, part) = ((k0 + block) * BLOCK / values, (k0 + block) % (values / BLOCK));
+        for j in 0..COLUMNS {
+            if first + j >= n {
+                (0..8).for_each(|s| columns.q[s][j] = [0; 4]);
+                (columns.scale[j], columns.offset[j]) = (0.0, 0.0);
+                continue;
+            }
+            let x = &weights.bytes[(first + j) * row + large * bytes..][..bytes];
+            match weights.form {
+                Form::Q8_0 => {
+                    columns.scale[j] = half(x[0], x[1]);
+                    for (s, q) in x[2..].as_chunks::<4>().0.iter().enumerate() {
+                        columns.q[s][j] = (u32::from_ne_bytes(*q) ^ 0x8080_8080).to_ne_bytes();
+                    }
+                }
+                Form::Q4K => {
+                    let (scales, offsets) = six_bits(x[4..16].try_into().expect("twelve bytes"));
+                    columns.scale[j] = half(x[0], x[1]) * scales[part] as f32;
+                    columns.offset[j] = half(x[2], x[3]) * offsets[part] as f32;
+                    let shift = part % 2 * 4;
+                    for (s, q) in x[16 + part / 2 * 32..][..32].as_chunks::<4>().0.iter().enumerate() {
+                        columns.q[s][j] = (u32::from_ne_bytes(*q) >> shift & 0x0f0f_0f0f).to_ne_bytes();
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// An f16 as an f32.
+#[inline(always)]
+fn half(low: u8, high: u8) -> f32 {
+    // SAFETY: both kernels' instruction sets have the conversion, and this is inlined into them.
+    unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from_le_bytes([low, high, 0, 0])))) }
+}
