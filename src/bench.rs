@@ -1,12 +1,14 @@
 //! How fast the stages are on this machine, each by itself: loaded once, warmed up, run again and again.
 
-use crate::checkpoint::Checkpoint;
-use crate::device::Compute;
+use crate::checkpoint::{Checkpoint, Sources};
+use crate::device::{Compute, Quantize};
 use crate::generate::{Opened, Take};
 use crate::geometry::{Extent, Geometry};
 use crate::models::ltx::config::{TransformerConfig, VaeConfig};
 use crate::models::ltx::transformer::Transformer;
 use crate::models::ltx::vae::{Decoder, Encoder};
+use crate::nn::kernel::blocks::Blocks;
+use crate::nn::kernel::int8::{self, Form};
 use crate::nn::kernel::{self, Math, peak};
 use crate::nn::linear::Linear;
 use crate::nn::rope::Rope;
@@ -19,6 +21,7 @@ use crate::text::t5::{T5, T5Config};
 use crate::video::Frame;
 use crate::video::resize::Fit;
 use crate::video::write::{Target, Writer};
+use crate::weights::open::Tensors;
 use crate::weights::random;
 use crate::windows::Direction;
 use anyhow::{Context, Result, bail, ensure};
@@ -74,16 +77,30 @@ pub struct Cell {
     pub part: Part,
     pub weights: Weights,
     pub text_encoder: Option<std::path::PathBuf>,
+    pub vae: Option<std::path::PathBuf>,
     pub clip: Extent,
     /// Of the prompt.
     pub tokens: usize,
     /// Layers of a random transformer or text encoder, where not all are wanted.
     pub layers: Option<usize>,
+    /// What large matrices are quantised to.
+    pub quantize: Option<Quantize>,
     pub warmup: usize,
     pub repeat: usize,
 }
 
 impl Cell {
+    /// What `model` is put together from.
+    pub fn sources<'a>(&'a self, model: &'a str) -> Sources<'a> {
+        Sources {
+            model,
+            text_encoder: self.text_encoder.as_deref(),
+            vae: self.vae.as_deref(),
+            quantize: self.quantize,
+            ..Sources::default()
+        }
+    }
+
     /// The configuration of a random transformer or text encoder, as deep as is wanted.
     fn random_config(&self, name: &str) -> Result<Value> {
         let mut config = random_size(name)?.1;
@@ -99,6 +116,8 @@ pub struct Row {
     pub cell: Cell,
     pub threads: usize,
     pub dtype: &'static str,
+    /// What most weights are quantised to.
+    pub blocks: Option<Blocks>,
     /// What the transformer denoises, or the text encoder reads.
     pub tokens: Option<usize>,
     pub seconds: Vec<f64>,
@@ -143,6 +162,7 @@ impl Row {
             "frames": sized.then_some(self.cell.clip.frames),
             "tokens": self.tokens,
             "dtype": self.dtype,
+            "blocks": self.blocks.map(Blocks::name),
             "threads": self.threads,
             "seconds": self.median(),
             "spread": self.spread(),
@@ -188,7 +208,7 @@ pub fn run(cell: &Cell, compute: &Compute) -> Result<Row> {
     let timer = Timer { warmup: cell.warmup, repeat: cell.repeat };
     let mut tokens = None;
     let ((seconds, operations), math) = match cell.part {
-        Part::Product => product(&timer, compute)?,
+        Part::Product => product(&timer, cell, compute)?,
         Part::Run => whole(&timer, cell, compute)?,
         Part::Mux => return mux(&timer, cell),
         Part::Text => {
@@ -258,14 +278,12 @@ pub fn run(cell: &Cell, compute: &Compute) -> Result<Row> {
     Ok(Row {
         cell: cell.clone(),
         threads,
-        dtype: match math {
-            Math::Bf16 => "bf16",
-            Math::F32 => "f32",
-        },
+        dtype: math.name(),
+        blocks: math.blocks,
         tokens,
         seconds,
         operations: operations.filter(|_| cpu),
-        peak: cpu.then(|| peak::measure(math, threads)),
+        peak: cpu.then(|| math.peak(threads)),
         peak_memory: peak_memory(),
     })
 }
@@ -294,70 +312,103 @@ impl Timer {
     }
 }
 
-type Timed = ((Vec<f64>, Option<f64>), Math);
+type Timed = ((Vec<f64>, Option<f64>), Way);
+
+/// In what most products are made.
+#[derive(Clone, Copy)]
+struct Way {
+    math: Math,
+    /// Of most weights.
+    blocks: Option<Blocks>,
+}
+
+impl Way {
+    fn of(tensors: &Tensors, compute: &Compute) -> Self {
+        Self { math: tensors.math(compute.stored), blocks: tensors.mostly() }
+    }
+
+    /// Whether a CPU multiplies in whole numbers: only rows that are whole blocks, which nearly all are.
+    fn is_whole(self) -> bool {
+        self.math == Math::Bf16 && self.blocks.and_then(Form::of).is_some_and(|form| int8::fits(form, form.block().0))
+    }
+
+    fn name(self) -> &'static str {
+        match self.math {
+            _ if self.is_whole() => "int8",
+            Math::Bf16 => "bf16",
+            Math::F32 => "f32",
+        }
+    }
+
+    fn peak(self, threads: usize) -> f64 {
+        let whole = self.is_whole().then(|| peak::measure_int8(threads)).flatten();
+        whole.unwrap_or_else(|| peak::measure(self.math, threads))
+    }
+}
 
 /// The configuration of one part, its weights, and in what the CPU multiplies them.
-fn text(cell: &Cell, compute: &Compute) -> Result<(T5Config, Vars, Math)> {
+fn text(cell: &Cell, compute: &Compute) -> Result<(T5Config, Vars, Way)> {
     match &cell.weights {
         Weights::Model(model) => {
             let (config, tensors) = checkpoint(cell, model)?.text;
-            Ok((config, tensors.load(compute.stored, compute.dtype, &compute.device), tensors.math(compute.stored)))
+            Ok((config, tensors.load(compute.stored, compute.dtype, &compute.device), Way::of(&tensors, compute)))
         }
         Weights::Random(name) => {
             let config = cell.random_config(name)?;
-            let (vb, math) = random_weights(compute);
+            let (vb, math) = random_weights(cell, compute);
             Ok((T5Config::parse(&config, name)?, vb, math))
         }
     }
 }
 
-fn transformer(cell: &Cell, compute: &Compute) -> Result<(TransformerConfig, Vars, Geometry, Math)> {
+fn transformer(cell: &Cell, compute: &Compute) -> Result<(TransformerConfig, Vars, Geometry, Way)> {
     match &cell.weights {
         Weights::Model(model) => {
             let checkpoint = checkpoint(cell, model)?;
             let geometry = checkpoint.geometry();
             let (config, tensors) = checkpoint.transformer;
             let vb = tensors.load(compute.stored, compute.dtype, &compute.device);
-            Ok((config, vb, geometry, tensors.math(compute.stored)))
+            Ok((config, vb, geometry, Way::of(&tensors, compute)))
         }
         Weights::Random(name) => {
             let config = cell.random_config(name)?;
-            let (vb, math) = random_weights(compute);
+            let (vb, math) = random_weights(cell, compute);
             Ok((TransformerConfig::parse(&config, name)?, vb, Geometry { time: 8, space: 32 }, math)) // of all VAEs
         }
     }
 }
 
-fn vae(cell: &Cell, compute: &Compute) -> Result<(VaeConfig, Vars, Geometry, Math)> {
+fn vae(cell: &Cell, compute: &Compute) -> Result<(VaeConfig, Vars, Geometry, Way)> {
     match &cell.weights {
         Weights::Model(model) => {
             let checkpoint = checkpoint(cell, model)?;
             let geometry = checkpoint.geometry();
             let (config, tensors) = checkpoint.vae;
             let vb = tensors.load(compute.stored, compute.dtype, &compute.device);
-            Ok((config, vb, geometry, tensors.math(compute.stored)))
+            Ok((config, vb, geometry, Way::of(&tensors, compute)))
         }
         Weights::Random(name) => {
             let config = VaeConfig::parse(&random_size(name)?.1, name)?;
             let [time, space, _] = config.strides();
-            let (vb, math) = random_weights(compute);
+            let (vb, math) = random_weights(cell, compute);
             Ok((config, vb, Geometry { time, space }, math))
         }
     }
 }
 
 fn checkpoint(cell: &Cell, model: &str) -> Result<Checkpoint> {
-    let checkpoint = Checkpoint::open(model, cell.text_encoder.as_deref(), None)?;
+    let checkpoint = Checkpoint::open(&cell.sources(model))?;
     if cell.part == Part::Encode {
         checkpoint.check_encoder()?;
     }
     Ok(checkpoint)
 }
 
-fn random_weights(compute: &Compute) -> (Vars, Math) {
+fn random_weights(cell: &Cell, compute: &Compute) -> (Vars, Way) {
     let stored = compute.stored.unwrap_or(DType::BF16); // as released
     let math = if stored == DType::BF16 { Math::Bf16 } else { Math::F32 };
-    (random::weights(stored, compute.dtype, &compute.device), math)
+    let quantize = cell.quantize.map(Quantize::blocks);
+    (random::weights(stored, quantize, compute.dtype, &compute.device), Way { math, blocks: quantize })
 }
 
 /// Random activations.
@@ -381,12 +432,13 @@ pub fn peak_memory() -> Option<u64> {
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }
 
-fn product(timer: &Timer, compute: &Compute) -> Result<Timed> {
+fn product(timer: &Timer, cell: &Cell, compute: &Compute) -> Result<Timed> {
     const SIDE: usize = 4096;
     let stored = compute.stored.unwrap_or(DType::BF16);
-    let layer = Linear::new(random::matrix(SIDE, SIDE, stored)?, None);
+    let layer = Linear::new(random::matrix(SIDE, SIDE, stored, cell.quantize.map(Quantize::blocks))?, None);
     let x = normal(&[SIDE, SIDE], 5, compute)?;
-    Ok((timer.time(|| settle(&layer.forward(&x)?))?, layer.math()))
+    let way = Way { math: layer.math(), blocks: cell.quantize.map(Quantize::blocks) };
+    Ok((timer.time(|| settle(&layer.forward(&x)?))?, way))
 }
 
 /// The whole way, with everything that a user waits for but the file.
@@ -397,16 +449,18 @@ fn whole(timer: &Timer, cell: &Cell, compute: &Compute) -> Result<Timed> {
         prompt: "a red ball bounces on green grass".to_string(),
         model: Some(model.clone()),
         text_encoder: cell.text_encoder.clone(),
+        vae: cell.vae.clone(),
+        quantize: cell.quantize,
         size: Some((cell.clip.width, cell.clip.height)),
         frames: Some(cell.clip.frames),
         seed: Some(7),
         fit: Fit::default(),
         ..Request::default()
     };
-    let mut sum = Math::F32;
+    let mut sum = Way { math: Math::F32, blocks: None };
     let timed = timer.time(|| {
         let opened = Opened::with(&request, compute.clone(), &silent)?;
-        sum = opened.checkpoint.transformer.1.math(compute.stored);
+        sum = Way::of(&opened.checkpoint.transformer.1, compute);
         let take = Take::new(opened, &request, None, vec![], Direction::Forward, &silent)?;
         let latents = take.latents(&silent)?;
         take.decode(&latents, &silent, |_| Ok(()))
@@ -447,6 +501,7 @@ fn mux(timer: &Timer, cell: &Cell) -> Result<Row> {
         cell: cell.clone(),
         threads,
         dtype: "u8",
+        blocks: None,
         tokens: None,
         seconds,
         operations: None,

@@ -1,7 +1,10 @@
 //! What `--model` names, opened: configurations parsed, files mapped, every tensor's name and shape checked; no weights
 //! loaded. A diffusers directory, an official single file and the embedded model all become the same struct here.
 
+pub mod parts;
+
 use crate::config::Keys;
+use crate::device::Quantize;
 use crate::embedded;
 use crate::geometry::Geometry;
 use crate::models::ltx::config::{SchedulerConfig, TransformerConfig, VaeConfig, VaeVersion};
@@ -15,6 +18,10 @@ use crate::weights::catalogue::{self, Entry, Facts, RunDefaults};
 use crate::weights::open::{Tensors, weight_files};
 use crate::weights::{part_folder, read_json};
 use anyhow::{Context, Result, bail, ensure};
+use parts::{
+    has_vae, header_config, open_text_encoder, open_vae, part, shapes, text_form, transformer_form, vae_beside,
+    vae_folder, vae_of,
+};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -38,6 +45,23 @@ pub struct Checkpoint {
     pub notes: Vec<String>,
 }
 
+/// What a model is put together from: `--model` and the flags beside it.
+#[derive(Clone, Copy, Default)]
+pub struct Sources<'a> {
+    /// A name of the catalogue, a directory, or a file.
+    pub model: &'a str,
+    /// A file or a directory, in place of the model's own.
+    pub text_encoder: Option<&'a Path>,
+    /// A file or a directory.
+    pub tokenizer: Option<&'a Path>,
+    /// A file or a directory, in place of the model's own.
+    pub vae: Option<&'a Path>,
+    /// What large matrices become when they are loaded.
+    pub quantize: Option<Quantize>,
+    /// A folder to keep what was quantised in.
+    pub quantize_cache: Option<&'a Path>,
+}
+
 /// A checkpoint's parts before they are put together.
 struct Parts {
     label: Option<String>,
@@ -48,23 +72,27 @@ struct Parts {
     allowed_sigmas: Option<Vec<f64>>,
     text: Option<(T5Config, Tensors)>,
     tokenizer: Option<Tokenizer>,
+    /// Whether the file's name alone says that the model is distilled.
+    distilled: bool,
+    notes: Vec<String>,
 }
 
 impl Checkpoint {
-    /// Opens a model by name or path.
-    /// - `text_encoder`: a safetensors file or a directory, in place of the model's own. `tokenizer`: a file or a directory.
+    /// Opens a model.
     /// - Errors on an unknown name, on a path that is no checkpoint, and on whatever does not fit together in one.
-    pub fn open(model: &str, text_encoder: Option<&Path>, tokenizer: Option<&Path>) -> Result<Self> {
-        Self::put_together(model, text_encoder, tokenizer).map_err(with_fix)
+    pub fn open(sources: &Sources) -> Result<Self> {
+        Self::put_together(sources).map_err(with_fix)
     }
 
-    fn put_together(model: &str, text_encoder: Option<&Path>, tokenizer: Option<&Path>) -> Result<Self> {
+    fn put_together(sources: &Sources) -> Result<Self> {
+        let Sources { model, text_encoder, tokenizer, .. } = *sources;
+        let vae = sources.vae.map(open_vae).transpose()?;
         let parts = match locate(model)? {
-            Place::Embedded => single_file(Tensors::embedded(embedded::TINY, "the embedded model")?, None)?,
-            Place::Path(path) if path.is_dir() => directory(&path, text_encoder.is_none())?,
-            Place::Path(path) => single_file(Tensors::open(std::slice::from_ref(&path))?, Some(&path))?,
+            Place::Embedded => single_file(Tensors::embedded(embedded::TINY, "the embedded model")?, None, vae)?,
+            Place::Path(path) if path.is_dir() => directory(&path, text_encoder.is_none(), vae)?,
+            Place::Path(path) => single_file(Tensors::open(std::slice::from_ref(&path))?, Some(&path), vae)?,
         };
-        let mut notes = vec![];
+        let mut notes = parts.notes;
         let mut own_tokenizer = parts.tokenizer;
         let text = match text_encoder {
             Some(path) => {
@@ -121,13 +149,15 @@ impl Checkpoint {
         })?;
         text.1.check(|vb| T5::load(&text.0, vb)?.touch())?;
 
+        let quantize = sources.quantize.map(Quantize::blocks);
         let facts = Facts {
             name: parts.label.as_deref(),
             vae: vae.version().name(),
             layers: transformer.layers,
             heads: transformer.heads,
             head_dim: transformer.head_dim,
-            allowed_steps: parts.allowed_sigmas.as_deref(),
+            // a GGUF file seldom says how it was distilled, and its name does
+            allowed_steps: parts.allowed_sigmas.as_deref().or(parts.distilled.then_some(&[1.0])),
         };
         let entry = catalogue::matching(&facts);
         let convention = Convention::of(vae);
@@ -142,11 +172,17 @@ impl Checkpoint {
                 vae.version().name()
             ));
         }
+        let (mut for_transformer, mut for_text) = (parts.transformer.1.quantized(quantize), text.1.quantized(quantize));
+        if let Some(folder) = sources.quantize_cache {
+            let form = transformer_form(&parts.transformer.0, parts.allowed_sigmas.as_deref());
+            for_transformer = for_transformer.with_cache(folder, form)?;
+            for_text = for_text.with_cache(folder, text_form(&text.0))?;
+        }
         Ok(Self {
             name: model.to_string(),
-            transformer: parts.transformer,
+            transformer: (parts.transformer.0, for_transformer),
             vae: parts.vae,
-            text,
+            text: (text.0, for_text),
             tokenizer,
             scheduler: parts.scheduler,
             allowed_sigmas: parts.allowed_sigmas,
@@ -204,9 +240,9 @@ fn locate(model: &str) -> Result<Place> {
             )
         }
         Err(_) if path.exists() => Ok(Place::Path(path.to_path_buf())),
-        Err(_) if model.contains(['/', '\\']) || model.ends_with(".safetensors") => {
+        Err(_) if model.contains(['/', '\\']) || model.ends_with(".safetensors") || model.ends_with(".gguf") => {
             bail!(
-                "there is no checkpoint at `{model}`: no such file or directory\n  fix: give --model a .safetensors file, a directory, or a name of `reel models list`"
+                "there is no checkpoint at `{model}`: no such file or directory\n  fix: give --model a .safetensors or .gguf file, a directory, or a name of `reel models list`"
             )
         }
         Err(unknown) => Err(unknown),
@@ -223,9 +259,10 @@ fn no_text_encoder(model: &str) -> String {
 }
 
 /// A diffusers directory.
-fn directory(dir: &Path, with_text: bool) -> Result<Parts> {
+fn directory(dir: &Path, with_text: bool, vae: Option<(VaeConfig, Tensors)>) -> Result<Parts> {
     let index = dir.join("model_index.json");
-    let (Some(transformer_dir), Some(vae_dir)) = (part_folder(dir, "transformer"), part_folder(dir, "vae")) else {
+    let vae_dir = part_folder(dir, "vae");
+    let Some(transformer_dir) = part_folder(dir, "transformer").filter(|_| vae.is_some() || vae_dir.is_some()) else {
         bail!(
             "`{}` is not a checkpoint: it lacks the folders `transformer/` and `vae/` of the diffusers layout\n  fix: pass such a directory, or one .safetensors file",
             dir.display()
@@ -235,8 +272,10 @@ fn directory(dir: &Path, with_text: bool) -> Result<Parts> {
     let json = |path: PathBuf| read_json(&path).map(|json| (json, format!("`{}`", path.display())));
     let (transformer, what) = json(transformer_dir.join("config.json"))?;
     let transformer = TransformerConfig::parse(&transformer, &what)?;
-    let (vae, what) = json(vae_dir.join("config.json"))?;
-    let vae = VaeConfig::parse(&vae, &what)?;
+    let vae = match (vae, vae_dir) {
+        (Some(vae), _) => vae,
+        (None, vae_dir) => vae_folder(&vae_dir.unwrap_or_default())?,
+    };
     let (scheduler, what) = json(dir.join("scheduler/scheduler_config.json"))?;
     let scheduler = SchedulerConfig::parse(&scheduler, &what)?;
     let text_dir = part_folder(dir, "text_encoder").filter(|_| with_text);
@@ -247,40 +286,35 @@ fn directory(dir: &Path, with_text: bool) -> Result<Parts> {
         label: None,
         class,
         transformer: (transformer, Tensors::open(&weight_files(&transformer_dir)?)?),
-        vae: (vae, Tensors::open(&weight_files(&vae_dir)?)?),
+        vae,
         scheduler,
         allowed_sigmas: None,
         text: text_dir.map(|dir| open_text_encoder(&dir)).transpose()?,
         tokenizer: tokenizer.map(|path| Tokenizer::open(&path)).transpose()?,
+        distilled: false,
+        notes: vec![],
     })
 }
 
-/// One file with everything, or with everything but the text encoder.
-fn single_file(tensors: Tensors, path: Option<&Path>) -> Result<Parts> {
+/// One file with everything, or with everything but the text encoder, or with the transformer alone.
+/// - `vae`: in place of the file's own.
+fn single_file(tensors: Tensors, path: Option<&Path>, vae: Option<(VaeConfig, Tensors)>) -> Result<Parts> {
     let what = tensors.what().to_string();
+    let mut notes = vec![];
     let prefix =
         if tensors.names().any(|n| n.starts_with(names::TRANSFORMER_PREFIX)) { names::TRANSFORMER_PREFIX } else { "" };
-    let part = |prefix: &'static str| tensors.renamed(|name| name.strip_prefix(prefix).map(String::from));
-    let (transformer, vae, text) = (part(prefix), part(names::VAE_PREFIX), part(names::TEXT_PREFIX));
-    let shapes = |part: &Tensors| {
-        let part = part.clone();
-        move |name: &str| part.shape(name).map(<[usize]>::to_vec)
-    };
-    let config: Option<Value> = match tensors.metadata("config") {
-        Some(text) => {
-            Some(serde_json::from_str(text).with_context(|| format!("{what}: `config` in its header is not JSON"))?)
-        }
-        None => None,
-    };
+    let transformer = part(&tensors, prefix);
+    let text = part(&tensors, names::TEXT_PREFIX);
+    let config = header_config(&tensors)?;
     let at = |key: &str| format!("{what}: `{key}` in its header");
-    let (transformer_config, vae_config, scheduler, allowed_sigmas, text_config);
+    let (transformer_config, own_vae_config, scheduler, allowed_sigmas, text_config);
     match &config {
         Some(config) => {
             let mut keys = Keys::new(config, &at("config"))?;
             keys.ignore(&["_class_name", "_diffusers_version"]);
             transformer_config =
                 TransformerConfig::parse(&keys.need::<Value>("transformer")?, &at("config.transformer"))?;
-            vae_config = VaeConfig::parse(&keys.need::<Value>("vae")?, &at("config.vae"))?;
+            own_vae_config = keys.get::<Value>("vae")?;
             let json: Option<Value> = keys.get("scheduler")?;
             scheduler = json.map(|json| SchedulerConfig::parse(&json, &at("config.scheduler"))).transpose()?;
             allowed_sigmas = keys.get::<Vec<f64>>("allowed_inference_steps")?.filter(|s| !s.is_empty());
@@ -295,12 +329,21 @@ fn single_file(tensors: Tensors, path: Option<&Path>) -> Result<Parts> {
         None => {
             let json = names::transformer_config_from_shapes(shapes(&transformer), &what)?;
             transformer_config = TransformerConfig::parse(&json, &what)?;
-            vae_config = VaeConfig::parse(&names::vae_config_from_shapes(shapes(&vae), &what)?, &what)?;
-            (scheduler, allowed_sigmas, text_config) = (None, None, None);
+            (own_vae_config, scheduler, allowed_sigmas, text_config) = (None, None, None, None);
         }
     }
-    let official = vae.names().any(|n| n.starts_with("per_channel_statistics."));
-    let vae = if official { vae.renamed(|name| names::vae_from_official(name, &vae_config)) } else { vae };
+    let (vae_config, vae) = match vae {
+        Some(vae) => vae,
+        None if has_vae(&tensors) || path.is_none() => {
+            ensure!(config.is_none() || own_vae_config.is_some(), "{}: the key `vae` is missing", at("config"));
+            vae_of(&tensors, own_vae_config)?
+        }
+        None => {
+            let found = vae_beside(path.unwrap_or(Path::new("")), &what)?;
+            notes.push(format!("VAE: `{}` (found beside the model)", found.display()));
+            open_vae(&found)?
+        }
+    };
     let scheduler = scheduler.unwrap_or_else(|| match vae_config.version() {
         VaeVersion::V090 | VaeVersion::V091 => SchedulerConfig::token_shift(),
         VaeVersion::V095 => SchedulerConfig::plain(),
@@ -317,6 +360,7 @@ fn single_file(tensors: Tensors, path: Option<&Path>) -> Result<Parts> {
             path.filter(|_| text.is_some()).and_then(Tokenizer::find).map(|path| Tokenizer::open(&path)).transpose()?
         }
     };
+    let stem = path.and_then(Path::file_stem).map(|stem| stem.to_string_lossy().to_lowercase());
     Ok(Parts {
         label: tensors.metadata("name").map(String::from),
         class: None,
@@ -326,25 +370,7 @@ fn single_file(tensors: Tensors, path: Option<&Path>) -> Result<Parts> {
         allowed_sigmas,
         text,
         tokenizer,
+        distilled: config.is_none() && stem.is_some_and(|stem| stem.contains("distilled")),
+        notes,
     })
-}
-
-/// `--text-encoder`, or the folder of that name in a checkpoint.
-fn open_text_encoder(path: &Path) -> Result<(T5Config, Tensors)> {
-    ensure!(
-        path.exists(),
-        "there is no text encoder at `{}`: no such file or directory\n  fix: give --text-encoder a .safetensors file or a directory",
-        path.display()
-    );
-    let nested = part_folder(path, "text_encoder"); // a whole checkpoint was given
-    let dir = nested.as_deref().unwrap_or(path);
-    let files = if dir.is_dir() { weight_files(dir)? } else { vec![path.to_path_buf()] };
-    let tensors = Tensors::open(&files)?;
-    let config = dir.join("config.json");
-    let config = if dir.is_dir() && config.is_file() {
-        T5Config::parse(&read_json(&config)?, &format!("`{}`", config.display()))?
-    } else {
-        T5Config::from_shapes(|name| tensors.shape(name).map(<[usize]>::to_vec), tensors.what())?
-    };
-    Ok((config, tensors))
 }

@@ -1,5 +1,6 @@
 //! Where and in what precision to compute.
 
+use crate::nn::kernel::blocks::Blocks;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,37 @@ pub enum Dtype {
     F32,
     Bf16,
     F16,
+}
+
+/// `--quantize`: what the large matrices of transformer and text encoder become when they are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantize {
+    /// Blocks of 32 values of 8 bits: half of bf16
+    #[value(name = "q8_0")]
+    #[serde(rename = "q8_0")]
+    Q8,
+    /// Blocks of 256 values of 4 bits: 28 % of bf16
+    #[value(name = "q4_k")]
+    #[serde(rename = "q4_k")]
+    Q4,
+}
+
+impl Quantize {
+    pub fn blocks(self) -> Blocks {
+        match self {
+            Quantize::Q8 => Blocks::Q8_0,
+            Quantize::Q4 => Blocks::Q4K,
+        }
+    }
+
+    /// As the flag says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Quantize::Q8 => "q8_0",
+            Quantize::Q4 => "q4_k",
+        }
+    }
 }
 
 /// A device and its precisions.

@@ -3,7 +3,7 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::condition::{Clean, Condition, Tokens};
-use crate::device::{self, Compute};
+use crate::device::{self, Compute, Quantize};
 use crate::geometry::{Extent, Geometry, Grid};
 use crate::inputs::{self, Held};
 use crate::models::ltx::Convention;
@@ -68,7 +68,10 @@ impl Opened {
     pub fn with(request: &Request, compute: Compute, progress: &Progress) -> Result<Self> {
         request.check()?;
         let model = request.model.as_deref().unwrap_or(DEFAULT_MODEL);
-        let checkpoint = Checkpoint::open(model, request.text_encoder.as_deref(), request.tokenizer.as_deref())?;
+        let checkpoint = Checkpoint::open(&request.sources(model))?;
+        if let Some(quantize) = request.quantize {
+            say_quantized(&checkpoint, quantize, progress);
+        }
         let own = Convention::of(&checkpoint.vae.0);
         let convention = request.convention.unwrap_or(own);
         checkpoint.notes.iter().for_each(|note| progress.note(note));
@@ -413,6 +416,26 @@ impl Job {
                    "seed": seed, "seconds": (seconds * 1000.0).round() / 1000.0}),
         );
         Ok(())
+    }
+}
+
+/// What `--quantize` leaves as it is.
+fn say_quantized(checkpoint: &Checkpoint, quantize: Quantize, progress: &Progress) {
+    let parts = [&checkpoint.transformer.1, &checkpoint.text.1];
+    let left: Vec<&str> = parts.iter().flat_map(|part| part.not_quantized()).collect();
+    let made: usize = parts.iter().map(|part| part.quantized_count()).sum();
+    let (name, values) = (quantize.name(), quantize.blocks().values());
+    if parts.iter().any(|part| part.is_kept()) {
+        progress.detail("quantised weights: as kept by an earlier run");
+    } else if made == 0 && left.is_empty() {
+        progress.note(&format!("--quantize {name} has no effect: the weights are quantised already"));
+    } else if !left.is_empty() {
+        progress.note(&format!(
+            "--quantize {name}: {} of {} matrices stay as they are, for their rows do not divide into blocks of {values} (-v lists them)",
+            left.len(),
+            left.len() + made
+        ));
+        left.iter().for_each(|name| progress.detail(&format!("not quantised: {name}")));
     }
 }
 

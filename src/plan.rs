@@ -22,10 +22,7 @@ fn least_memory(checkpoint: &Checkpoint, clip: Extent, compute: &Compute) -> u64
     let product = |factors: &[u64]| factors.iter().fold(1u64, |a, &b| a.saturating_mul(b));
     let element = compute.dtype.size_in_bytes() as u64;
     let (config, tensors) = &checkpoint.transformer;
-    let weights = match compute.stored {
-        Some(stored) => tensors.elements() as u64 * stored.size_in_bytes() as u64,
-        None => tensors.size() as u64,
-    };
+    let weights = tensors.kept_bytes(compute.stored);
     let tokens = checkpoint.geometry().grid(clip).tokens() as u64;
     let denoise = weights.saturating_add(product(&[tokens, config.width() as u64, TRANSFORMER_WIDTHS, element]));
 

@@ -2,7 +2,8 @@
 //! it is serialisable, so it can be a manifest, a recipe or a line of a job file. Settings are what a run takes: the request,
 //! filled up from the model's entry in the catalogue and the convention's defaults.
 
-use crate::device::Dtype;
+use crate::checkpoint::Sources;
+use crate::device::{Dtype, Quantize};
 use crate::geometry::Extent;
 use crate::models::ltx::Convention;
 use crate::sampler::{Guidance, Schedule};
@@ -25,6 +26,11 @@ pub struct Request {
     pub model: Option<String>,
     pub text_encoder: Option<PathBuf>,
     pub tokenizer: Option<PathBuf>,
+    pub vae: Option<PathBuf>,
+    pub quantize: Option<Quantize>,
+    /// A folder of this machine to keep what was quantised in.
+    #[serde(skip)]
+    pub quantize_cache: Option<PathBuf>,
     pub convention: Option<Convention>,
     pub negative: Option<String>,
     /// Width and height in pixels.
@@ -91,6 +97,18 @@ pub struct Scene {
 }
 
 impl Request {
+    /// What `model` is put together from.
+    pub fn sources<'a>(&'a self, model: &'a str) -> Sources<'a> {
+        Sources {
+            model,
+            text_encoder: self.text_encoder.as_deref(),
+            tokenizer: self.tokenizer.as_deref(),
+            vae: self.vae.as_deref(),
+            quantize: self.quantize,
+            quantize_cache: self.quantize_cache.as_deref(),
+        }
+    }
+
     /// Whether there is a still or a clip to hold.
     pub fn conditioned(&self) -> bool {
         self.image.is_some() || self.last_image.is_some() || !self.keyframe.is_empty()

@@ -15,6 +15,7 @@ use crate::request::{Levels, Settings};
 use crate::sampler::{self, Guidance, Schedule, Shift, State};
 use crate::text::t5::T5;
 use crate::video::Frame;
+use crate::weights::open::Tensors;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 
@@ -38,19 +39,35 @@ impl Stages<'_> {
     /// Text vectors of each prompt: (1, real tokens, channels).
     pub fn encode_text(&self, prompts: &[Vec<u32>]) -> Result<Vec<Tensor>> {
         let (config, tensors) = &self.checkpoint.text;
+        let tensors = self.quantized(tensors)?;
         let t5 = T5::load(config, tensors.load(self.compute.stored, self.compute.dtype, &self.compute.device))?;
         let mut stage = self.progress.stage("text", config.layers * prompts.len());
-        let mut contexts = vec![];
-        for ids in prompts {
-            let mut padded = ids.clone();
-            padded.resize(self.settings.convention.encoded_tokens(ids.len()), 0);
-            let text = t5.encode(&padded, || stage.advance(1))?;
-            // the transformer masks padding, so its rows may as well stay out
-            contexts.push(text.narrow(1, 0, ids.len())?.contiguous()?);
-        }
+        let padded = |ids: &Vec<u32>| {
+            let mut ids = ids.clone();
+            ids.resize(self.settings.convention.encoded_tokens(ids.len()), 0);
+            ids
+        };
+        let padded: Vec<Vec<u32>> = prompts.iter().map(padded).collect();
+        let texts = t5.encode_each(&padded, || stage.advance(1))?;
+        // the transformer masks padding, so its rows may as well stay out
+        let contexts = texts.iter().zip(prompts).map(|(text, ids)| text.narrow(1, 0, ids.len())?.contiguous());
+        let contexts = contexts.collect::<candle_core::Result<_>>()?;
         stage.finish();
         memory::release();
         Ok(contexts)
+    }
+
+    /// Tensors from where quantised ones are kept, if they are to be kept.
+    fn quantized(&self, tensors: &Tensors) -> Result<Tensors> {
+        let mut stage = None;
+        let tensors = tensors.through_cache(|count| {
+            let stage = stage.insert(self.progress.stage("quantise", count));
+            || stage.advance(1)
+        })?;
+        if let Some(stage) = stage {
+            stage.finish();
+        }
+        Ok(tensors)
     }
 
     /// What the encoder knows of each clip.
@@ -119,6 +136,7 @@ impl Stages<'_> {
     pub fn denoiser(&self, positive: &[Tensor], negative: Option<&Tensor>) -> Result<Denoiser<'_>> {
         let Compute { device, stored, dtype } = &self.compute;
         let (config, tensors) = &self.checkpoint.transformer;
+        let tensors = self.quantized(tensors)?;
         let transformer = Transformer::load(config, tensors.load(*stored, *dtype, device))?;
         let positive = positive.iter().map(|text| transformer.context(text)).collect::<candle_core::Result<_>>()?;
         let negative = negative.map(|text| transformer.context(text)).transpose()?;

@@ -10,6 +10,7 @@ use reel::models::ltx::transformer::{Block, Modulation, Transformer};
 use reel::models::ltx::vae::Decoder;
 use reel::nn::rope::Rope;
 use reel::noise::Noise;
+use reel::text::t5::{T5, T5Config};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
@@ -46,6 +47,22 @@ fn decoding_in_groups_equals_decoding_at_once() -> Result<()> {
             assert_eq!(made.dims(), whole.dims());
             assert!(bits(&made) == bits(&whole), "{name} in groups of {groups:?}");
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn prompts_together_are_prompts_apart() -> Result<()> {
+    let golden = Golden::open("t5");
+    let config = T5Config::parse(&golden.config(), "t5").unwrap();
+    let encoder = T5::load(&config, golden.weights(None))?;
+    let prompts: Vec<Vec<u32>> = vec![vec![5, 17, 2, 1], vec![3, 1], (2..40).collect()];
+    let mut calls = 0;
+    let together = encoder.encode_each(&prompts, || calls += 1)?;
+    assert_eq!(calls, config.layers * prompts.len());
+    for (ids, together) in prompts.iter().zip(&together) {
+        assert!(bits(&encoder.encode(ids, || ())?) == bits(together), "{} ids", ids.len());
+        assert!(bits(&encoder.encode_with(ids, &encoder.layers()?)?) == bits(together), "{} ids", ids.len());
     }
     Ok(())
 }

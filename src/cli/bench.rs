@@ -3,7 +3,8 @@
 use super::making::size;
 use super::{Failure, print};
 use crate::bench::{Cell, Part, Row, Weights, parts, random_size, run};
-use crate::device::{self, Dtype};
+use crate::checkpoint::{Checkpoint, Sources};
+use crate::device::{self, Dtype, Quantize};
 use crate::geometry::Extent;
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::random;
@@ -27,6 +28,9 @@ pub struct Args {
     /// The model's text encoder, where it brings none
     #[arg(long, value_name = "PATH", conflicts_with = "random_weights", help_heading = "What")]
     text_encoder: Option<PathBuf>,
+    /// The model's VAE, where it brings none
+    #[arg(long, value_name = "PATH", conflicts_with = "random_weights", help_heading = "What")]
+    vae: Option<PathBuf>,
     /// Random weights of a real size instead: 2b, 13b, t5-xxl, vae-0.9.0, vae-0.9.1, vae-0.9.5 (up to 0.9.8)
     #[arg(long, value_name = "SIZE", value_delimiter = ',', help_heading = "What")]
     random_weights: Vec<String>,
@@ -46,6 +50,9 @@ pub struct Args {
     /// auto: as stored; random weights are bf16
     #[arg(long, value_enum, value_name = "TYPE", value_delimiter = ',', help_heading = "Grid")]
     dtype: Vec<Dtype>,
+    /// Quantise transformer and text encoder
+    #[arg(long, value_enum, value_name = "TYPE", value_delimiter = ',', help_heading = "Grid")]
+    quantize: Vec<Quantize>,
     /// Threads to compute with [default: all cores]
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Grid")]
     threads: Vec<u16>,
@@ -122,8 +129,10 @@ fn child(spec: &Spec, device: &str) -> Result<Value> {
         Weights::Model(name) => command.args(["--model", name]),
         Weights::Random(name) => command.args(["--random-weights", name]),
     };
-    if let Some(path) = &cell.text_encoder {
-        command.arg("--text-encoder").arg(path);
+    for (flag, path) in [("--text-encoder", &cell.text_encoder), ("--vae", &cell.vae)] {
+        if let Some(path) = path {
+            command.arg(flag).arg(path);
+        }
     }
     let mut flag = |name: &str, value: Option<String>| {
         if let Some(value) = value {
@@ -135,6 +144,7 @@ fn child(spec: &Spec, device: &str) -> Result<Value> {
     flag("--frames", Some(cell.clip.frames.to_string()));
     flag("--tokens", Some(cell.tokens.to_string()));
     flag("--dtype", clap::ValueEnum::to_possible_value(&spec.dtype).map(|value| value.get_name().to_string()));
+    flag("--quantize", cell.quantize.map(|kind| kind.name().to_string()));
     flag("--threads", spec.threads.map(|n| n.to_string()));
     flag("--warmup", Some(cell.warmup.to_string()));
     flag("--repeat", Some(cell.repeat.to_string()));
@@ -180,6 +190,11 @@ impl Args {
                 list => list.iter().map(|n| *n as usize).collect(),
             };
             let wanted = if self.part.is_empty() { has.clone() } else { self.part.clone() };
+            ensure!(
+                self.quantize.is_empty() || wanted.iter().any(|part| self.quantized(*part) != [None]),
+                "--quantize: {} have nothing that is quantised\n  fix: leave it out",
+                wanted.iter().map(|part| part.name()).collect::<Vec<_>>().join(" and ")
+            );
             for part in wanted {
                 ensure!(
                     has.contains(&part) || part == Part::Product,
@@ -207,18 +222,22 @@ impl Args {
                 for clip in &clips {
                     for &tokens in &tokens {
                         for &dtype in if self.dtype.is_empty() { &[Dtype::Auto][..] } else { &self.dtype } {
-                            for threads in self.threads() {
-                                let cell = Cell {
-                                    part,
-                                    weights: weights.clone(),
-                                    text_encoder: self.text_encoder.clone(),
-                                    clip: *clip,
-                                    tokens,
-                                    layers: self.layers.map(usize::from),
-                                    warmup: self.warmup as usize,
-                                    repeat: self.repeat as usize,
-                                };
-                                specs.push(Spec { cell, dtype, threads });
+                            for quantize in self.quantized(part) {
+                                for threads in self.threads() {
+                                    let cell = Cell {
+                                        part,
+                                        weights: weights.clone(),
+                                        text_encoder: self.text_encoder.clone(),
+                                        vae: self.vae.clone(),
+                                        clip: *clip,
+                                        tokens,
+                                        layers: self.layers.map(usize::from),
+                                        quantize,
+                                        warmup: self.warmup as usize,
+                                        repeat: self.repeat as usize,
+                                    };
+                                    specs.push(Spec { cell, dtype, threads });
+                                }
                             }
                         }
                     }
@@ -226,6 +245,16 @@ impl Args {
             }
         }
         Ok(specs)
+    }
+
+    /// The quantisations of a part; a VAE has none, nor has the writing of files.
+    fn quantized(&self, part: Part) -> Vec<Option<Quantize>> {
+        match part {
+            Part::Text | Part::Step | Part::Run | Part::Product if !self.quantize.is_empty() => {
+                self.quantize.iter().map(|kind| Some(*kind)).collect()
+            }
+            _ => vec![None],
+        }
     }
 
     fn threads(&self) -> Vec<Option<u16>> {
@@ -239,7 +268,13 @@ impl Args {
         if !self.size.is_empty() && !self.frames.is_empty() || self.part == [Part::Product] {
             return Ok(RANDOM); // not asked for
         }
-        let checkpoint = crate::checkpoint::Checkpoint::open(model, self.text_encoder.as_deref(), None)?;
+        let sources = Sources {
+            model,
+            text_encoder: self.text_encoder.as_deref(),
+            vae: self.vae.as_deref(),
+            ..Sources::default()
+        };
+        let checkpoint = Checkpoint::open(&sources)?;
         let run = checkpoint.run_defaults();
         Ok((crate::request::default_size(&run), crate::request::default_frames(&run)))
     }
@@ -261,7 +296,10 @@ const COLUMNS: [Column; 11] = [
         _ => String::new(),
     }),
     ("tokens", |row| word(&row["tokens"])),
-    ("type", |row| word(&row["dtype"])),
+    ("type", |row| match row["blocks"].as_str() {
+        Some(kind) => format!("{kind} in {}", word(&row["dtype"])),
+        None => word(&row["dtype"]),
+    }),
     ("threads", |row| word(&row["threads"])),
     ("seconds", |row| row["seconds"].as_f64().map(seconds).unwrap_or_default()),
     ("±", |row| row["spread"].as_f64().map(seconds).unwrap_or_default()),

@@ -1,22 +1,31 @@
 //! Flags that all making verbs share.
 
 use super::Common;
-use crate::device::Dtype;
+use crate::device::{Dtype, Quantize};
 use crate::models::ltx::Convention;
 use crate::request::{Request, Scene};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct Making {
-    /// A name of `reel models list`, a directory in diffusers layout, or one .safetensors file [default: tiny, built in]
+    /// A name of `reel models list`, a directory in diffusers layout, or one .safetensors or .gguf file [default: tiny, built in]
     #[arg(long, env = "REEL_MODEL", value_name = "NAME|PATH", help_heading = "Model")]
     model: Option<String>,
-    /// T5 weights (safetensors file or directory) where the model does not bring its own
+    /// T5 weights (.safetensors or .gguf file, or a directory) where the model does not bring its own
     #[arg(long, value_name = "PATH", help_heading = "Model")]
     text_encoder: Option<PathBuf>,
     /// tokenizer.json or spiece.model, or where one lies [default: beside the text encoder]
     #[arg(long, value_name = "PATH", help_heading = "Model")]
     tokenizer: Option<PathBuf>,
+    /// The VAE (.safetensors file or directory) where the model does not bring its own, as .gguf files do not
+    #[arg(long, value_name = "PATH", help_heading = "Model")]
+    vae: Option<PathBuf>,
+    /// Quantise transformer and text encoder as they are loaded
+    #[arg(long, value_enum, value_name = "TYPE", help_heading = "Model")]
+    quantize: Option<Quantize>,
+    /// Keep what was quantised on disk, in $XDG_CACHE_HOME/reel, and take it from there next time
+    #[arg(long, requires = "quantize", help_heading = "Model")]
+    quantize_cache: bool,
     /// How the checkpoint was trained to be sampled [default: auto, by the VAE]
     #[arg(long, value_enum, value_name = "WHICH", default_value_t, hide_default_value = true, help_heading = "Model")]
     convention: ConventionFlag,
@@ -127,6 +136,9 @@ impl Making {
             model: self.model.filter(|m| !m.is_empty() || std::env::var_os("REEL_MODEL").is_none_or(|v| !v.is_empty())),
             text_encoder: self.text_encoder,
             tokenizer: self.tokenizer,
+            vae: self.vae,
+            quantize: self.quantize,
+            quantize_cache: if self.quantize_cache { Some(cache_folder()?) } else { None },
             convention: match self.convention {
                 ConventionFlag::Auto => None,
                 ConventionFlag::Text => Some(Convention::Text),
@@ -155,6 +167,18 @@ impl Making {
             ..Default::default()
         })
     }
+}
+
+/// Where files are kept that can be made again.
+fn cache_folder() -> anyhow::Result<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")));
+    let cache = cache.or_else(|| variable("LOCALAPPDATA"));
+    cache.map(|folder| folder.join("reel")).ok_or_else(|| {
+        anyhow::anyhow!(
+            "--quantize-cache: no folder for it is known\n  fix: set XDG_CACHE_HOME, or leave --quantize-cache out"
+        )
+    })
 }
 
 /// A prompt as given; `-` reads standard input.

@@ -43,7 +43,7 @@ enum Verb {
     #[command(subcommand)]
     Models(models::Verb),
     Selftest(selftest::Args),
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     /// Print a completion script for a shell
     Completions {
         /// bash, elvish, fish, powershell or zsh
@@ -117,7 +117,7 @@ pub fn run() -> ExitCode {
         Verb::Loop(args) => join::close(*args),
         Verb::Models(verb) => models::run(verb),
         Verb::Selftest(args) => selftest::run(args),
-        Verb::Bench(args) => bench::run_all(args),
+        Verb::Bench(args) => bench::run_all(*args),
         Verb::Completions { shell } => {
             let mut script = vec![];
             clap_complete::generate(shell, &mut Cli::command(), "reel", &mut script);

@@ -1,6 +1,9 @@
 //! `reel models`.
 
 use super::{Failure, print};
+use crate::checkpoint::parts;
+use crate::device::Quantize;
+use crate::progress::Progress;
 use crate::weights::{catalogue, pack};
 use std::path::PathBuf;
 
@@ -26,6 +29,26 @@ pub enum Verb {
         #[arg(long)]
         force: bool,
     },
+    /// Quantise a transformer or a text encoder into a .gguf file
+    Quantize {
+        /// A .safetensors file, or a directory in diffusers layout
+        path: PathBuf,
+        /// What its large matrices become
+        #[arg(long = "type", value_enum, value_name = "TYPE")]
+        kind: Quantize,
+        /// File to write
+        #[arg(short, long, value_name = "FILE.gguf")]
+        out: PathBuf,
+        /// Of a checkpoint with both, the text encoder
+        #[arg(long)]
+        text: bool,
+        /// Replace an existing file
+        #[arg(long)]
+        force: bool,
+        /// List what stays as it is
+        #[arg(short, long)]
+        verbose: bool,
+    },
 }
 
 pub fn run(verb: Verb) -> Result<(), Failure> {
@@ -33,6 +56,10 @@ pub fn run(verb: Verb) -> Result<(), Failure> {
         Verb::List { json } => list(json),
         Verb::Pack { dir, out, name, force } => {
             pack::pack(&dir, &out, name.as_deref(), force).map_err(Failure::BadInput)
+        }
+        Verb::Quantize { path, kind, out, text, force, verbose } => {
+            let progress = Progress { verbose, ..Progress::default() };
+            parts::quantize(&path, text, kind, &out, force, &progress).map_err(Failure::BadInput)
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The dense layer, with what may follow it.
 
+use super::kernel::int8::{self, Activations, Form, Quantised};
 use super::kernel::memory::filled;
 use super::kernel::micro::{Element, Kernel};
+use super::kernel::pack::Rows;
 use super::kernel::product::{self, Finish, Operand};
 use super::kernel::{self, Job, Math};
 use super::matrix::Matrix;
@@ -154,25 +156,59 @@ impl CustomOp1 for Dense<'_> {
             factor: factor.as_ref().map(|r| r.slice()).transpose()?,
             residual: residual.as_ref().map(|r| r.slice()).transpose()?,
         };
+        let math = self.layer.math();
         let y = self.layer.weight.rows(|weights| {
-            let job = Run { x, stride, rows: self.rows, inputs, weights, outputs, finish, half, apart };
-            kernel::dispatch(self.layer.math(), job)
+            let run = Run { x, stride, rows: self.rows, inputs, weights, outputs, finish, half, apart };
+            match whole_numbers(weights, math, inputs) {
+                Some(weights) => run.whole_numbers(weights),
+                None => kernel::dispatch(math, run),
+            }
         })?;
         dims.push(apart);
         Ok((y, Shape::from(dims)))
     }
 }
 
+#[derive(Clone, Copy)]
 struct Run<'a> {
     x: Lines<'a>,
     stride: usize,
     rows: usize,
     inputs: usize,
-    weights: kernel::pack::Rows<'a>,
+    weights: Rows<'a>,
     outputs: usize,
     finish: Finish<'a>,
     half: bool,
     apart: usize,
+}
+
+/// Weights whose products are made in whole numbers. Where f32 was asked for, the numbers in the blocks are what counts.
+fn whole_numbers(weights: Rows, math: Math, inputs: usize) -> Option<Quantised> {
+    let Rows::Blocks { kind, bytes } = weights else { return None };
+    let form = Form::of(kind).filter(|form| math == Math::Bf16 && int8::fits(*form, inputs))?;
+    Some(Quantised { form, bytes })
+}
+
+impl Run<'_> {
+    /// Products in whole numbers.
+    fn whole_numbers(self, weights: Quantised) -> CpuStorage {
+        let count = self.rows * self.apart;
+        // SAFETY: a product writes all of its result.
+        unsafe {
+            match self.half {
+                true => CpuStorage::BF16(filled(count, |y| self.whole(weights, y))),
+                false => CpuStorage::F32(filled(count, |y| self.whole(weights, y))),
+            }
+        }
+    }
+
+    fn whole<T: Element>(self, weights: Quantised, y: &mut [MaybeUninit<T>]) {
+        let Self { stride, rows, inputs: k, outputs, finish, apart, .. } = self;
+        match self.x {
+            Lines::F32(x) => int8::product(&Activations { x, stride, rows, k }, weights, outputs, finish, y, apart),
+            Lines::Bf16(x) => int8::product(&Activations { x, stride, rows, k }, weights, outputs, finish, y, apart),
+        }
+    }
 }
 
 impl Job for Run<'_> {

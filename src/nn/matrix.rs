@@ -1,27 +1,67 @@
 //! The factor of a product that belongs to the model, wherever it lies.
 
+use super::kernel::blocks::Blocks;
 use super::kernel::{Math, pack::Rows};
 use super::read::Read;
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Result, Tensor, bail};
+use std::borrow::Cow;
 use std::sync::Arc;
 
-/// Numbers of a mapped file, little-endian and row-major.
+/// What a matrix is kept as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Plain(DType),
+    /// Rows of whole blocks.
+    Blocks(Blocks),
+}
+
+impl Kind {
+    /// Bytes that so many values take.
+    pub fn size(self, values: usize) -> usize {
+        match self {
+            Kind::Plain(dtype) => values * dtype.size_in_bytes(),
+            Kind::Blocks(kind) => kind.size(values),
+        }
+    }
+}
+
+/// Numbers that lie somewhere, such as in a mapped file: little-endian and row-major.
 pub trait Mapped: Send + Sync {
     fn bytes(&self) -> &[u8];
-    /// f32, bf16 or f16.
-    fn dtype(&self) -> DType;
+    /// f32, bf16, f16 or blocks.
+    fn kind(&self) -> Kind;
+}
+
+/// Blocks that were made here.
+struct Made {
+    bytes: Vec<u8>,
+    kind: Blocks,
+}
+
+impl Mapped for Made {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Blocks(self.kind)
+    }
 }
 
 #[derive(Clone)]
 enum Data {
     Tensor(Tensor),
     Mapped(Arc<dyn Mapped>),
+    /// Blocks on a GPU.
+    Device(Arc<QTensor>),
 }
 
 /// A matrix (outputs, inputs): on a CPU used in the type it is stored in, and, from a mapped file, where it lies.
 #[derive(Clone)]
 pub struct Matrix {
     data: Data,
+    math: Math,
     pub outputs: usize,
     pub inputs: usize,
 }
@@ -30,40 +70,100 @@ impl Matrix {
     /// - `tensor`: (outputs, inputs).
     pub fn new(tensor: Tensor) -> Self {
         let (outputs, inputs) = tensor.dims2().unwrap_or((0, 0));
-        Self { data: Data::Tensor(tensor), outputs, inputs }
+        Self { math: math(tensor.dtype()), data: Data::Tensor(tensor), outputs, inputs }
     }
 
-    pub fn mapped(mapped: Arc<dyn Mapped>, outputs: usize, inputs: usize) -> Self {
-        Self { data: Data::Mapped(mapped), outputs, inputs }
+    /// - `blocks_in`: in what a CPU multiplies by blocks; numbers are multiplied in their own type.
+    pub fn mapped(mapped: Arc<dyn Mapped>, outputs: usize, inputs: usize, blocks_in: Math) -> Self {
+        let math = match mapped.kind() {
+            Kind::Plain(dtype) => math(dtype),
+            Kind::Blocks(_) => blocks_in,
+        };
+        Self { data: Data::Mapped(mapped), math, outputs, inputs }
     }
 
-    pub fn dtype(&self) -> DType {
+    /// Blocks that were made here, `outputs` rows of them; see [`Matrix::mapped`].
+    pub fn made(kind: Blocks, bytes: Vec<u8>, outputs: usize, inputs: usize, blocks_in: Math) -> Self {
+        Self::mapped(Arc::new(Made { bytes, kind }), outputs, inputs, blocks_in)
+    }
+
+    /// Takes blocks to a GPU, where they stay blocks; anything else stays where it is.
+    pub fn to_device(self, device: &Device) -> Result<Self> {
+        let Data::Mapped(mapped) = &self.data else { return Ok(self) };
+        if device.is_cpu() {
+            return Ok(self);
+        }
+        let Kind::Blocks(kind) = mapped.kind() else { return Ok(self) };
+        let storage = QStorage::from_data(Cow::Borrowed(mapped.bytes()), device, ggml(kind))?;
+        let blocks = QTensor::new(storage, (self.outputs, self.inputs))?;
+        Ok(Self { data: Data::Device(Arc::new(blocks)), ..self })
+    }
+
+    /// What it is kept as; on a GPU what its blocks become when they are used.
+    pub fn kind(&self) -> Kind {
         match &self.data {
-            Data::Tensor(tensor) => tensor.dtype(),
-            Data::Mapped(mapped) => mapped.dtype(),
+            Data::Tensor(tensor) => Kind::Plain(tensor.dtype()),
+            Data::Mapped(mapped) => mapped.kind(),
+            Data::Device(_) => Kind::Plain(DType::F32),
         }
     }
 
     /// In what a CPU multiplies by it.
     pub fn math(&self) -> Math {
-        if self.dtype() == DType::BF16 { Math::Bf16 } else { Math::F32 }
+        self.math
     }
 
     /// Whether the CPU's own products can read it.
     pub fn is_fast(&self) -> bool {
-        let known = matches!(self.dtype(), DType::F32 | DType::BF16 | DType::F16);
+        let known = match self.kind() {
+            Kind::Plain(dtype) => matches!(dtype, DType::F32 | DType::BF16 | DType::F16),
+            Kind::Blocks(_) => true,
+        };
         match &self.data {
             Data::Tensor(tensor) => known && tensor.device().is_cpu() && !tensor.track_op() && tensor.is_contiguous(),
             Data::Mapped(_) => known,
+            Data::Device(_) => false,
         }
     }
 
-    /// As a tensor: (outputs, inputs), in the type it is stored in.
+    /// As a tensor: (outputs, inputs), in the type it is stored in; blocks as f32.
     pub fn tensor(&self) -> Result<Tensor> {
+        let shape = (self.outputs, self.inputs);
         match &self.data {
             Data::Tensor(tensor) => Ok(tensor.clone()),
+            Data::Device(blocks) => blocks.dequantize(&blocks.device()),
+            Data::Mapped(mapped) => match mapped.kind() {
+                Kind::Plain(dtype) => Tensor::from_raw_buffer(mapped.bytes(), dtype, &[shape.0, shape.1], &Device::Cpu),
+                Kind::Blocks(kind) => {
+                    let mut values = vec![0f32; self.outputs * self.inputs];
+                    kind.decode(mapped.bytes(), 0, &mut values);
+                    Tensor::from_vec(values, shape, &Device::Cpu)
+                }
+            },
+        }
+    }
+
+    /// The rows that `ids` name: (ids, inputs), on `device`; nothing else is read.
+    pub fn pick(&self, ids: &[u32], dtype: DType, device: &Device) -> Result<Tensor> {
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.outputs) {
+            bail!("there is no row {id} of {}", self.outputs)
+        }
+        match &self.data {
             Data::Mapped(mapped) => {
-                Tensor::from_raw_buffer(mapped.bytes(), mapped.dtype(), &[self.outputs, self.inputs], &Device::Cpu)
+                let size = mapped.kind().size(self.inputs);
+                let row = |id: &u32| &mapped.bytes()[*id as usize * size..][..size];
+                let bytes = ids.iter().flat_map(row).copied().collect::<Vec<u8>>();
+                let rows = match mapped.kind() {
+                    Kind::Plain(dtype) => {
+                        Tensor::from_raw_buffer(&bytes, dtype, &[ids.len(), self.inputs], &Device::Cpu)?
+                    }
+                    Kind::Blocks(kind) => Self::made(kind, bytes, ids.len(), self.inputs, Math::F32).tensor()?,
+                };
+                rows.to_dtype(dtype)?.to_device(device)
+            }
+            _ => {
+                let all = self.tensor()?;
+                all.index_select(&Tensor::new(ids, all.device())?, 0)?.to_dtype(dtype)
             }
         }
     }
@@ -75,19 +175,49 @@ impl Matrix {
                 let read = Read::new(tensor)?;
                 Ok(f(read.rows()?))
             }
-            Data::Mapped(mapped) => match mapped.dtype() {
-                DType::F32 => Ok(f(Rows::F32(numbers(mapped.bytes())?))),
-                DType::BF16 => Ok(f(Rows::Bf16(numbers(mapped.bytes())?))),
-                DType::F16 => Ok(f(Rows::F16(numbers(mapped.bytes())?))),
-                dtype => bail!("a mapped matrix of {dtype:?}"),
-            },
+            Data::Mapped(mapped) => Ok(f(rows(mapped.bytes(), mapped.kind())?)),
+            Data::Device(_) => bail!("the rows of a matrix that is on a GPU"),
         }
+    }
+}
+
+/// In what numbers are multiplied on a CPU.
+fn math(dtype: DType) -> Math {
+    if dtype == DType::BF16 { Math::Bf16 } else { Math::F32 }
+}
+
+/// Bytes as the rows that they are.
+/// - Errors when they lie askew.
+pub fn rows(bytes: &[u8], kind: Kind) -> Result<Rows<'_>> {
+    Ok(match kind {
+        Kind::Plain(DType::F32) => Rows::F32(numbers(bytes)?),
+        Kind::Plain(DType::BF16) => Rows::Bf16(numbers(bytes)?),
+        Kind::Plain(DType::F16) => Rows::F16(numbers(bytes)?),
+        Kind::Plain(dtype) => bail!("a mapped matrix of {dtype:?}"),
+        Kind::Blocks(kind) => Rows::Blocks { kind, bytes },
+    })
+}
+
+/// candle's name of a block format.
+fn ggml(kind: Blocks) -> GgmlDType {
+    match kind {
+        Blocks::Q4_0 => GgmlDType::Q4_0,
+        Blocks::Q4_1 => GgmlDType::Q4_1,
+        Blocks::Q5_0 => GgmlDType::Q5_0,
+        Blocks::Q5_1 => GgmlDType::Q5_1,
+        Blocks::Q8_0 => GgmlDType::Q8_0,
+        Blocks::Q2K => GgmlDType::Q2K,
+        Blocks::Q3K => GgmlDType::Q3K,
+        Blocks::Q4K => GgmlDType::Q4K,
+        Blocks::Q5K => GgmlDType::Q5K,
+        Blocks::Q6K => GgmlDType::Q6K,
+        Blocks::Q8K => GgmlDType::Q8K,
     }
 }
 
 impl std::fmt::Debug for Matrix {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "Matrix({} x {}, {:?})", self.outputs, self.inputs, self.dtype())
+        write!(f, "Matrix({} x {}, {:?})", self.outputs, self.inputs, self.kind())
     }
 }
 
@@ -111,13 +241,7 @@ fn numbers<T: Number>(bytes: &[u8]) -> Result<&[T]> {
     }
 }
 
-/// Whether a matrix of this type may be used where its bytes lie.
-pub fn usable(bytes: &[u8], dtype: DType) -> bool {
-    cfg!(target_endian = "little")
-        && match dtype {
-            DType::F32 => aligned::<f32>(bytes).is_some(),
-            DType::BF16 => aligned::<half::bf16>(bytes).is_some(),
-            DType::F16 => aligned::<half::f16>(bytes).is_some(),
-            _ => false,
-        }
+/// Whether a matrix of this kind may be used where its bytes lie.
+pub fn usable(bytes: &[u8], kind: Kind) -> bool {
+    cfg!(target_endian = "little") && rows(bytes, kind).is_ok()
 }

@@ -1,6 +1,6 @@
 //! Weights by name, as the constructors of layers ask for them.
 
-use super::matrix::{Mapped, Matrix};
+use super::matrix::Matrix;
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use std::sync::Arc;
 
@@ -11,9 +11,14 @@ pub trait Source: Send + Sync {
 
     fn contains(&self, name: &str) -> bool;
 
-    /// A tensor that may be used where it lies; `None` where it has to be copied.
-    fn mapped(&self, _shape: &Shape, _name: &str, _dtype: DType, _device: &Device) -> Option<Arc<dyn Mapped>> {
-        None
+    /// The factor of a product, (outputs, inputs); used where it lies, if it may be.
+    fn matrix(&self, outputs: usize, inputs: usize, name: &str, dtype: DType, device: &Device) -> Result<Matrix> {
+        Ok(Matrix::new(self.get(&Shape::from((outputs, inputs)), name, dtype, device)?))
+    }
+
+    /// Rows of which few will be read, (rows, width): left where they lie, if they may be.
+    fn table(&self, rows: usize, width: usize, name: &str, dtype: DType, device: &Device) -> Result<Matrix> {
+        self.matrix(rows, width, name, dtype, device)
     }
 }
 
@@ -55,11 +60,12 @@ impl Vars {
 
     /// The factor of a product: (outputs, inputs), used where it lies if it may be.
     pub fn matrix(&self, outputs: usize, inputs: usize, name: &str) -> Result<Matrix> {
-        let (shape, full) = (Shape::from((outputs, inputs)), self.name(name));
-        match self.source.mapped(&shape, &full, self.dtype, &self.device) {
-            Some(mapped) => Ok(Matrix::mapped(mapped, outputs, inputs)),
-            None => Ok(Matrix::new(self.source.get(&shape, &full, self.dtype, &self.device)?)),
-        }
+        self.source.matrix(outputs, inputs, &self.name(name), self.dtype, &self.device)
+    }
+
+    /// Rows of which few will be read, (rows, width).
+    pub fn table(&self, rows: usize, width: usize, name: &str) -> Result<Matrix> {
+        self.source.table(rows, width, &self.name(name), self.dtype, &self.device)
     }
 
     fn name(&self, name: &str) -> String {

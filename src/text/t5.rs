@@ -6,6 +6,7 @@
 use crate::config::Keys;
 use crate::nn::attention::Attention;
 use crate::nn::linear::{Linear, Then};
+use crate::nn::matrix::Matrix;
 use crate::nn::norm::{Bent, Norm, rms_norm};
 use crate::nn::{table::Table, vars::Vars};
 use anyhow::{Context, ensure};
@@ -77,6 +78,16 @@ impl T5Config {
         };
         keys.finish()?;
         config.checked(what)
+    }
+
+    /// In transformers' form, as [`T5Config::parse`] reads it.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "model_type": "t5", "feed_forward_proj": "gated-gelu", "vocab_size": self.vocab, "d_model": self.d_model,
+            "d_kv": self.d_kv, "d_ff": self.d_ff, "num_heads": self.heads, "num_layers": self.layers,
+            "relative_attention_num_buckets": self.buckets, "relative_attention_max_distance": self.max_distance,
+            "layer_norm_epsilon": self.eps,
+        })
     }
 
     /// What both ways to a configuration have to give.
@@ -173,7 +184,7 @@ impl Layer {
 pub struct T5 {
     config: T5Config,
     vb: Vars,
-    embedding: Tensor,     // (vocab, d_model)
+    embedding: Matrix,     // (vocab, d_model)
     position_bias: Tensor, // (buckets, heads)
     final_norm: Tensor,
 }
@@ -184,7 +195,7 @@ impl T5 {
         let name = if vb.contains_tensor("shared.weight") { "shared.weight" } else { "encoder.embed_tokens.weight" };
         let first = vb.pp("encoder.block.0.layer.0.SelfAttention.relative_attention_bias");
         Ok(Self {
-            embedding: vb.get((config.vocab, config.d_model), name)?,
+            embedding: vb.table(config.vocab, config.d_model, name)?,
             position_bias: first.get((config.buckets, config.heads), "weight")?.to_dtype(vb.dtype())?,
             final_norm: vb.get(config.d_model, "encoder.final_layer_norm.weight")?,
             config: config.clone(),
@@ -209,28 +220,45 @@ impl T5 {
     /// - `ids`: one prompt's tokens, all of which are attended to. `after`: called after each layer.
     /// - Returns (1, ids, d_model).
     /// - Source: transformers `models/t5/modeling_t5.py`, `T5Stack.forward`.
-    pub fn encode(&self, ids: &[u32], mut after: impl FnMut()) -> Result<Tensor> {
-        self.run(ids, |i, x, bias| {
-            let x = self.layer(i)?.forward(x, bias, &self.config);
-            after();
-            x
+    pub fn encode(&self, ids: &[u32], after: impl FnMut()) -> Result<Tensor> {
+        Ok(self.encode_each(&[ids.to_vec()], after)?.remove(0))
+    }
+
+    /// As [`T5::encode`], for several prompts by themselves: each layer is opened once.
+    pub fn encode_each(&self, prompts: &[Vec<u32>], mut after: impl FnMut()) -> Result<Vec<Tensor>> {
+        self.run(prompts, |i, xs| {
+            let layer = self.layer(i)?;
+            for (x, bias) in xs.iter_mut() {
+                *x = layer.forward(x, bias, &self.config)?;
+                after();
+            }
+            Ok(())
         })
     }
 
     /// As [`T5::encode`], over layers that are open already.
     pub fn encode_with(&self, ids: &[u32], layers: &[Layer]) -> Result<Tensor> {
-        self.run(ids, |i, x, bias| layers[i].forward(x, bias, &self.config))
+        let all = self.run(&[ids.to_vec()], |i, xs| {
+            xs.iter_mut().try_for_each(|(x, bias)| layers[i].forward(x, bias, &self.config).map(|y| *x = y))
+        });
+        Ok(all?.remove(0))
     }
 
-    fn run(&self, ids: &[u32], mut layer: impl FnMut(usize, &Tensor, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
-        let device = self.vb.device();
-        let mut x =
-            self.embedding.index_select(&Tensor::new(ids, device)?, 0)?.to_dtype(self.vb.dtype())?.unsqueeze(0)?;
-        let bias = self.bias(ids.len())?;
+    /// - `layer`: takes the vectors of all prompts, beside their position biases, through a layer.
+    fn run(
+        &self,
+        prompts: &[Vec<u32>],
+        mut layer: impl FnMut(usize, &mut [(Tensor, Tensor)]) -> Result<()>,
+    ) -> Result<Vec<Tensor>> {
+        let embed = |ids: &Vec<u32>| {
+            let x = self.embedding.pick(ids, self.vb.dtype(), self.vb.device())?.unsqueeze(0)?; // (1, ids, d_model)
+            Ok((x, self.bias(ids.len())?))
+        };
+        let mut xs: Vec<(Tensor, Tensor)> = prompts.iter().map(embed).collect::<Result<_>>()?;
         for i in 0..self.config.layers {
-            x = layer(i, &x, &bias)?;
+            layer(i, &mut xs)?;
         }
-        rms_norm(&x, Some(&self.final_norm), self.config.eps)
+        xs.iter().map(|(x, _)| rms_norm(x, Some(&self.final_norm), self.config.eps)).collect()
     }
 
     /// Position bias: (1, heads, n, n).

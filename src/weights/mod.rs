@@ -1,9 +1,12 @@
 //! Where weights come from: the catalogue of models, files -> tensors, and packing a checkpoint into one file.
 
 pub mod catalogue;
+pub mod gguf;
 pub mod open;
 pub mod pack;
+pub mod quantize;
 pub mod random;
+mod source;
 
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};

@@ -1,9 +1,10 @@
 //! A diffusers directory -> one safetensors file with everything in it, as the embedded model is.
 
+use super::open::Type;
 use super::read_json;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Sources};
 use crate::models::ltx::names;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::Path;
@@ -14,7 +15,7 @@ pub fn pack(dir: &Path, out: &Path, name: Option<&str>, force: bool) -> Result<(
     ensure!(force || !out.exists(), "`{}` exists\n  fix: --force replaces it", out.display());
     let model = dir.to_str().with_context(|| format!("`{}` is not valid UTF-8", dir.display()))?;
     ensure!(dir.is_dir(), "`{model}` is not a directory\n  fix: give a checkpoint in diffusers layout");
-    let checkpoint = Checkpoint::open(model, None, None)?;
+    let checkpoint = Checkpoint::open(&Sources { model, ..Default::default() })?;
     let vae = &checkpoint.vae.0;
     let mut tensors = vec![];
     tensors.extend(
@@ -33,7 +34,11 @@ pub fn pack(dir: &Path, out: &Path, name: Option<&str>, force: bool) -> Result<(
     );
     tensors.extend(checkpoint.text.1.iter().map(|(name, raw)| (format!("{}{name}", names::TEXT_PREFIX), raw)));
     // wide types first, so that every tensor lies at a multiple of its element's size
-    tensors.sort_by_key(|(name, raw)| (std::cmp::Reverse(raw.dtype.bitsize()), name.clone()));
+    let bits = |raw: &super::open::Raw| match raw.dtype {
+        Type::Plain(dtype) => dtype.bitsize(),
+        Type::Blocks(_) => 0,
+    };
+    tensors.sort_by_key(|(name, raw)| (std::cmp::Reverse(bits(raw)), name.clone()));
 
     let config = json!({
         "transformer": read_json(&dir.join("transformer/config.json"))?,
@@ -53,7 +58,10 @@ pub fn pack(dir: &Path, out: &Path, name: Option<&str>, force: bool) -> Result<(
     let mut end = 0;
     for (name, raw) in &tensors {
         let offsets = [end, end + raw.bytes.len()];
-        header.insert(name.clone(), json!({"dtype": raw.dtype, "shape": raw.shape, "data_offsets": offsets}));
+        let Type::Plain(dtype) = raw.dtype else {
+            bail!("`{model}`: `{name}` is quantised, which safetensors cannot say")
+        };
+        header.insert(name.clone(), json!({"dtype": dtype, "shape": raw.shape, "data_offsets": offsets}));
         end += raw.bytes.len();
     }
     let mut header = Value::from(header).to_string().into_bytes();

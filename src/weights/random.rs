@@ -1,10 +1,13 @@
 //! Weights of the real sizes without a download: random numbers under the names that a constructor asks for, for timing.
 
-use crate::nn::matrix::Matrix;
+use super::quantize;
+use crate::nn::kernel::Math;
+use crate::nn::kernel::blocks::Blocks;
+use crate::nn::matrix::{Kind, Matrix};
 use crate::nn::vars::{Source, Vars};
 use crate::noise::Noise;
 use candle_core::{DType, Device, Result, Shape, Tensor};
-use half::bf16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -16,14 +19,18 @@ const DEVIATION: f32 = 0.02;
 
 struct Random {
     stored: DType,
+    /// What the matrices of the layers are kept in.
+    layers: Kind,
     tile: Arc<Vec<f32>>,
 }
 
 /// Random weights.
-/// - `stored`: what matrices are kept in, f32 or bf16; `compute` and `device` as for weights that are read from files.
-pub fn weights(stored: DType, compute: DType, device: &Device) -> Vars {
+/// - `stored`: what matrices are kept in, f32 or bf16; `quantize`: and those that quantising means. `compute` and `device` as
+///   for weights that are read from files.
+pub fn weights(stored: DType, quantize: Option<Blocks>, compute: DType, device: &Device) -> Vars {
     let tile = Noise::new(0).normal(TILE).into_iter().map(|x| x * DEVIATION).collect();
-    Vars::new(Random { stored, tile: Arc::new(tile) }, compute, device.clone())
+    let layers = quantize.map_or(Kind::Plain(stored), Kind::Blocks);
+    Vars::new(Random { stored, layers, tile: Arc::new(tile) }, compute, device.clone())
 }
 
 impl Random {
@@ -55,11 +62,72 @@ impl Source for Random {
     fn contains(&self, _: &str) -> bool {
         true
     }
+
+    fn matrix(&self, outputs: usize, inputs: usize, name: &str, dtype: DType, device: &Device) -> Result<Matrix> {
+        match self.layers {
+            Kind::Blocks(kind) if quantize::is_layer(name) && inputs.is_multiple_of(kind.values()) => {
+                let math = if self.stored == DType::F32 { Math::F32 } else { Math::Bf16 };
+                Matrix::made(kind, blocks(kind, outputs * inputs), outputs, inputs, math).to_device(device)
+            }
+            _ => Ok(Matrix::new(self.get(&Shape::from((outputs, inputs)), name, dtype, device)?)),
+        }
+    }
 }
 
-/// A random matrix (outputs, inputs) by itself.
-pub fn matrix(outputs: usize, inputs: usize, stored: DType) -> Result<Matrix> {
-    weights(stored, DType::F32, &Device::Cpu).matrix(outputs, inputs, "weight")
+/// Random blocks of so many values, of the same deviation.
+pub fn blocks(kind: Blocks, count: usize) -> Vec<u8> {
+    let tile = block_tile(kind);
+    let mut all = vec![0; kind.size(count)];
+    all.par_chunks_mut(tile.len()).for_each(|part| part.copy_from_slice(&tile[..part.len()]));
+    all
+}
+
+/// Any bits are quants and small scales; the scale of a block says how far they reach.
+fn block_tile(kind: Blocks) -> Vec<u8> {
+    // where a block's scale lies, and where its minimum, which is so many times larger that the mean is zero
+    let (scale_at, minimum) = match kind {
+        Blocks::Q4_0 | Blocks::Q5_0 | Blocks::Q8_0 | Blocks::Q8K => (0, None),
+        Blocks::Q4_1 => (0, Some((2, -7.5))),
+        Blocks::Q5_1 => (0, Some((2, -15.5))),
+        Blocks::Q2K => (80, Some((82, 1.5))),
+        Blocks::Q3K => (108, None),
+        Blocks::Q4K => (0, Some((2, 7.5))),
+        Blocks::Q5K => (0, Some((2, 15.5))),
+        Blocks::Q6K => (208, None),
+    };
+    let mut tile = vec![0u8; kind.size(TILE)];
+    let mut state = 0x2545_f491_4f6c_dd1du64;
+    for bytes in tile.chunks_mut(8) {
+        // Marsaglia's xorshift
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.copy_from_slice(&state.to_le_bytes()[..bytes.len()]);
+    }
+    let mut set = |scale: f32| {
+        for block in tile.chunks_mut(kind.bytes()) {
+            let half = |x: f32| f16::from_f32(x).to_le_bytes();
+            match kind {
+                Blocks::Q8K => block[..4].copy_from_slice(&scale.to_le_bytes()),
+                _ => block[scale_at..scale_at + 2].copy_from_slice(&half(scale)),
+            }
+            if let Some((at, times)) = minimum {
+                block[at..at + 2].copy_from_slice(&half(scale * times));
+            }
+        }
+        let mut values = vec![0f32; 64 * kind.values()];
+        kind.decode(&tile, 0, &mut values);
+        (values.iter().map(|x| x * x).sum::<f32>() / values.len() as f32).sqrt()
+    };
+    let deviation = set(1.0);
+    set(DEVIATION / deviation);
+    tile
+}
+
+/// A random matrix (outputs, inputs) by itself, such as a layer has.
+pub fn matrix(outputs: usize, inputs: usize, stored: DType, quantize: Option<Blocks>) -> Result<Matrix> {
+    let layer = weights(stored, quantize, DType::F32, &Device::Cpu).pp("transformer_blocks.0");
+    layer.matrix(outputs, inputs, "weight")
 }
 
 /// What random weights can be made for.

@@ -2,6 +2,7 @@
 
 mod common;
 mod flags;
+mod gguf;
 mod models;
 mod runs;
 mod stills;

@@ -187,7 +187,7 @@ fn tensors_that_do_not_fit() {
         );
     }
     // parts that are gone altogether
-    broken(&|m| m.tensors.retain(|t| !t.name.starts_with("vae.")), &["m.safetensors", "missing"]);
+    broken(&|m| m.tensors.retain(|t| !t.name.starts_with("vae.")), &["m.safetensors", "brings no VAE", "--vae PATH"]);
     broken(&|m| m.tensors.retain(|t| !t.name.starts_with("text_encoder.")), &["no text encoder", "--text-encoder"]);
     broken(&|m| m.tensors.retain(|t| !t.name.starts_with("model.")), &["m.safetensors", "missing"]);
     // no configuration, and sizes that do not tell it

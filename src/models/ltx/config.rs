@@ -101,6 +101,20 @@ impl TransformerConfig {
     }
 }
 
+impl TransformerConfig {
+    /// In diffusers' form, as [`TransformerConfig::parse`] reads it.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "in_channels": self.in_channels, "out_channels": self.out_channels, "num_layers": self.layers,
+            "num_attention_heads": self.heads, "attention_head_dim": self.head_dim,
+            "cross_attention_dim": self.cross_attention_dim, "caption_channels": self.caption_channels,
+            "attention_bias": self.attention_bias, "attention_out_bias": self.attention_out_bias,
+            "norm_eps": self.norm_eps, "positional_embedding_theta": self.theta,
+            "positional_embedding_max_pos": self.max_pos, "qk_norm": "rms_norm_across_heads",
+        })
+    }
+}
+
 /// How one stage of the encoder shrinks its frames.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Down {

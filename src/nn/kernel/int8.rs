@@ -4,6 +4,7 @@
 //! Weights are s u - m with u in 0..=255 and a scale s and an offset m for each 32 of them: Q8_0 has u = q + 128 and
 //! m = 128 s, which is taken off before scaling and so without rounding; Q4_K has u in 0..=15 and an m of its own.
 
+use super::blocks::Blocks;
 use super::memory::filled;
 use super::micro::{Element, Micro};
 use super::pack::Weights;
@@ -38,12 +39,22 @@ pub enum Form {
 }
 
 impl Form {
+    /// The blocks that are multiplied here; `None` for the others.
+    pub fn of(kind: Blocks) -> Option<Self> {
+        match kind {
+            Blocks::Q8_0 => Some(Form::Q8_0),
+            Blocks::Q4K => Some(Form::Q4K),
+            _ => None,
+        }
+    }
+
     /// Values and bytes of a block.
     pub fn block(self) -> (usize, usize) {
-        match self {
-            Form::Q8_0 => (32, 34),
-            Form::Q4K => (256, 144),
-        }
+        let kind = match self {
+            Form::Q8_0 => Blocks::Q8_0,
+            Form::Q4K => Blocks::Q4K,
+        };
+        (kind.values(), kind.bytes())
     }
 }
 

@@ -4,6 +4,8 @@
 #![allow(clippy::too_many_arguments)] // a loop over slices is told where each begins and how far its rows are apart
 
 pub mod attend;
+pub mod blocks;
+pub mod encode;
 pub mod int8;
 pub mod memory;
 pub mod micro;

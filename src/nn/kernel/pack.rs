@@ -3,7 +3,9 @@
 
 #![allow(unsafe_op_in_unsafe_fn)] // the bodies are loads, stores and intrinsics
 
+use super::blocks::Blocks;
 use super::micro::{Element, Kernel, Micro};
+use super::simd;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -13,6 +15,11 @@ pub enum Rows<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
     F16(&'a [f16]),
+    /// Whole blocks a row.
+    Blocks {
+        kind: Blocks,
+        bytes: &'a [u8],
+    },
 }
 
 /// Weights (n, k), row-major in any form, which panels of a kernel's own are made from.
@@ -52,7 +59,11 @@ impl<K: Kernel> Weights<K> for Rows<'_> {
     }
 
     fn bytes(self, k: usize) -> usize {
-        k * Rows::bytes(&self)
+        match self {
+            Rows::F32(_) => 4 * k,
+            Rows::Bf16(_) | Rows::F16(_) => 2 * k,
+            Rows::Blocks { kind, .. } => k * kind.bytes() / kind.values(),
+        }
     }
 
     fn panel(
@@ -76,12 +87,8 @@ impl Rows<'_> {
             Rows::F32(x) => x.len(),
             Rows::Bf16(x) => x.len(),
             Rows::F16(x) => x.len(),
+            Rows::Blocks { kind, bytes } => bytes.len() / kind.bytes() * kind.values(),
         }
-    }
-
-    /// Bytes of a value.
-    pub fn bytes(&self) -> usize {
-        if matches!(self, Rows::F32(_)) { 4 } else { 2 }
     }
 
     /// Where value `at` lies, or would lie.
@@ -90,12 +97,13 @@ impl Rows<'_> {
             Rows::F32(x) => x.as_ptr().wrapping_add(at).cast(),
             Rows::Bf16(x) => x.as_ptr().wrapping_add(at).cast(),
             Rows::F16(x) => x.as_ptr().wrapping_add(at).cast(),
+            Rows::Blocks { kind, bytes } => bytes.as_ptr().wrapping_add(at / kind.values() * kind.bytes()),
         }
     }
 
     /// Copies `out.len()` values from `at` on, in the kernel's type.
     #[inline(always)]
-    fn copy<E: Element>(&self, at: usize, out: &mut [E]) {
+    pub(super) fn copy<E: Element>(&self, at: usize, out: &mut [E]) {
         match self {
             Rows::F32(x) => out.iter_mut().zip(&x[at..]).for_each(|(y, x)| *y = E::from_f32(*x)),
             Rows::Bf16(x) => out.iter_mut().zip(&x[at..]).for_each(|(y, x)| *y = E::from_bf16(*x)),
@@ -108,6 +116,39 @@ impl Rows<'_> {
                     y.iter_mut().zip(wide).for_each(|(y, x)| *y = E::from_f32(*x));
                 }
             }
+            Rows::Blocks { kind, bytes } => kind.read(bytes, at, out.len(), |i, run| {
+                out[i..].iter_mut().zip(run).for_each(|(y, x)| *y = E::from_f32(*x));
+            }),
+        }
+    }
+
+    /// As `copy`, vectorised for a kernel.
+    fn copy_for<K: Kernel>(&self, at: usize, out: &mut [K::Elem]) {
+        let Rows::Blocks { kind, bytes } = self else { return self.copy(at, out) };
+        // SAFETY: K was chosen for this CPU; a run has as many values as there are places for.
+        unsafe {
+            K::vectorised(
+                #[inline(always)]
+                || {
+                    kind.read(
+                        bytes,
+                        at,
+                        out.len(),
+                        #[inline(always)]
+                        |i, run| {
+                            let out = out[i..][..run.len()].as_mut_ptr();
+                            simd::each::<K::V>(
+                                run.len(),
+                                #[inline(always)]
+                                |i, n| {
+                                    let x: K::V = simd::load_n(run.as_ptr().add(i), n);
+                                    simd::store_n(x, out.add(i), n)
+                                },
+                            )
+                        },
+                    )
+                },
+            )
         }
     }
 }
@@ -143,7 +184,7 @@ pub fn panel<K: Kernel>(
             line.clear();
             line.resize(K::NR * k_whole, K::Elem::default());
             for (i, line) in line.chunks_mut(k_whole).take(count).enumerate() {
-                x.copy((first + i) * stride + k0, &mut line[..k]);
+                x.copy_for::<K>((first + i) * stride + k0, &mut line[..k]);
             }
             (line.as_ptr(), k_whole)
         }

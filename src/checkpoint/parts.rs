@@ -1,0 +1,230 @@
+//! Parts of a checkpoint that come in files of their own: the VAE, the text encoder; and what single files say of them.
+
+use crate::device::Quantize;
+use crate::models::ltx::config::{TransformerConfig, VaeConfig};
+use crate::models::ltx::names;
+use crate::progress::Progress;
+use crate::text;
+use crate::text::t5::T5Config;
+use crate::weights::open::{Tensors, weight_files};
+use crate::weights::quantize::Form;
+use crate::weights::{part_folder, read_json};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// The folder `vae/` of a diffusers directory.
+pub(super) fn vae_folder(dir: &Path) -> Result<(VaeConfig, Tensors)> {
+    let path = dir.join("config.json");
+    let config = VaeConfig::parse(&read_json(&path)?, &format!("`{}`", path.display()))?;
+    Ok((config, Tensors::open(&weight_files(dir)?)?))
+}
+
+/// The tensors below a prefix, without it.
+pub(super) fn part(tensors: &Tensors, prefix: &str) -> Tensors {
+    tensors.renamed(|name| name.strip_prefix(prefix).map(String::from))
+}
+
+pub(super) fn shapes(part: &Tensors) -> impl Fn(&str) -> Option<Vec<usize>> {
+    let part = part.clone();
+    move |name: &str| part.shape(name).map(<[usize]>::to_vec)
+}
+
+/// The configuration that a single file carries.
+pub(super) fn header_config(tensors: &Tensors) -> Result<Option<Value>> {
+    let text = tensors.metadata("config");
+    let json = text.map(|text| {
+        serde_json::from_str(text).with_context(|| format!("{}: `config` in its header is not JSON", tensors.what()))
+    });
+    json.transpose()
+}
+
+/// Whether a video autoencoder is in the file, below its prefix or by itself.
+pub(super) fn has_vae(tensors: &Tensors) -> bool {
+    let by_itself = |name: &str| name == "decoder.conv_in.conv.weight";
+    tensors.names().any(|name| name.starts_with(names::VAE_PREFIX) || by_itself(name))
+}
+
+/// The VAE of a single file, in either naming.
+pub(super) fn vae_of(tensors: &Tensors, config: Option<Value>) -> Result<(VaeConfig, Tensors)> {
+    let what = tensors.what();
+    let prefix = if tensors.names().any(|name| name.starts_with(names::VAE_PREFIX)) { names::VAE_PREFIX } else { "" };
+    let vae = part(tensors, prefix);
+    let config = match config {
+        Some(config) => VaeConfig::parse(&config, &format!("{what}: `config.vae` in its header"))?,
+        None => VaeConfig::parse(&names::vae_config_from_shapes(shapes(&vae), what)?, what)?,
+    };
+    let official = vae.names().any(|n| n.starts_with("per_channel_statistics."));
+    let vae = if official { vae.renamed(|name| names::vae_from_official(name, &config)) } else { vae };
+    Ok((config, vae))
+}
+
+/// `--vae`: a single file with a VAE in it, or a directory.
+pub(super) fn open_vae(path: &Path) -> Result<(VaeConfig, Tensors)> {
+    ensure!(
+        path.exists(),
+        "there is no VAE at `{}`: no such file or directory\n  fix: give --vae a .safetensors file of LTX-Video, or a directory",
+        path.display()
+    );
+    if path.is_dir() {
+        return vae_folder(&part_folder(path, "vae").unwrap_or_else(|| path.to_path_buf()));
+    }
+    let tensors = Tensors::open(&[path.to_path_buf()])?;
+    ensure!(
+        has_vae(&tensors),
+        "{}: there is no video autoencoder in it (`decoder.conv_in.conv.weight`)\n  fix: give --vae a single file of LTX-Video, a VAE's own file, or a directory",
+        tensors.what()
+    );
+    // a file of a diffusers directory has its configuration beside it
+    let config = path.with_file_name("config.json");
+    if tensors.names().any(|name| name.starts_with("decoder.mid_block.")) && config.is_file() {
+        return Ok((VaeConfig::parse(&read_json(&config)?, &format!("`{}`", config.display()))?, tensors));
+    }
+    let config = header_config(&tensors)?.and_then(|config| config.get("vae").cloned());
+    vae_of(&tensors, config)
+}
+
+/// The one VAE that lies beside a file without any: another file's, or a folder `vae/`.
+/// - Errors when there is none, and when there are several.
+pub(super) fn vae_beside(model: &Path, what: &str) -> Result<PathBuf> {
+    let dir = model.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let files = std::fs::read_dir(dir).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let mut files: Vec<PathBuf> = files.filter(|file| file.extension().is_some_and(|x| x == "safetensors")).collect();
+    files.sort();
+    let with_vae = |file: &PathBuf| Tensors::open(std::slice::from_ref(file)).is_ok_and(|tensors| has_vae(&tensors));
+    let found: Vec<PathBuf> = part_folder(dir, "vae").into_iter().chain(files.into_iter().filter(with_vae)).collect();
+    let fix = "fix: pass --vae PATH, a .safetensors file of the same version of LTX-Video or a directory `vae/`";
+    match found.as_slice() {
+        [one] => Ok(one.clone()),
+        [] => bail!("{what} brings no VAE, and there is none beside it\n  {fix}"),
+        more => {
+            let more: Vec<String> = more.iter().map(|path| format!("`{}`", path.display())).collect();
+            bail!("{what} brings no VAE, and there are several beside it: {}\n  {fix}", more.join(", "))
+        }
+    }
+}
+
+/// `--text-encoder`, or the folder of that name in a checkpoint.
+pub(super) fn open_text_encoder(path: &Path) -> Result<(T5Config, Tensors)> {
+    ensure!(
+        path.exists(),
+        "there is no text encoder at `{}`: no such file or directory\n  fix: give --text-encoder a .safetensors or .gguf file, or a directory",
+        path.display()
+    );
+    let nested = part_folder(path, "text_encoder"); // a whole checkpoint was given
+    let dir = nested.as_deref().unwrap_or(path);
+    let files = if dir.is_dir() { weight_files(dir)? } else { vec![path.to_path_buf()] };
+    let mut tensors = Tensors::open(&files)?;
+    let mut own = header_config(&tensors)?;
+    if tensors.names().any(|name| name.starts_with(names::TEXT_PREFIX)) {
+        // a single file with everything was given
+        tensors = part(&tensors, names::TEXT_PREFIX);
+        own = own.map(|config| config["text_encoder"].clone());
+    }
+    let tensors = tensors.renamed(|name| Some(text::names::from_llama(name)));
+    let config = dir.join("config.json");
+    let config = if dir.is_dir() && config.is_file() {
+        T5Config::parse(&read_json(&config)?, &format!("`{}`", config.display()))?
+    } else if let Some(config) = own.filter(|config| config.get("d_model").is_some()) {
+        T5Config::parse(&config, &format!("{}: `config` in its header", tensors.what()))?
+    } else {
+        T5Config::from_shapes(|name| tensors.shape(name).map(<[usize]>::to_vec), tensors.what())?
+    };
+    Ok((config, tensors))
+}
+
+/// How a transformer is written to a GGUF file: as ComfyUI's users have them, with its configuration.
+pub(super) fn transformer_form(config: &TransformerConfig, allowed_sigmas: Option<&[f64]>) -> Form {
+    let mut json = json!({ "transformer": config.to_json() });
+    if let Some(sigmas) = allowed_sigmas {
+        json["allowed_inference_steps"] = json!(sigmas);
+    }
+    Form {
+        architecture: "ltxv",
+        config: json.to_string(),
+        rename: names::transformer_to_official,
+        back: names::transformer_from_official,
+    }
+}
+
+/// How a text encoder is written to a GGUF file: as llama.cpp has it.
+pub(super) fn text_form(config: &T5Config) -> Form {
+    Form {
+        architecture: "t5encoder",
+        config: config.to_json().to_string(),
+        rename: text::names::to_llama,
+        back: text::names::from_llama,
+    }
+}
+
+/// Quantises a transformer or a text encoder into a GGUF file.
+/// - `path`: a file, or a directory of a checkpoint or of one part; of a checkpoint with both it is the transformer, or the
+///   text encoder if `text`. Remarks and progress go to `progress`.
+/// - Errors when there is no such part, when nothing in it can be quantised, and when `out` exists and not `force`.
+pub fn quantize(path: &Path, text: bool, kind: Quantize, out: &Path, force: bool, progress: &Progress) -> Result<()> {
+    ensure!(force || !out.exists(), "`{}` exists\n  fix: --force replaces it", out.display());
+    ensure!(
+        out.extension().is_some_and(|x| x == "gguf"),
+        "`{}` does not end in .gguf\n  fix: -o NAME.gguf",
+        out.display()
+    );
+    ensure!(path.exists(), "there is nothing at `{}`\n  fix: give a file or a directory with weights", path.display());
+    let (tensors, form) = match open_transformer(path)?.filter(|_| !text) {
+        Some((config, sigmas, tensors)) => (tensors, transformer_form(&config, sigmas.as_deref())),
+        None => {
+            let (config, tensors) = open_text_encoder(path)?;
+            (tensors, text_form(&config))
+        }
+    };
+    let tensors = tensors.quantized(Some(kind.blocks()));
+    ensure!(
+        tensors.quantized_count() > 0,
+        "{}: no matrix in it can be quantised to {}: they are quantised already, or their rows do not divide into blocks of {}\n  fix: use the file as it is",
+        tensors.what(),
+        kind.name(),
+        kind.blocks().values()
+    );
+    let left = tensors.not_quantized();
+    if !left.is_empty() {
+        progress.note(&format!("{} matrices stay as they are, for their rows do not divide into blocks", left.len()));
+        left.iter().for_each(|name| progress.detail(&format!("not quantised: {name}")));
+    }
+    let mut stage = progress.stage("quantise", tensors.names().count());
+    tensors.write_gguf(out, &form, || stage.advance(1))?;
+    stage.finish();
+    Ok(())
+}
+
+/// A transformer with diffusers' names, and what else its file says of it.
+type FoundTransformer = (TransformerConfig, Option<Vec<f64>>, Tensors);
+
+/// The transformer at `path`; `None` where there is none.
+fn open_transformer(path: &Path) -> Result<Option<FoundTransformer>> {
+    if path.is_dir() {
+        let Some(dir) = part_folder(path, "transformer") else { return Ok(None) };
+        let config = dir.join("config.json");
+        let config = TransformerConfig::parse(&read_json(&config)?, &format!("`{}`", config.display()))?;
+        return Ok(Some((config, None, Tensors::open(&weight_files(&dir)?)?)));
+    }
+    let tensors = Tensors::open(&[path.to_path_buf()])?;
+    let prefix =
+        if tensors.names().any(|n| n.starts_with(names::TRANSFORMER_PREFIX)) { names::TRANSFORMER_PREFIX } else { "" };
+    let transformer = part(&tensors, prefix);
+    if !transformer.names().any(|name| name.starts_with("transformer_blocks.")) {
+        return Ok(None);
+    }
+    let (what, config) = (tensors.what().to_string(), header_config(&tensors)?);
+    let json = match config.as_ref().map(|config| config["transformer"].clone()) {
+        Some(json) => json,
+        None => names::transformer_config_from_shapes(shapes(&transformer), &what)?,
+    };
+    let sigmas = config.and_then(|config| serde_json::from_value(config["allowed_inference_steps"].clone()).ok());
+    let transformer = transformer.renamed(|name| Some(names::transformer_from_official(name)));
+    let ours = |name: &str| {
+        ["transformer_blocks.", "proj_", "time_embed.", "caption_projection.", "scale_shift_table"]
+            .iter()
+            .any(|start| name.starts_with(start))
+    };
+    let transformer = transformer.renamed(|name| ours(name).then(|| name.to_string()));
+    Ok(Some((TransformerConfig::parse(&json, &what)?, sigmas, transformer)))
+}

@@ -1,0 +1,189 @@
+//! `--quantize`: the large matrices of the transformer and of the text encoder become blocks as they are loaded, one at a
+//! time and straight from the mapped file, so that memory holds nothing but the blocks.
+
+use super::gguf::{self, Part};
+use super::open::{Entry, Raw, Tensors, Type};
+use super::source::plain;
+use crate::nn::kernel::blocks::Blocks;
+use crate::nn::kernel::encode::encode;
+use crate::nn::matrix::rows;
+use anyhow::{Context, Result};
+use candle_core::{DType, bail};
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+
+/// Of how blocks are made; another one makes them anew.
+const VERSION: u32 = 1;
+
+/// How a part is written to a GGUF file of its own.
+#[derive(Clone)]
+pub struct Form {
+    /// `general.architecture`.
+    pub architecture: &'static str,
+    /// JSON for the header: what tells the part's sizes.
+    pub config: String,
+    /// The names that other programs know the tensors by; and back.
+    pub rename: fn(&str) -> String,
+    pub back: fn(&str) -> String,
+}
+
+/// A folder that keeps quantised parts, and how this one is written there.
+#[derive(Clone)]
+pub(super) struct Cache {
+    folder: PathBuf,
+    form: Form,
+}
+
+/// Where the matrices lie that become blocks. All else stays as it is: norms, biases, embeddings, the tables of the
+/// adaptive norms, and the first and last layers, which are few and through which everything passes.
+/// - Source: city96/ComfyUI-GGUF `tools/lcpp.patch` (LLM_ARCH_LTXV) at 795e451; llama.cpp quantises the layers of T5 and its
+///   embedding, which is not multiplied by here.
+const LAYERS: [&str; 2] = ["transformer_blocks.", "encoder.block."];
+
+impl Tensors {
+    /// The same tensors, to be quantised as they are loaded.
+    pub fn quantized(mut self, quantize: Option<Blocks>) -> Self {
+        self.quantize = quantize;
+        self
+    }
+
+    /// What a matrix becomes when it is loaded, if it is to be quantised.
+    pub(super) fn becomes(&self, name: &str, entry: &Entry) -> Option<Blocks> {
+        self.quantize.filter(|kind| wanted(name, entry) && entry.shape[1].is_multiple_of(kind.values()))
+    }
+
+    /// Writes all of them to a GGUF file, the large matrices as blocks.
+    /// - `after`: called after each tensor, of which there are [`Tensors::names`].
+    pub fn write_gguf(&self, path: &Path, form: &Form, mut after: impl FnMut()) -> Result<()> {
+        let entries: Vec<_> = self.entries.iter().collect();
+        let part = |(name, entry): &(&String, &Entry)| Part {
+            name: (form.rename)(name),
+            dtype: self.becomes(name, entry).map_or(entry.dtype, Type::Blocks),
+            shape: entry.shape.clone(),
+        };
+        let parts: Vec<Part> = entries.iter().map(part).collect();
+        let header = [("general.architecture", form.architecture), ("config", &form.config)];
+        gguf::write(path, &header, &parts, |i, to| {
+            let (name, entry) = entries[i];
+            match self.becomes(name, entry) {
+                Some(kind) => to.write_all(&blocks(kind, &entry.raw())?)?,
+                None => to.write_all(entry.raw().bytes)?,
+            }
+            entry.forget();
+            after();
+            Ok(())
+        })
+    }
+
+    /// The same tensors, to be kept quantised in `folder` and taken from there. What lies there already is used from now on.
+    /// - Errors when it cannot be read.
+    pub fn with_cache(mut self, folder: &Path, form: Form) -> Result<Self> {
+        self.cache = Some(Cache { folder: folder.to_path_buf(), form });
+        match self.cached_file().filter(|file| file.is_file()) {
+            Some(file) => self.taken_from(&file),
+            None => Ok(self),
+        }
+    }
+
+    /// The same tensors from the cache, where they are to be kept there: quantised and written now, if they are not yet.
+    /// - `begin`: called with the number of tensors before they are made; what it returns is called after each.
+    pub fn through_cache<F: FnMut()>(&self, begin: impl FnOnce(usize) -> F) -> Result<Self> {
+        let (Some(file), Some(cache)) = (self.cached_file(), &self.cache) else { return Ok(self.clone()) };
+        if !file.is_file() {
+            std::fs::create_dir_all(&cache.folder)
+                .with_context(|| format!("cannot make the folder `{}`", cache.folder.display()))?;
+            self.write_gguf(&file, &cache.form, begin(self.entries.len()))?;
+        }
+        self.clone().taken_from(&file)
+    }
+
+    fn taken_from(self, file: &Path) -> Result<Self> {
+        let Some(cache) = &self.cache else { return Ok(self) };
+        let kept = Tensors::open(&[file.to_path_buf()]).with_context(|| {
+            format!("`{}` is a damaged quantised copy\n  fix: remove it; it is made again", file.display())
+        })?;
+        let back = cache.form.back;
+        Ok(kept.renamed(|name| Some(back(name))).in_place_of(self))
+    }
+
+    /// Where they are kept, by the files that they come from; `None` where they are to be kept nowhere, or need no quantising.
+    fn cached_file(&self) -> Option<PathBuf> {
+        let (cache, kind) = (self.cache.as_ref()?, self.quantize?);
+        if self.quantized_count() == 0 || self.identity().is_empty() {
+            return None;
+        }
+        let mut hash = std::hash::DefaultHasher::new();
+        (self.identity(), kind.name(), VERSION).hash(&mut hash);
+        let name = format!("{}-{}-{:016x}.gguf", cache.form.architecture, kind.name(), hash.finish());
+        Some(cache.folder.join(name))
+    }
+
+    /// Whether these were quantised in an earlier run and kept.
+    pub fn is_kept(&self) -> bool {
+        self.kept
+    }
+
+    /// How many matrices are quantised when they are loaded.
+    pub fn quantized_count(&self) -> usize {
+        self.entries.iter().filter(|(name, entry)| self.becomes(name, entry).is_some()).count()
+    }
+
+    /// The blocks that most values are kept in, if most are in blocks.
+    pub fn mostly(&self) -> Option<Blocks> {
+        let mut counts: Vec<(Blocks, usize)> = vec![];
+        for (name, entry) in self.entries.iter() {
+            let kind = match entry.dtype {
+                Type::Blocks(kind) => Some(kind),
+                Type::Plain(_) => self.becomes(name, entry),
+            };
+            let Some(kind) = kind else { continue };
+            let values: usize = entry.shape.iter().product();
+            match counts.iter_mut().find(|(known, _)| *known == kind) {
+                Some((_, count)) => *count += values,
+                None => counts.push((kind, values)),
+            }
+        }
+        let most = counts.into_iter().max_by_key(|(_, count)| *count)?;
+        (most.1 * 2 > self.elements()).then_some(most.0)
+    }
+
+    /// Bytes that all of them take as [`Tensors::load`] keeps them.
+    pub fn kept_bytes(&self, stored: Option<DType>) -> u64 {
+        let kept = |(name, entry): (&String, &Entry)| {
+            let count = entry.shape.iter().product();
+            let bytes = match (self.becomes(name, entry), entry.dtype, stored) {
+                (Some(kind), ..) | (None, Type::Blocks(kind), _) => kind.size(count),
+                (None, Type::Plain(_), Some(stored)) if entry.shape.len() > 1 => count * stored.size_in_bytes(),
+                _ => entry.raw().bytes.len(),
+            };
+            bytes as u64
+        };
+        self.entries.iter().map(kept).sum()
+    }
+
+    /// Matrices that are to be quantised and cannot be, because their rows do not divide into blocks.
+    pub fn not_quantized(&self) -> Vec<&str> {
+        let Some(kind) = self.quantize else { return vec![] };
+        let left = self.entries.iter().filter(|(name, e)| wanted(name, e) && !e.shape[1].is_multiple_of(kind.values()));
+        left.map(|(name, _)| name.as_str()).collect()
+    }
+}
+
+fn wanted(name: &str, entry: &Entry) -> bool {
+    entry.shape.len() == 2 && plain(entry.dtype) && is_layer(name)
+}
+
+/// Whether the tensor of that name, if it is a matrix, is one of the large ones.
+pub fn is_layer(name: &str) -> bool {
+    name.ends_with(".weight")
+        && !name.contains("relative_attention_bias")
+        && LAYERS.iter().any(|layers| name.contains(layers))
+}
+
+/// A matrix as blocks.
+pub(super) fn blocks(kind: Blocks, raw: &Raw) -> candle_core::Result<Vec<u8>> {
+    let Some(own) = raw.dtype.kind() else { bail!("a matrix of {}", raw.dtype) };
+    let mut out = vec![0; kind.size(raw.shape.iter().product())];
+    encode(kind, rows(raw.bytes, own)?, &mut out);
+    Ok(out)
+}

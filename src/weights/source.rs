@@ -1,0 +1,124 @@
+//! Tensors of files as layers ask for them: in place where they may be, copied where not, quantised where that was asked for;
+//! and a stand-in that only checks names and shapes.
+
+use super::open::{Raw, Tensors, Type};
+use super::quantize;
+use crate::nn::kernel::Math;
+use crate::nn::matrix::{Kind, Matrix};
+use crate::nn::vars::Source;
+use candle_core::{DType, Device, Result, Shape, Tensor, bail};
+use std::sync::{Arc, Mutex};
+
+pub(super) struct Reader {
+    pub tensors: Tensors,
+    /// What matrices are kept in; `None`: as they are stored.
+    pub stored: Option<DType>,
+    /// In what a CPU multiplies by blocks.
+    pub blocks_in: Math,
+}
+
+impl Reader {
+    /// The type that a tensor is kept in.
+    fn kept(&self, shape: &[usize], own: DType, dtype: DType) -> DType {
+        if shape.len() < 2 { dtype } else { self.stored.unwrap_or(own) }
+    }
+}
+
+impl Source for Reader {
+    fn get(&self, shape: &Shape, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        let Some(entry) = self.tensors.entries.get(name) else {
+            bail!("{}: there is no tensor `{name}`", self.tensors.what())
+        };
+        let Raw { dtype: stored, shape: own_shape, bytes } = entry.raw();
+        if own_shape != shape.dims() {
+            bail!("{}: `{name}` has shape {own_shape:?}, expected {shape:?}", self.tensors.what())
+        }
+        let tensor = match stored.kind() {
+            None => bail!("{}: `{name}` has element type {stored}", self.tensors.what()),
+            Some(Kind::Plain(own)) => {
+                Tensor::from_raw_buffer(bytes, own, own_shape, device)?.to_dtype(self.kept(own_shape, own, dtype))
+            }
+            // a table or the like: what is large is asked for as a matrix
+            Some(Kind::Blocks(kind)) => {
+                let mut values = vec![0f32; shape.elem_count()];
+                kind.decode(bytes, 0, &mut values);
+                Tensor::from_vec(values, shape.clone(), device)?.to_dtype(dtype)
+            }
+        };
+        entry.forget();
+        tensor
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.tensors.entries.contains_key(name)
+    }
+
+    fn matrix(&self, outputs: usize, inputs: usize, name: &str, dtype: DType, device: &Device) -> Result<Matrix> {
+        let shape = Shape::from((outputs, inputs));
+        let plain = || self.get(&shape, name, dtype, device).map(Matrix::new);
+        let Some(entry) = self.tensors.entries.get(name).filter(|entry| entry.shape == shape.dims()) else {
+            return plain(); // which says what is wrong
+        };
+        if let Some(kind) = self.tensors.becomes(name, entry) {
+            let bytes = quantize::blocks(kind, &entry.raw())?;
+            entry.forget();
+            return Matrix::made(kind, bytes, outputs, inputs, self.blocks_in).to_device(device);
+        }
+        match entry.dtype.kind() {
+            Some(Kind::Plain(own)) if !device.is_cpu() || self.kept(&entry.shape, own, dtype) != own => plain(),
+            // rows that are not whole blocks cannot be read one by one
+            Some(Kind::Blocks(kind)) if !inputs.is_multiple_of(kind.values()) => plain(),
+            _ => match entry.in_place() {
+                Some(mapped) => Matrix::mapped(mapped, outputs, inputs, self.blocks_in).to_device(device),
+                None => plain(),
+            },
+        }
+    }
+
+    fn table(&self, rows: usize, width: usize, name: &str, dtype: DType, device: &Device) -> Result<Matrix> {
+        let entry = self.tensors.entries.get(name).filter(|entry| entry.shape == [rows, width]);
+        let whole = |kind: Kind| !matches!(kind, Kind::Blocks(kind) if !width.is_multiple_of(kind.values()));
+        match entry.filter(|entry| entry.dtype.kind().is_some_and(whole)).and_then(|entry| entry.in_place()) {
+            Some(mapped) => Ok(Matrix::mapped(mapped, rows, width, self.blocks_in)),
+            None => self.matrix(rows, width, name, dtype, device),
+        }
+    }
+}
+
+/// With so many faults the rest need not be looked at.
+const MOST_FAULTS: usize = 100;
+
+pub(super) struct Checker {
+    pub tensors: Tensors,
+    pub faults: Arc<Mutex<Vec<String>>>,
+}
+
+impl Source for Checker {
+    fn get(&self, shape: &Shape, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        let fault = match self.tensors.entries.get(name) {
+            None => Some(format!("the tensor `{name}` is missing")),
+            Some(e) if e.shape != shape.dims() => {
+                Some(format!("`{name}` has shape {:?}, expected {:?}", e.shape, shape.dims()))
+            }
+            Some(e) if e.dtype.kind().is_none() => Some(format!("`{name}` has element type {}", e.dtype)),
+            Some(_) => None,
+        };
+        if let (Some(fault), Ok(mut faults)) = (fault, self.faults.lock()) {
+            faults.push(fault);
+            if faults.len() == MOST_FAULTS {
+                bail!("it is another model")
+            }
+        }
+        // a stand-in: the right shape over one element
+        Tensor::zeros((), dtype, device)?.broadcast_as(shape.clone())
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.tensors.entries.contains_key(name)
+    }
+}
+
+/// Whether a tensor is made of plain numbers.
+pub(super) fn plain(dtype: Type) -> bool {
+    matches!(dtype.kind(), Some(Kind::Plain(DType::F32 | DType::BF16 | DType::F16)))
+}
