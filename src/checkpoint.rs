@@ -11,6 +11,7 @@ use crate::models::ltx::config::{SchedulerConfig, TransformerConfig, VaeConfig, 
 use crate::models::ltx::transformer::Transformer;
 use crate::models::ltx::vae::{Decoder, Encoder, LatentStatistics};
 use crate::models::ltx::{Convention, names};
+use crate::request::Lora;
 use crate::sampler::Schedule;
 use crate::text::t5::{T5, T5Config};
 use crate::text::tokenizer::Tokenizer;
@@ -58,6 +59,7 @@ pub struct Sources<'a> {
     pub vae: Option<&'a Path>,
     /// What large matrices become when they are loaded.
     pub quantize: Option<Quantize>,
+    pub loras: &'a [Lora],
     /// A folder to keep what was quantised in.
     pub quantize_cache: Option<&'a Path>,
 }
@@ -150,6 +152,7 @@ impl Checkpoint {
         text.1.check(|vb| T5::load(&text.0, vb)?.touch())?;
 
         let quantize = sources.quantize.map(Quantize::blocks);
+        let loras = sources.loras.iter().map(|lora| (lora.file.as_path(), lora.scale));
         let facts = Facts {
             name: parts.label.as_deref(),
             vae: vae.version().name(),
@@ -172,7 +175,8 @@ impl Checkpoint {
                 vae.version().name()
             ));
         }
-        let (mut for_transformer, mut for_text) = (parts.transformer.1.quantized(quantize), text.1.quantized(quantize));
+        let (mut for_transformer, mut for_text) =
+            (parts.transformer.1.quantized(quantize).with_loras(loras)?, text.1.quantized(quantize));
         if let Some(folder) = sources.quantize_cache {
             let form = transformer_form(&parts.transformer.0, parts.allowed_sigmas.as_deref());
             for_transformer = for_transformer.with_cache(folder, form)?;

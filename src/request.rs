@@ -31,6 +31,7 @@ pub struct Request {
     /// A folder of this machine to keep what was quantised in.
     #[serde(skip)]
     pub quantize_cache: Option<PathBuf>,
+    pub lora: Vec<Lora>,
     pub convention: Option<Convention>,
     pub negative: Option<String>,
     /// Width and height in pixels.
@@ -87,6 +88,28 @@ impl std::str::FromStr for Keyframe {
     }
 }
 
+/// `--lora FILE[:SCALE]`: what to add to the transformer, how strongly.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lora {
+    pub file: PathBuf,
+    pub scale: f64,
+}
+
+impl std::str::FromStr for Lora {
+    type Err = String;
+
+    /// Reads from the right, so that a file name may hold `:`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let scaled = text.rsplit_once(':').and_then(|(file, scale)| Some((file, scale.parse::<f64>().ok()?)));
+        let (file, scale) = scaled.unwrap_or((text, 1.0));
+        if file.is_empty() || !scale.is_finite() {
+            return Err(format!("`{text}`: expected FILE or FILE:SCALE, such as style.safetensors:0.8"));
+        }
+        Ok(Self { file: file.into(), scale })
+    }
+}
+
 /// `--prompt-at TIME PROMPT`: another prompt from then on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -105,6 +128,7 @@ impl Request {
             tokenizer: self.tokenizer.as_deref(),
             vae: self.vae.as_deref(),
             quantize: self.quantize,
+            loras: &self.lora,
             quantize_cache: self.quantize_cache.as_deref(),
         }
     }

@@ -3,7 +3,7 @@
 use super::Common;
 use crate::device::{Dtype, Quantize};
 use crate::models::ltx::Convention;
-use crate::request::{Request, Scene};
+use crate::request::{Lora, Request, Scene};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -26,6 +26,9 @@ pub struct Making {
     /// Keep what was quantised on disk, in $XDG_CACHE_HOME/reel, and take it from there next time
     #[arg(long, requires = "quantize", help_heading = "Model")]
     quantize_cache: bool,
+    /// A LoRA to add to the transformer, SCALE times [default: 1]; repeatable
+    #[arg(long, value_name = "FILE[:SCALE]", help_heading = "Model")]
+    lora: Vec<Lora>,
     /// How the checkpoint was trained to be sampled [default: auto, by the VAE]
     #[arg(long, value_enum, value_name = "WHICH", default_value_t, hide_default_value = true, help_heading = "Model")]
     convention: ConventionFlag,
@@ -139,6 +142,7 @@ impl Making {
             vae: self.vae,
             quantize: self.quantize,
             quantize_cache: if self.quantize_cache { Some(cache_folder()?) } else { None },
+            lora: self.lora,
             convention: match self.convention {
                 ConventionFlag::Auto => None,
                 ConventionFlag::Text => Some(Convention::Text),

@@ -20,6 +20,17 @@ use std::mem::MaybeUninit;
 pub struct Linear {
     weight: Matrix,
     bias: Option<Tensor>,
+    loras: Vec<Lora>,
+}
+
+/// A low-rank product that is added to a layer's own: scale up(down(x)).
+#[derive(Clone, Debug)]
+pub struct Lora {
+    /// (rank, in)
+    pub down: Linear,
+    /// (out, rank)
+    pub up: Linear,
+    pub scale: f64,
 }
 
 /// What happens to a layer's result on its way out, in this order.
@@ -40,13 +51,29 @@ pub struct Then<'a> {
 impl Linear {
     /// - `weight`: (out, in). `bias`: (out).
     pub fn new(weight: Matrix, bias: Option<Tensor>) -> Self {
-        Self { weight, bias }
+        Self { weight, bias, loras: vec![] }
     }
 
-    /// - `vb` holds `weight` (outputs, inputs) and, if `bias`, `bias` (outputs).
+    /// - `vb` holds `weight` (outputs, inputs) and, if `bias`, `bias` (outputs); and it knows what LoRAs add.
     pub fn load(inputs: usize, outputs: usize, bias: bool, vb: Vars) -> Result<Self> {
         let bias = if bias { Some(vb.get(outputs, "bias")?) } else { None };
-        Ok(Self::new(vb.matrix(outputs, inputs, "weight")?, bias))
+        let weight = vb.matrix(outputs, inputs, "weight")?;
+        Ok(Self { loras: vb.loras(weight.math())?, weight, bias })
+    }
+
+    /// The same layer with these added to it.
+    pub fn with(self, loras: Vec<Lora>) -> Self {
+        Self { loras, ..self }
+    }
+
+    /// What LoRAs add: (..., in) -> (..., out).
+    fn added(&self, x: &Tensor) -> Result<Option<Tensor>> {
+        let mut sum: Option<Tensor> = None;
+        for Lora { down, up, scale } in &self.loras {
+            let low = (down.forward(x)? * *scale)?; // (..., rank)
+            sum = Some(up.forward_then(&low, Then { residual: sum.as_ref(), ..Then::default() })?);
+        }
+        Ok(sum)
     }
 
     /// In what a CPU computes it.
@@ -71,10 +98,12 @@ impl Linear {
             return self.plain(x, then);
         }
         let x = if is_lines(x) { x.clone() } else { x.contiguous()? };
+        let added = self.added(&x)?;
         let rows = x.elem_count() / self.weight.inputs.max(1);
         let same = |t: Option<&Tensor>| t.map(Tensor::contiguous).transpose();
         let op = Dense {
             layer: self,
+            added: same(added.as_ref())?,
             gelu: then.gelu,
             gate: then.gate,
             factor: same(then.factor)?,
@@ -98,6 +127,9 @@ impl Linear {
         if let Some(bias) = &self.bias {
             y = y.broadcast_add(bias)?;
         }
+        if let Some(added) = self.added(x)? {
+            y = (y + added)?;
+        }
         if then.gelu {
             y = y.gelu()?;
         }
@@ -117,6 +149,8 @@ impl Linear {
 /// The CPU form.
 struct Dense<'a> {
     layer: &'a Linear,
+    /// Before all else that follows the product.
+    added: Option<Tensor>,
     gelu: bool,
     gate: Option<&'a Table>,
     factor: Option<Tensor>,
@@ -141,16 +175,19 @@ impl CustomOp1 for Dense<'_> {
         let apart = if half { kernel::row_stride(outputs, 2) } else { outputs };
         let bias = self.layer.bias.as_ref().map(Read::new).transpose()?;
         let gate = self.gate.map(|gate| gate.read()).transpose()?;
+        let added = self.added.as_ref().map(Read::new).transpose()?;
         let factor = self.factor.as_ref().map(Read::new).transpose()?;
         let residual = self.residual.as_ref().map(Read::new).transpose()?;
         let whole = |read: &Option<Read>| match read {
             Some(read) if read.slice::<f32>()?.len() != self.rows * outputs => bail!("dense: sizes do not match"),
             _ => Ok(()),
         };
+        whole(&added)?;
         whole(&factor)?;
         whole(&residual)?;
         let finish = Finish {
             bias: bias.as_ref().map(|r| r.slice()).transpose()?,
+            added: added.as_ref().map(|r| r.slice()).transpose()?,
             gelu: self.gelu,
             gate: gate.as_ref().map(|gate| gate.gate(outputs, self.rows)).transpose()?,
             factor: factor.as_ref().map(|r| r.slice()).transpose()?,

@@ -1,5 +1,7 @@
 //! Weights by name, as the constructors of layers ask for them.
 
+use super::kernel::Math;
+use super::linear::Lora;
 use super::matrix::Matrix;
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use std::sync::Arc;
@@ -14,6 +16,11 @@ pub trait Source: Send + Sync {
     /// The factor of a product, (outputs, inputs); used where it lies, if it may be.
     fn matrix(&self, outputs: usize, inputs: usize, name: &str, dtype: DType, device: &Device) -> Result<Matrix> {
         Ok(Matrix::new(self.get(&Shape::from((outputs, inputs)), name, dtype, device)?))
+    }
+
+    /// What LoRAs add to the layer of that name.
+    fn loras(&self, _layer: &str, _math: Math, _dtype: DType, _device: &Device) -> Result<Vec<Lora>> {
+        Ok(vec![])
     }
 
     /// Rows of which few will be read, (rows, width): left where they lie, if they may be.
@@ -61,6 +68,12 @@ impl Vars {
     /// The factor of a product: (outputs, inputs), used where it lies if it may be.
     pub fn matrix(&self, outputs: usize, inputs: usize, name: &str) -> Result<Matrix> {
         self.source.matrix(outputs, inputs, &self.name(name), self.dtype, &self.device)
+    }
+
+    /// What LoRAs add to the layer whose weights these are.
+    /// - `math`: in what a CPU multiplies by the layer itself.
+    pub fn loras(&self, math: Math) -> Result<Vec<Lora>> {
+        self.source.loras(&self.prefix, math, self.dtype, &self.device)
     }
 
     /// Rows of which few will be read, (rows, width).

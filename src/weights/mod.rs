@@ -2,6 +2,7 @@
 
 pub mod catalogue;
 pub mod gguf;
+pub mod lora;
 pub mod open;
 pub mod pack;
 pub mod quantize;

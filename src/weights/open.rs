@@ -2,6 +2,7 @@
 //! for it, and its pages can go again.
 
 use super::gguf;
+use super::lora::Adapter;
 use super::quantize::Cache;
 use super::source::{Checker, Reader};
 use crate::nn::kernel::Math;
@@ -147,6 +148,7 @@ pub struct Tensors {
     pub(super) entries: Arc<BTreeMap<String, Entry>>,
     metadata: Arc<HashMap<String, String>>,
     pub(super) quantize: Option<Blocks>,
+    pub(super) loras: Arc<Vec<Adapter>>,
     pub(super) cache: Option<Cache>,
     /// Whether these were taken from the cache.
     pub(super) kept: bool,
@@ -187,6 +189,7 @@ impl Tensors {
             entries: Arc::default(),
             metadata: Arc::default(),
             quantize: None,
+            loras: Arc::default(),
             cache: None,
             kept: false,
             identity: String::new(),
@@ -229,9 +232,17 @@ impl Tensors {
         Ok(())
     }
 
+    /// The same tensors, with LoRAs added to the layers that load them.
+    /// - Errors when one does not fit; see [`Adapter::open`].
+    pub fn with_loras<'a>(mut self, loras: impl Iterator<Item = (&'a Path, f64)>) -> Result<Self> {
+        let adapters = loras.map(|(path, scale)| Adapter::open(path, scale, &self)).collect::<Result<_>>()?;
+        self.loras = Arc::new(adapters);
+        Ok(self)
+    }
+
     /// Taken from the cache in place of others.
     pub(super) fn in_place_of(self, others: Self) -> Self {
-        Self { kept: true, quantize: others.quantize, ..self }
+        Self { kept: true, loras: others.loras, quantize: others.quantize, ..self }
     }
 
     /// What tells their files from others, and from what they were before; nothing for what is part of the program.

@@ -4,6 +4,7 @@
 use super::open::{Raw, Tensors, Type};
 use super::quantize;
 use crate::nn::kernel::Math;
+use crate::nn::linear::Lora;
 use crate::nn::matrix::{Kind, Matrix};
 use crate::nn::vars::Source;
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
@@ -73,6 +74,11 @@ impl Source for Reader {
                 None => plain(),
             },
         }
+    }
+
+    fn loras(&self, layer: &str, math: Math, dtype: DType, device: &Device) -> Result<Vec<Lora>> {
+        let found = self.tensors.loras.iter().map(|lora| lora.layer(layer, math, dtype, device));
+        Ok(found.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
     fn table(&self, rows: usize, width: usize, name: &str, dtype: DType, device: &Device) -> Result<Matrix> {

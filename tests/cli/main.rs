@@ -3,6 +3,7 @@
 mod common;
 mod flags;
 mod gguf;
+mod lora;
 mod models;
 mod runs;
 mod stills;

@@ -17,6 +17,9 @@ and in its metadata `config` (the config.json of the part), `about`, and the thr
     t5                 T5 v1.1 encoder: 150 ids, and 23 ids with and without 14 masked pads
     transformer_block  one block: a timestep a token, and one timestep for all; some context tokens masked
     transformer        the whole transformer with text-to-video and with conditioned coordinates and timesteps
+    lora               the whole transformer with LoRAs loaded by diffusers: one in diffusers' form, one in ComfyUI's, one whose
+                       alpha stands in diffusers' metadata (`pip install peft==0.21.2`, which diffusers loads them with);
+                       `in.<adapter>.*` are the LoRA's own tensors
     rope               rotary tables at the two real widths, at coordinates of a real clip
     vae_090 vae_091 vae_095   the three VAE layouts, narrow, with patch size 1 to keep whole videos small
     vae_tiny           the VAE layout of the embedded model, patch size 4
@@ -184,6 +187,66 @@ def transformer():
                   in_channels=12, out_channels=12, caption_channels=20)
     return Golden("whole transformer: latent grid 3 x 2 x 5, 8 context tokens of which 6 are real",
                   config, build, inputs, run)
+
+
+def lora():
+    rng = generator(14)
+    f, h, w, l = 2, 3, 3, 7
+    inputs = {
+        "latents": normal(rng, 1, f * h * w, 12),
+        "context": normal(rng, 1, l, 20),
+        "timestep": torch.tensor([731.25]),
+    }
+    block = "transformer_blocks."
+    sizes = {  # (outputs, inputs)
+        f"{block}0.attn1.to_q": (50, 50), f"{block}1.attn2.to_k": (50, 50), f"{block}1.attn1.to_out.0": (50, 50),
+        f"{block}0.ff.net.0.proj": (200, 50), f"{block}1.ff.net.2": (50, 200), "proj_in": (50, 12),
+        "time_embed.linear": (300, 50), "caption_projection.linear_1": (50, 20),
+    }
+    adapters = {  # prefix, rank, which layers
+        "style": ("transformer.", 3, list(sizes)),
+        "motion": ("diffusion_model.", 2, list(sizes)[:5]),  # those whose names are the same in both forms
+        "sharp": ("transformer.", 4, list(sizes)[2:4]),
+    }
+    for name, (prefix, rank, layers) in adapters.items():
+        for layer in layers:
+            outputs, width = sizes[layer]
+            inputs[f"{name}.{prefix}{layer}.lora_A.weight"] = normal(rng, rank, width) / math.sqrt(width)
+            inputs[f"{name}.{prefix}{layer}.lora_B.weight"] = 0.7 * normal(rng, outputs, rank)
+    sharp = {"r": 4, "lora_alpha": 6, "target_modules": adapters["sharp"][2], "lora_bias": False, "use_rslora": False}
+
+    def build(config):
+        model = LTXVideoTransformer3DModel.from_config(config)
+        return model, saved_config(model.save_config)
+
+    def run(model, x):
+        import peft
+
+        assert peft.__version__ == "0.21.2", peft.__version__
+        x = {key: value.clone() for key, value in x.items()}  # where a small matrix lies decides how torch sums it
+        for name in adapters:
+            state = {key.removeprefix(f"{name}."): x[key] for key in x if key.startswith(f"{name}.")}
+            state = LTXPipeline.lora_state_dict(state)
+            metadata = {f"transformer.{k}": v for k, v in sharp.items()} if name == "sharp" else None
+            LTXPipeline.load_lora_into_transformer(state, model, adapter_name=name, metadata=metadata)
+
+        def velocity(scales):
+            model.set_adapters(list(scales), weights=list(scales.values()))
+            return model(x["latents"], x["context"], x["timestep"], torch.ones(1, l), num_frames=f, height=h, width=w,
+                         rope_interpolation_scale=(8 / 25, 32, 32), return_dict=False)[0]
+
+        out = {"style": velocity({"style": 1.0}), "style_less": velocity({"style": 0.3}),
+               "two": velocity({"style": 0.7, "motion": -1.2}), "sharp": velocity({"sharp": 1.0})}
+        model.unload_lora()
+        out["none"] = model(x["latents"], x["context"], x["timestep"], torch.ones(1, l), num_frames=f, height=h,
+                            width=w, rope_interpolation_scale=(8 / 25, 32, 32), return_dict=False)[0]
+        return out
+
+    config = dict(num_layers=2, num_attention_heads=5, attention_head_dim=10, cross_attention_dim=50,
+                  in_channels=12, out_channels=12, caption_channels=20)
+    metadata = {"sharp": json.dumps({f"transformer.{k}": v for k, v in sharp.items()})}
+    return Golden("whole transformer with LoRAs: latent grid 2 x 3 x 3, 7 context tokens", config, build, inputs, run,
+                  metadata=metadata)
 
 
 def rope():
@@ -515,7 +578,7 @@ def pipeline_095():
 
 
 GOLDENS = [t5, transformer_block, transformer, rope, vae_090, vae_091, vae_095, vae_tiny, schedules,
-           pipeline_090, pipeline_091, pipeline_095]
+           pipeline_090, pipeline_091, pipeline_095, lora]
 
 
 # ---- text for the tests inside src ----------------------------------------------------------------------------------

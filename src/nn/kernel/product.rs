@@ -71,6 +71,8 @@ impl<'a, E> Operand<'a, E> {
 pub struct Finish<'a> {
     /// Added to each row.
     pub bias: Option<&'a [f32]>,
+    /// Added, element by element, before the activation; as wide as the result.
+    pub added: Option<&'a [f32]>,
     pub gelu: bool,
     /// Multiplied: one row for all, or the row that `index` names for each row of the result.
     pub gate: Option<Gate<'a>>,
@@ -324,7 +326,7 @@ unsafe fn finish_row<V: Simd, T: Element>(
         gate.rows[line + first..][..width].as_ptr()
     });
     let whole = |x: &[f32]| x[row * n + first..][..width].as_ptr();
-    let (factor, residual) = (finish.factor.map(whole), finish.residual.map(whole));
+    let (added, factor, residual) = (finish.added.map(whole), finish.factor.map(whole), finish.residual.map(whole));
     // SAFETY: all slices have `width` values from their pointer on.
     unsafe {
         simd::each::<V>(
@@ -334,6 +336,9 @@ unsafe fn finish_row<V: Simd, T: Element>(
                 let mut x: V = simd::load_n(sums.as_ptr().add(i), count);
                 if let Some(bias) = bias {
                     x = x.add(simd::load_n(bias.add(i), count));
+                }
+                if let Some(added) = added {
+                    x = x.add(simd::load_n(added.add(i), count));
                 }
                 if finish.gelu {
                     x = simd::gelu(x);

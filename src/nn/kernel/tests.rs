@@ -79,6 +79,7 @@ impl Job for Products {
                 let gate = Gate { rows: &table, stride: n, index: Some(&index) };
                 let finish = Finish {
                     bias: Some(&bias),
+                    added: (i % 3 == 1).then_some(&whole),
                     gelu: i % 2 == 0,
                     gate: Some(gate),
                     factor: (i % 3 == 0).then_some(&whole),
@@ -95,7 +96,8 @@ impl Job for Products {
                     for column in 0..n {
                         let terms = (0..k).map(|p| xs[row * stride + p] * ws[column * k + p]);
                         let size: f64 = terms.clone().map(f64::abs).sum::<f64>() + 1.0;
-                        let mut want = terms.sum::<f64>() + bias[column] as f64;
+                        let added = finish.added.map_or(0.0, |added| added[row * n + column] as f64);
+                        let mut want = terms.sum::<f64>() + bias[column] as f64 + added;
                         if finish.gelu {
                             want = gelu(want);
                         }

@@ -1,0 +1,80 @@
+//! LoRAs that fit nothing, and flags that mean none.
+
+use crate::common::*;
+use safetensors::tensor::{Dtype, TensorView};
+use std::path::Path;
+
+/// A name and a shape.
+type Zeros<'a> = (&'a str, &'a [usize]);
+
+/// A file of zeros under these names.
+fn write(path: &Path, tensors: &[Zeros]) {
+    let zeros = vec![0u8; 4 * 1024 * 64];
+    let views = tensors.iter().map(|(name, shape)| {
+        let bytes = &zeros[..4 * shape.iter().product::<usize>()];
+        (name.to_string(), TensorView::new(Dtype::F32, shape.to_vec(), bytes).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, path).unwrap();
+}
+
+const Q: &str = "transformer.transformer_blocks.0.attn1.to_q";
+
+#[test]
+fn loras_that_do_not_fit() {
+    let scratch = Scratch::new();
+    let (a, b) = (format!("{Q}.lora_A.weight"), format!("{Q}.lora_B.weight"));
+    let good: [(&str, &[usize]); 2] = [(&a, &[4, 192]), (&b, &[192, 4])];
+    let other = |name: &'static str| [&good[..], &[(name, &[4, 192][..])]].concat();
+    let cases: Vec<(&str, Vec<Zeros>, &[&str])> = vec![
+        ("none", vec![], &["is empty"]),
+        (
+            "unknown",
+            other("transformer.blocks.3.q.lora_A.weight"),
+            &["no part of this model", "`transformer.blocks.3.q.lora_A.weight`"],
+        ),
+        (
+            "deep",
+            other("transformer.transformer_blocks.99.attn1.to_q.lora_A.weight"),
+            &["no part of this model", "blocks.99"],
+        ),
+        ("diff", other("diffusion_model.transformer_blocks.0.attn1.to_q.diff_b"), &["no part of this model", "diff_b"]),
+        ("size", vec![(&a, &[4, 96]), (&b, &[96, 4])], &["another size of model", "96 x 96", "192 x 192"]),
+        ("half", vec![(&a, &[4, 192])], &["one half of `transformer_blocks.0.attn1.to_q`"]),
+        ("ranks", vec![(&a, &[4, 192]), (&b, &[192, 3])], &["do not multiply", "[4, 192]", "[192, 3]"]),
+        ("rank", vec![(&a, &[4, 192, 1]), (&b, &[192, 4])], &["no matrices"]),
+        (
+            "text",
+            other("text_encoder.encoder.block.0.layer.0.SelfAttention.q.lora_A.weight"),
+            &["text encoder", "transformer alone"],
+        ),
+        ("kohya", other("lora_te1_encoder_block_0_q.lora_down.weight"), &["text encoder", "transformer alone"]),
+        ("dora", other("transformer.transformer_blocks.0.attn1.to_q.dora_scale"), &["DoRA"]),
+        ("twice", other("diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight"), &["mean the same"]),
+    ];
+    for (name, tensors, words) in cases {
+        let path = scratch.path(&format!("{name}.safetensors"));
+        write(&path, &tensors);
+        let flags = ["generate", "a car", "-o", "a.gif", "--lora", path.to_str().unwrap()];
+        refused(&scratch, &flags, &[words, &[name, "fix:"]].concat());
+    }
+    let many: Vec<String> = (0..9).map(|i| format!("blocks.{i}.lora_A.weight")).collect();
+    let many: Vec<(&str, &[usize])> = many.iter().map(|name| (name.as_str(), &[4, 192][..])).collect();
+    let path = scratch.path("many.safetensors");
+    write(&path, &many);
+    refused(
+        &scratch,
+        &["generate", "x", "--lora", path.to_str().unwrap()],
+        &["`blocks.3.lora_A.weight` and 5 more", "fix:"],
+    );
+}
+
+#[test]
+fn flags_that_name_no_lora() {
+    let scratch = Scratch::new();
+    scratch.write("text.safetensors", "no weights at all");
+    refused(&scratch, &["generate", "x", "--lora", "gone.safetensors"], &["no LoRA at `gone.safetensors`", "fix:"]);
+    refused(&scratch, &["generate", "x", "--lora", "gone.safetensors:0.5"], &["no LoRA at `gone.safetensors`", "fix:"]);
+    refused(&scratch, &["generate", "x", "--lora", "text.safetensors"], &["text.safetensors", "not a whole", "fix:"]);
+    refused(&scratch, &["generate", "x", "--lora", ":0.5"], &["--lora", "FILE:SCALE"]);
+    refused(&scratch, &["generate", "x", "--lora", "a.safetensors:inf"], &["--lora", "FILE:SCALE"]);
+}
