@@ -34,6 +34,7 @@ pub mod sampler;
 pub mod seam;
 pub mod stages;
 pub mod text;
+pub mod upscaler;
 pub mod video;
 pub mod weights;
 pub mod windows;

@@ -47,6 +47,11 @@ impl Conv3d {
         Ok(Self { weight: Matrix::new(rows), bias, kernel: [kt, kh, kw], inputs, stride })
     }
 
+    /// Frames that its kernel spans.
+    pub fn frames(&self) -> usize {
+        self.kernel[0]
+    }
+
     /// - `x`: (b, f + kt - 1, h, w, in), padded in time. Returns (b, ceil(f / st), ceil(h / sh), ceil(w / sw), out).
     pub fn forward(&self, x: &Tensor, around: Around) -> Result<Tensor> {
         let tracked = self.bias.track_op()

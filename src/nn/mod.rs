@@ -8,6 +8,7 @@
 pub mod activation;
 pub mod attention;
 pub mod conv3d;
+pub mod group_norm;
 pub mod kernel;
 pub mod linear;
 pub mod matrix;

@@ -1,11 +1,15 @@
 //! Pictures to the model's size: Pillow's 8-bit Lanczos to the byte, the three ways to meet another aspect, and the
 //! official preparation of stills.
 
+mod bilinear;
+
 use crate::video::Frame;
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
+
+pub use bilinear::bilinear;
 
 /// How a picture meets a frame of another aspect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]

@@ -24,6 +24,11 @@ and in its metadata `config` (the config.json of the part), `about`, and the thr
     vae_090 vae_091 vae_095   the three VAE layouts, narrow, with patch size 1 to keep whole videos small
     vae_tiny           the VAE layout of the embedded model, patch size 4
     schedules          sigmas and timesteps, one Euler step of each kind, guidance
+    guidance           a transformer with self-attention left out of some blocks; STG, CFG-star and rescaling (in float64, by
+                       the formulas of LTX-Video, which diffusers lacks); steps with fresh noise
+    upscaler upscaler_2d upscaler_time   latent upscalers, single files that `--upscaler` opens (weights without `weights.`);
+                       the first one also AdaIN, tone mapping, group norm, torch's bilinear resizing, and two-pass runs of the
+                       checkpoint in pipeline_095 (`cases` as there)
     pipeline_090 pipeline_091 pipeline_095   tiny checkpoints from prompt to frames: single files that `reel generate
                        --model` opens (the weights without `weights.`, configurations and tokenizer in the metadata);
                        `cases` in the metadata gives each case's prompt and flags, `out.<case>` its frames (f, h, w, 3)
@@ -52,11 +57,14 @@ from diffusers import (
     AutoencoderKLLTXVideo,
     FlowMatchEulerDiscreteScheduler,
     LTXConditionPipeline,
+    LTXLatentUpsamplePipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
 )
+from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
 from diffusers.models.transformers.transformer_ltx import LTXVideoRotaryPosEmbed
 from diffusers.pipelines.ltx.pipeline_ltx_condition import (
+    LTXVideoCondition,
     calculate_shift,
     linear_quadratic_schedule,
     rescale_noise_cfg,
@@ -448,6 +456,82 @@ def schedules():
                   "config holds three scheduler_config.json by name", config, build, inputs, run)
 
 
+class OwnValues:
+    """Attention's output replaced by its values: `attention_values` of LTX-Video."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None):
+        return attn.to_out[1](attn.to_out[0](attn.to_v(hidden_states)))
+
+
+def guidance():
+    rng = generator(9)
+    f, h, w, l = 2, 3, 5, 7
+    tokens = lambda scale: scale * normal(rng, 1, 11, 6)
+    inputs = {
+        "latents": normal(rng, 1, f * h * w, 12),
+        "context": normal(rng, 1, l, 20),
+        "timestep": torch.tensor([812.5]),
+        "positive": tokens(1.0) + 0.1,
+        "negative": tokens(1.4),
+        "weakened": tokens(0.8),
+        "sample": tokens(1.0),
+        "velocity": tokens(1.0),
+        "fresh": tokens(1.0),
+        "strengths": torch.tensor([[0.0, 1.0, 0.6, 0.25, 1.0, 0.0, 0.9, 0.0, 0.0, 0.5, 0.0]]),
+    }
+
+    def build(config):
+        model = LTXVideoTransformer3DModel.from_config(config)
+        return model, saved_config(model.save_config)
+
+    def run(model, x):
+        out = {}
+        for without in ((), (1,), (0, 2)):
+            usual = [model.transformer_blocks[i].attn1.processor for i in without]
+            for i in without:
+                model.transformer_blocks[i].attn1.processor = OwnValues()
+            out["without_" + "_".join(map(str, without or ["none"]))] = model(
+                x["latents"], x["context"], x["timestep"], torch.ones(1, l), num_frames=f, height=h, width=w,
+                rope_interpolation_scale=(8 / 25, 32, 32), return_dict=False)[0]
+            for i, processor in zip(without, usual):
+                model.transformer_blocks[i].attn1.processor = processor
+
+        # scale, star, stg, rescale -> the velocity to follow
+        c, u, p = (x[name].double().numpy() for name in ("positive", "negative", "weakened"))
+        for name, (scale, star, stg, rescale) in {
+            "star": (6, True, 0, 0), "stg": (1, False, 2.5, 0), "stg_rescaled": (1, False, 2.5, 0.7),
+            "both": (3, False, 1, 0.7), "all": (8, True, 4, 0.5),
+        }.items():
+            negative = (c * u).sum() / ((u**2).sum() + 1e-8) * u if star else u
+            v = negative + scale * (c - negative) if scale > 1 else c
+            v = v + stg * (c - p)
+            if rescale:
+                v = v * (rescale * c.std(ddof=1) / v.std(ddof=1) + 1 - rescale)
+            out[name] = torch.from_numpy(v).float()
+
+        # Steps 2, 5 and 7 of eight. The scheduler draws itself: it is handed `fresh`.
+        from diffusers.schedulers import scheduling_flow_match_euler_discrete as scheduling
+        drawn, scheduling.randn_tensor = scheduling.randn_tensor, lambda *_, **__: x["fresh"]
+        for i in (2, 5, 7):
+            scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+            for name in ("plain", "per_token"):
+                retrieve_timesteps(scheduler, 8, "cpu", linear_quadratic_schedule(8) * 1000)
+                t = scheduler.timesteps[i]
+                each = torch.min(t.expand(1).unsqueeze(-1).float(), (1 - x["strengths"]) * 1000.0)
+                how = dict(per_token_timesteps=each) if name == "per_token" else {}
+                moved = scheduler.step(x["velocity"], t, x["sample"], return_dict=False, **how)[0]
+                if how:
+                    moved = torch.where((t / 1000 - 1e-6 < 1.0 - x["strengths"])[..., None], moved, x["sample"])
+                out[f"stochastic_{name}_{i}"] = moved
+        scheduling.randn_tensor = drawn
+        return out
+
+    config = dict(num_layers=3, num_attention_heads=5, attention_head_dim=6, cross_attention_dim=30,
+                  in_channels=12, out_channels=12, caption_channels=20)
+    return Golden("latent grid 2 x 3 x 5; `star` to `all` in float64, see their settings in make_goldens.py",
+                  config, build, inputs, run)
+
+
 # ---- whole pipelines ------------------------------------------------------------------------------------------------
 
 
@@ -577,8 +661,130 @@ def pipeline_095():
                     tiny_text_encoder(), dict(use_dynamic_shifting=False), cases)
 
 
+# ---- the latent upscaler, and two passes -----------------------------------------------------------------------------
+
+
+def latent_upscaler(seed, about, latents, more_inputs=None, more_outputs=None, metadata=None, **config):
+    """`more_outputs`: (model, inputs) -> outputs besides the network's own."""
+    inputs = {"latents": normal(generator(seed), *latents), **(more_inputs or {})}
+
+    def build(config):
+        model = LTXLatentUpsamplerModel.from_config(config)
+        return model, saved_config(model.save_config)
+
+    def run(model, x):
+        own = {"latents": model(x["latents"])}
+        return own | more_outputs(model, x) if more_outputs else own
+
+    config = dict(in_channels=9, mid_channels=32, num_blocks_per_stage=1) | config
+    return Golden(about, config, build, inputs, run, metadata or {}, prefix="")
+
+
+def upscaler():
+    rng = generator(20)
+    inputs = {
+        "large": 3 * normal(rng, 1, 9, 3, 8, 10) - 1,
+        "reference": 0.5 * normal(rng, 1, 9, 3, 4, 5) + 2,
+        "group_norm": 2 * normal(rng, 1, 12, 3, 4, 5) + 1,
+        "group_norm.weight": normal(rng, 12),
+        "group_norm.bias": normal(rng, 12),
+        "picture": torch.rand(1, 3, 7, 11, generator=rng),
+        "still": (torch.rand(64, 112, 3, generator=rng) * 255).round().to(torch.uint8),
+    }
+    decode = {"decode-timestep": 0.05, "decode-noise": 0.025}
+    two = {"size": "112x64", "guidance": 1, "sigmas": "1,0.9937,0.975,0.725", "second-sigmas": "0.9,0.5", **decode}
+    cases = {
+        "two_passes": {"prompt": "a ball rolls", "frames": 9, "fps": 24, "seed": 21, **two},
+        "two_guided_passes": {"prompt": "a ball rolls", "negative": "dark", "frames": 9, "fps": 30, "seed": 22,
+                              **two, "size": "64x112", "guidance": 3, "guidance-rescale": 0.5, "tone-map": 0.6,
+                              "adain": 0.4},
+        "two_passes_from_a_still": {"prompt": "the ball in the sand", "frames": 9, "fps": 24, "seed": 23,
+                                    "keyframe": ["still.png@0", "still.png@8:0.6"], **two},
+    }
+
+    def outputs(model, x):
+        pipe = LTXLatentUpsamplePipeline
+        out = {f"adain_{factor}": pipe.adain_filter_latent(None, x["large"], x["reference"], factor)
+               for factor in (0.3, 0.7, 1.0)}
+        out |= {f"tone_map_{ratio}": pipe.tone_map_latents(None, x["large"], ratio) for ratio in (0.6, 1.0)}
+        out["group_norm"] = torch.nn.functional.group_norm(
+            x["group_norm"], 4, x["group_norm.weight"], x["group_norm.bias"], 1e-5)
+        for width, height in ((5, 3), (16, 13), (11, 20)):
+            out[f"bilinear_{width}x{height}"] = bilinear(x["picture"], width, height)
+        return out | {name: two_passes(model, x["still"], case) for name, case in cases.items()}
+
+    flags = lambda case: [word for name, value in case.items() if name != "prompt"
+                          for one in (value if isinstance(value, list) else [value]) for word in (f"--{name}", str(one))]
+    told = {name: {"prompt": case["prompt"], "flags": flags(case)} for name, case in cases.items()}
+    return latent_upscaler(19, "latent upscaler as released, narrow", (1, 9, 3, 4, 5), inputs, outputs,
+                           {"cases": json.dumps(told)})
+
+
+def upscaler_2d():
+    return latent_upscaler(24, "latent upscaler that looks at each frame by itself", (1, 9, 2, 3, 5), dims=2)
+
+
+def upscaler_time():
+    return latent_upscaler(25, "latent upscaler of time alone", (1, 9, 3, 5, 4), spatial_upsample=False,
+                           temporal_upsample=True)
+
+
+def bilinear(pictures, width, height):
+    return torch.nn.functional.interpolate(pictures, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def two_passes(model, still, case):
+    """Diffusers' pipelines put together as LTX-Video's script does it; the tones are compressed last, as there."""
+    with safe_open(HERE / "pipeline_095.safetensors", "pt") as file:
+        metadata, weights = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    source = pipeline_095()
+    parts, _ = source.build(source.config)
+    load(parts, {name: tensor for name, tensor in weights.items() if not name.startswith("out.")})
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(metadata["tokenizer"]), pad_token="<pad>",
+                                        eos_token="</s>", unk_token="<unk>")
+    vae = parts["vae"]
+    pipe = LTXConditionPipeline(scheduler=FlowMatchEulerDiscreteScheduler(), vae=vae, tokenizer=tokenizer,
+                                text_encoder=parts["text_encoder"], transformer=parts["model"]["diffusion_model"])
+    upsample = LTXLatentUpsamplePipeline(vae=vae, latent_upsampler=model)
+    for made in (pipe, upsample):
+        made.set_progress_bar_config(disable=True)
+    width, height = map(int, case["size"].split("x"))
+    first = [int(side * 0.6666666) // vae.spatial_compression_ratio * vae.spatial_compression_ratio
+             for side in (width, height)]
+    levels = [[float(sigma) * 1000 for sigma in case[name].split(",")] for name in ("sigmas", "second-sigmas")]
+    rng = generator(case["seed"])
+
+    def made(size, **more):
+        conditions = []
+        for told in case.get("keyframe", []):
+            frame, _, strength = told.partition("@")[2].partition(":")
+            small = bilinear(still.permute(2, 0, 1)[None] / 255, *size)
+            conditions.append(LTXVideoCondition(image=small, frame_index=int(frame), strength=float(strength or 1)))
+        return pipe(conditions=conditions or None, prompt=case["prompt"], negative_prompt=case.get("negative"),
+                    width=size[0], height=size[1], num_frames=case["frames"], frame_rate=case["fps"],
+                    guidance_scale=case["guidance"], guidance_rescale=case.get("guidance-rescale", 0.0),
+                    image_cond_noise_scale=0.15, generator=rng, output_type="latent", **more).frames
+
+    latents = made(first, timesteps=levels[0])
+    latents = upsample(latents=latents, adain_factor=case.get("adain", 1.0), output_type="latent", height=32, width=32).frames
+    # The first of the levels is left out again: `denoise_strength` has to be below 1 for the latents to be read.
+    count = len(levels[1])
+    latents = made([2 * side for side in first], latents=latents, timesteps=[1000.0, *levels[1]],
+                   denoise_strength=(count + 0.5) / (count + 1))
+    statistics = (vae.latents_mean, vae.latents_std)
+    latents = pipe._denormalize_latents(latents, *statistics)
+    scale = case["decode-noise"]
+    latents = (1 - scale) * latents + scale * torch.randn(latents.shape, generator=rng)
+    if "tone-map" in case:
+        latents = upsample.tone_map_latents(pipe._normalize_latents(latents, *statistics), case["tone-map"])
+        latents = pipe._denormalize_latents(latents, *statistics)
+    video = vae.decode(latents, torch.tensor([case["decode-timestep"]]), return_dict=False)[0]
+    pictures = (video[0].transpose(0, 1) / 2 + 0.5).clamp(0, 1)  # (f, 3, h, w)
+    return (bilinear(pictures, width, height).permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
+
+
 GOLDENS = [t5, transformer_block, transformer, rope, vae_090, vae_091, vae_095, vae_tiny, schedules,
-           pipeline_090, pipeline_091, pipeline_095, lora]
+           pipeline_090, pipeline_091, pipeline_095, lora, guidance, upscaler, upscaler_2d, upscaler_time]
 
 
 # ---- text for the tests inside src ----------------------------------------------------------------------------------

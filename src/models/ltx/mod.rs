@@ -3,6 +3,7 @@
 pub mod config;
 pub mod names;
 pub mod transformer;
+pub mod upscaler;
 pub mod vae;
 
 use config::{VaeConfig, VaeVersion};
