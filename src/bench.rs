@@ -455,6 +455,7 @@ fn whole(timer: &Timer, cell: &Cell, compute: &Compute) -> Result<Timed> {
         frames: Some(cell.clip.frames),
         seed: Some(7),
         fit: Fit::default(),
+        upscaler: Some("none".to_string()),
         ..Request::default()
     };
     let mut sum = Way { math: Math::F32, blocks: None };

@@ -77,6 +77,8 @@ struct Parts {
     /// Whether the file's name alone says that the model is distilled.
     distilled: bool,
     notes: Vec<String>,
+    /// Length of the file, where it is one.
+    bytes: Option<u64>,
 }
 
 impl Checkpoint {
@@ -161,8 +163,13 @@ impl Checkpoint {
             head_dim: transformer.head_dim,
             // a GGUF file seldom says how it was distilled, and its name does
             allowed_steps: parts.allowed_sigmas.as_deref().or(parts.distilled.then_some(&[1.0])),
+            bytes: parts.bytes,
         };
         let entry = catalogue::matching(&facts);
+        let doubles = entry.map(|entry| catalogue::doubles(entry, &facts)).unwrap_or_default();
+        if let (Some(entry), Some(other)) = (entry, doubles.first()) {
+            notes.push(format!("`{}` and `{}` look alike: it is run as the former", entry.name, other.name));
+        }
         let convention = Convention::of(vae);
         if parts
             .class
@@ -297,6 +304,7 @@ fn directory(dir: &Path, with_text: bool, vae: Option<(VaeConfig, Tensors)>) -> 
         tokenizer: tokenizer.map(|path| Tokenizer::open(&path)).transpose()?,
         distilled: false,
         notes: vec![],
+        bytes: None,
     })
 }
 
@@ -376,5 +384,6 @@ fn single_file(tensors: Tensors, path: Option<&Path>, vae: Option<(VaeConfig, Te
         tokenizer,
         distilled: config.is_none() && stem.is_some_and(|stem| stem.contains("distilled")),
         notes,
+        bytes: path.and_then(|path| path.metadata().ok()).map(|file| file.len()),
     })
 }

@@ -4,7 +4,7 @@ use crate::geometry::{Geometry, Grid};
 use crate::models::ltx::Convention;
 use crate::models::ltx::vae::{LatentStatistics, Posterior};
 use crate::noise::Noise;
-use crate::sampler::euler;
+use crate::sampler::{euler, stochastic};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
@@ -41,6 +41,23 @@ pub struct Condition {
     pub clean: Clean,
 }
 
+/// Latents that a pass begins from in place of pure noise.
+pub struct Start {
+    /// (1, f, h, w, c), normalised, f32.
+    pub latents: Tensor,
+    /// Noise level of its first step.
+    pub sigma: f64,
+}
+
+impl Start {
+    /// - `noise`: (1, tokens, c), as is what comes back.
+    /// - Source: diffusers `pipelines/ltx/pipeline_ltx_condition.py`, `prepare_latents`, at 58eb52c; LTX-Video has the same.
+    fn noised(&self, noise: &Tensor) -> Result<Tensor> {
+        let clean = self.latents.reshape(noise.shape())?;
+        Ok(((noise * self.sigma)? + (clean * (1.0 - self.sigma as f32) as f64)?)?)
+    }
+}
+
 /// What a video's tokens stand for.
 pub struct Layout {
     pub convention: Convention,
@@ -65,6 +82,7 @@ pub struct Tokens {
 
 impl Tokens {
     /// Draws a video's noise and lays its conditions out in it.
+    /// - `start`: latents to begin from, under noise; `None`: nothing but noise.
     /// - `noise`: drawn from as the reference does. `text`: first each still, then the video; `condition`: first the video,
     ///   then for each condition its latents and, at later frames, the noise beside them.
     /// - Source: diffusers `pipelines/ltx/pipeline_ltx_condition.py` and `pipeline_ltx_image2video.py`, `prepare_latents`,
@@ -72,6 +90,7 @@ impl Tokens {
     pub fn new(
         layout: &Layout,
         conditions: &[Condition],
+        start: Option<&Start>,
         statistics: &LatentStatistics,
         noise: &mut Noise,
     ) -> Result<Self> {
@@ -87,6 +106,10 @@ impl Tokens {
             }
         }
         let latents = draw(noise, grid.tokens(), *channels)?.to_device(device)?;
+        let latents = match start {
+            Some(start) => start.noised(&latents)?,
+            None => latents,
+        };
         let mut tokens = Self { latents, strengths: vec![], positions, extra: 0 };
         if conditions.is_empty() {
             return Ok(tokens);
@@ -145,8 +168,7 @@ impl Tokens {
     /// - `latents`: the run's state. `scale`: `--image-noise`. `sigma`: noise level of the step.
     /// - Draws for all tokens, whatever their strength, as the reference does.
     pub fn with_noise(&self, latents: &Tensor, scale: f64, sigma: f64, noise: &mut Noise) -> Result<Tensor> {
-        let drawn = Tensor::from_vec(noise.normal(latents.elem_count()), latents.shape(), &Device::Cpu)?;
-        let drawn = drawn.to_device(latents.device())?;
+        let drawn = draw_like(latents, noise)?;
         let noised = (&self.latents + (drawn * (scale * sigma * sigma))?)?;
         let held: Vec<u8> = self.strengths.iter().map(|&s| (s > HELD) as u8).collect();
         choose(&held, &noised, latents)
@@ -162,7 +184,8 @@ impl Tokens {
     }
 
     /// One step of every token from its own noise level to the next lower one of the schedule; held tokens stay.
-    /// - `sigmas`: the whole schedule. `timesteps`: of [`Tokens::timesteps`] at step `i`.
+    /// - `sigmas`: the whole schedule. `timesteps`: of [`Tokens::timesteps`] at step `i`. `fresh`: noise for every token, where
+    ///   steps are stochastic (see [`stochastic`]).
     /// - Source: diffusers `schedulers/scheduling_flow_match_euler_discrete.py`, `step` (per-token branch), and
     ///   `pipelines/ltx/pipeline_ltx_condition.py`, `__call__`, at 58eb52c.
     pub fn step(
@@ -172,18 +195,29 @@ impl Tokens {
         sigmas: &[f64],
         i: usize,
         timesteps: &[f32],
+        fresh: Option<&Tensor>,
     ) -> Result<Tensor> {
         if self.strengths.is_empty() {
-            return euler(latents, velocity, sigmas[i], sigmas[i + 1]);
+            return match fresh {
+                Some(fresh) => stochastic(latents, velocity, fresh, sigmas[i], sigmas[i + 1]),
+                None => euler(latents, velocity, sigmas[i], sigmas[i + 1]),
+            };
         }
         const SLACK: f32 = 1e-6;
         let sigmas: Vec<f32> = sigmas.iter().map(|&s| s as f32).collect();
-        let dt = timesteps.iter().map(|t| {
-            let own = t / 1000.0;
-            own - sigmas.iter().copied().filter(|&s| s < own - SLACK).fold(0.0, f32::max)
-        });
-        let dt = Tensor::from_iter(dt, latents.device())?.reshape((1, (), 1))?; // (1, tokens, 1)
-        let moved = (latents - velocity.broadcast_mul(&dt)?)?;
+        let next = |own: f32| sigmas.iter().copied().filter(|&s| s < own - SLACK).fold(0.0, f32::max);
+        let own = || timesteps.iter().map(|t| t / 1000.0);
+        let each = |values: &mut dyn Iterator<Item = f32>| {
+            Tensor::from_iter(values, latents.device())?.reshape((1, (), 1)) // (1, tokens, 1)
+        };
+        let moved = match fresh {
+            Some(fresh) => {
+                let clean = (latents - velocity.broadcast_mul(&each(&mut own())?)?)?;
+                let (kept, noised) = (each(&mut own().map(|s| 1.0 - next(s)))?, each(&mut own().map(next))?);
+                (clean.broadcast_mul(&kept)? + fresh.broadcast_mul(&noised)?)?
+            }
+            None => (latents - velocity.broadcast_mul(&each(&mut own().map(|s| s - next(s)))?)?)?,
+        };
         let free: Vec<u8> = self.strengths.iter().map(|s| (sigmas[i] - SLACK < 1.0 - s) as u8).collect();
         choose(&free, &moved, latents)
     }
@@ -193,6 +227,12 @@ impl Tokens {
 pub fn draw(noise: &mut Noise, tokens: usize, channels: usize) -> Result<Tensor> {
     let drawn = Tensor::from_vec(noise.normal(channels * tokens), (1, channels, tokens), &Device::Cpu)?;
     Ok(drawn.transpose(1, 2)?.contiguous()?)
+}
+
+/// Noise for every value of `latents`, drawn in the order in which they lie.
+pub fn draw_like(latents: &Tensor, noise: &mut Noise) -> Result<Tensor> {
+    let drawn = Tensor::from_vec(noise.normal(latents.elem_count()), latents.shape(), &Device::Cpu)?;
+    Ok(drawn.to_device(latents.device())?)
 }
 
 /// Token by token: `yes` where `mask` is 1, else `no`.

@@ -1,23 +1,23 @@
 //! The story: a prompt is encoded, what it is to hold to is encoded, noise is drawn and denoised, latents are decoded, frames
 //! are written. Each stage is opened when it is needed and freed before the next (see `stages`).
 
+mod denoise;
+mod two_passes;
+
 use crate::checkpoint::Checkpoint;
-use crate::condition::{Clean, Condition, Tokens};
 use crate::device::{self, Compute, Quantize};
 use crate::geometry::{Extent, Geometry, Grid};
 use crate::inputs::{self, Held};
 use crate::models::ltx::Convention;
-use crate::models::ltx::vae::Posterior;
-use crate::noise::Noise;
 use crate::plan;
 use crate::progress::{Mode, Progress, human_seconds};
-use crate::request::{Levels, Request, Settings, default_size};
-use crate::sampler::{Schedule, State};
+use crate::request::{Request, Settings, default_size};
 use crate::stages::Stages;
+use crate::upscaler::Upscaler;
 use crate::video::Frame;
 use crate::video::write::{Format, Target, Writer};
 use crate::weights::catalogue::RunDefaults;
-use crate::windows::{self, ChannelStatistics, Direction, Window};
+use crate::windows::{self, Direction, Window};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use serde_json::json;
@@ -31,7 +31,12 @@ pub struct Take {
     pub settings: Settings,
     checkpoint: Checkpoint,
     compute: Compute,
+    /// The clip in whole latents.
     legal: Extent,
+    /// What each pass makes: all of it, or first a smaller one.
+    canvases: Vec<Extent>,
+    /// Between two passes.
+    upscaler: Option<Upscaler>,
     /// Tokens of each scene's prompt.
     prompts: Vec<Vec<u32>>,
     /// Tokens of the negative prompt, where guidance asks for it.
@@ -118,7 +123,10 @@ impl Take {
         let seed = request.seed.unwrap_or_else(fresh_seed);
         let defaults = checkpoint.run_defaults();
         let allowed = checkpoint.allowed_sigmas.as_deref();
-        let settings = Settings::decide(request, &defaults, allowed, convention, size, seed)?;
+        let upscaler = two_passes::upscaler(request, checkpoint.entry, checkpoint.vae.0.latent_channels, convention)?;
+        let settings = Settings::decide(request, &defaults, allowed, convention, size, upscaler.is_some(), seed)?;
+        let blocks = checkpoint.transformer.0.layers;
+        settings.passes.iter().try_for_each(|pass| pass.check(blocks))?;
         if request.seed.is_none() {
             progress.note(&format!("seed {seed}"));
         } else if seed > u32::MAX as u64 {
@@ -135,17 +143,20 @@ impl Take {
                 a.width, a.height, a.frames, l.width, l.height, l.frames
             ));
         }
-        let once = geometry.legal(Extent { frames: settings.window.clamp(1, legal.frames), ..legal });
-        plan::check_memory(&checkpoint, once, &compute)?;
+        let canvases = match &upscaler {
+            Some(_) => two_passes::canvases(legal, geometry, &settings, progress)?,
+            None => vec![legal],
+        };
+        for canvas in &canvases {
+            let once = geometry.legal(Extent { frames: settings.window.clamp(1, canvas.frames), ..*canvas });
+            plan::check_memory(&checkpoint, once, &compute)?;
+        }
         let mut held = inputs::held(request, &settings, legal, geometry, progress)?;
         held.extend(more);
         if !held.is_empty() {
             checkpoint.check_encoder()?;
         }
         idle_flags(request, &settings, &checkpoint, held.is_empty()).iter().for_each(|note| progress.note(note));
-        if let Levels::Sigmas(sigmas) = &settings.levels {
-            Schedule::explicit(sigmas)?;
-        }
         let encode = |text: &str, which: &str| {
             let encoded = checkpoint.tokenizer.encode(text, convention.max_tokens())?;
             if let Some(unread) = &encoded.unread {
@@ -160,7 +171,7 @@ impl Take {
         for shot in &mut shots {
             shot.cut(settings.window, &held, geometry, direction)?;
         }
-        Ok(Self { settings, checkpoint, compute, legal, prompts, negative, held, shots, direction })
+        Ok(Self { settings, checkpoint, compute, legal, canvases, upscaler, prompts, negative, held, shots, direction })
     }
 
     fn stages<'a>(&'a self, progress: &'a Progress) -> Stages<'a> {
@@ -177,7 +188,9 @@ impl Take {
         let prompts: Vec<Vec<u32>> = self.prompts.iter().chain(&self.negative).cloned().collect();
         let texts = stages.encode_text(&prompts)?;
         let clips: Vec<&[Frame]> = self.held.iter().map(|held| held.frames.as_slice()).collect();
-        let posteriors = stages.encode_clips(&clips)?;
+        let size = |canvas: &Extent| (canvas.width, canvas.height);
+        let posteriors = self.canvases.iter().map(|canvas| stages.encode_clips(&clips, size(canvas)));
+        let posteriors = posteriors.collect::<Result<_>>()?;
         let (latents, mut noise) = self.denoise(&stages, &texts, posteriors)?;
         latents.iter().map(|latents| stages.decoder_input(latents, &mut noise)).collect()
     }
@@ -222,77 +235,6 @@ impl Take {
         })?;
         let start = from * geometry.time; // the pixel frame that the part's first one stands for
         Ok(frames.into_iter().skip(first - start).take(last + 1 - first).collect())
-    }
-
-    /// Noise -> latents, window by window: (1, f, h, w, c) a scene.
-    fn denoise(&self, stages: &Stages, texts: &[Tensor], posteriors: Vec<Posterior>) -> Result<(Vec<Tensor>, Noise)> {
-        let geometry = self.checkpoint.geometry();
-        let schedule =
-            |shot: &Shot, window: &Window| stages.schedule(Grid { frames: window.frames, ..shot.grid }.tokens());
-        let statistics = stages.statistics()?;
-        let mut noise = Noise::new(self.settings.seed);
-        let mut conditions: Vec<(&Held, Posterior)> = self.held.iter().zip(posteriors).collect();
-        let mut steps = 0;
-        for shot in &self.shots {
-            for window in &shot.windows {
-                steps += schedule(shot, window)?.steps();
-            }
-        }
-        let mut stage = stages.progress.stage("denoise", steps);
-        let denoiser = stages.denoiser(&texts[..self.prompts.len()], texts.get(self.prompts.len()))?;
-        let mut all = vec![];
-        for (scene, shot) in self.shots.iter().enumerate() {
-            let Grid { height, width, .. } = shot.grid;
-            let mut made: Option<Tensor> = None; // (1, f, h, w, c)
-            let mut reference: Option<ChannelStatistics> = None;
-            for window in &shot.windows {
-                let layout = stages.layout(Grid { frames: window.frames, ..shot.grid });
-                let fresh = window.fresh(self.direction);
-                let mut here: Vec<Condition> = self.carried(&made, window)?.into_iter().collect();
-                let (now, later) = conditions.into_iter().partition(|(held, _)| {
-                    shot.holds(held) && fresh.contains(&geometry.latent_frame(held.frame - shot.start))
-                });
-                conditions = later;
-                here.extend(Vec::from_iter(now).into_iter().map(|(held, posterior): (&Held, _)| Condition {
-                    frame: held.frame - shot.start - window.start * geometry.time,
-                    strength: held.strength,
-                    clean: Clean::Encoded(posterior),
-                }));
-                let tokens = Tokens::new(&layout, &here, &statistics, &mut noise)?;
-                let State { latents, noise: after } =
-                    denoiser.run(&tokens, scene, &schedule(shot, window)?, noise, &mut stage)?;
-                noise = after;
-                let plane = height * width;
-                let latents = latents.narrow(1, (fresh.start - window.start) * plane, fresh.len() * plane)?;
-                let latents = match &reference {
-                    Some(reference) if self.settings.drift_match => reference.impose(&latents)?,
-                    _ => {
-                        reference = Some(ChannelStatistics::of(&latents)?);
-                        latents
-                    }
-                };
-                let latents = latents.reshape((1, fresh.len(), height, width, layout.channels))?;
-                made = Some(match (made, self.direction) {
-                    (Some(made), Direction::Forward) => Tensor::cat(&[&made, &latents], 1)?,
-                    (Some(made), Direction::Back) => Tensor::cat(&[&latents, &made], 1)?,
-                    (None, _) => latents,
-                });
-            }
-            all.extend(made);
-        }
-        stage.finish();
-        Ok((all, noise))
-    }
-
-    /// What a window goes on from: the latents beside it that were made before.
-    fn carried(&self, made: &Option<Tensor>, window: &Window) -> Result<Option<Condition>> {
-        let Some(made) = made else { return Ok(None) };
-        let (first, frame) = match self.direction {
-            Direction::Forward => (window.start, 0),
-            Direction::Back => (0, window.added() * self.checkpoint.geometry().time),
-        };
-        let latents = made.narrow(1, first, window.carried)?.contiguous()?;
-        Ok(Some(Condition { frame, strength: 1.0, clean: Clean::Made(latents) }))
     }
 }
 
@@ -442,15 +384,32 @@ fn say_quantized(checkpoint: &Checkpoint, quantize: Quantize, progress: &Progres
 /// Flags that do nothing in this run, a line each.
 fn idle_flags(request: &Request, settings: &Settings, checkpoint: &Checkpoint, free: bool) -> Vec<String> {
     let mut notes = vec![];
+    let plans = || settings.passes.iter().map(|pass| &pass.guidance);
+    let scales = plans().flat_map(|plan| plan.scale.values());
+    let most = scales.fold(0.0f64, |a, &b| a.max(b));
+    let stg = plans().any(|plan| plan.needs_stg());
     if settings.negative.is_none() {
         if request.negative.is_some() {
-            notes.push(format!(
-                "--negative has no effect: guidance is {}, and the negative prompt is used above 1",
-                settings.guidance
-            ));
+            notes
+                .push(format!("--negative has no effect: guidance is {most}, and the negative prompt is used above 1"));
         }
-        if request.guidance_rescale.is_some_and(|x| x > 0.0) {
-            notes.push(format!("--guidance-rescale has no effect: guidance is {}", settings.guidance));
+        if request.cfg_star == Some(true) {
+            notes.push(format!("--cfg-star has no effect: guidance is {most}"));
+        }
+        if request.guidance_rescale.is_some_and(|x| x > 0.0) && !stg {
+            notes.push(format!("--guidance-rescale has no effect: guidance is {most}"));
+        }
+    }
+    if request.stg_blocks.is_some() && !stg {
+        notes.push("--stg-blocks has no effect: --stg is 0".to_string());
+    }
+    if settings.passes.len() == 1 {
+        for (given, flag) in
+            [(request.second_sigmas.is_some(), "--second-sigmas"), (request.adain.is_some(), "--adain")]
+        {
+            if given {
+                notes.push(format!("{flag} has no effect: there is one pass"));
+            }
         }
     }
     if !checkpoint.vae.0.timestep_conditioning {

@@ -44,6 +44,14 @@ impl Geometry {
         }
     }
 
+    /// The first of two passes: sides in whole latents, rounded down, so a small one may come to nothing.
+    /// - `legal`: the whole. `factor`: sides of the first pass, of the whole.
+    /// - Source: LTX-Video `pipelines/pipeline_ltx_video.py`, `LTXMultiScalePipeline.__call__`, at 5260738.
+    pub fn shrunk(&self, legal: Extent, factor: f64) -> Extent {
+        let side = |side: usize| (side as f64 * factor) as usize / self.space * self.space;
+        Extent { width: side(legal.width), height: side(legal.height), ..legal }
+    }
+
     /// The latent grid of a legal clip.
     pub fn grid(&self, legal: Extent) -> Grid {
         Grid {
@@ -102,6 +110,13 @@ mod tests {
         assert_eq!(legal(704, 480, 161), (704, 480, 161));
         assert_eq!(legal(720, 481, 12), (736, 512, 17));
         assert_eq!(legal(1, 1, 1), (32, 32, 1));
+    }
+
+    #[test]
+    fn a_first_pass_is_rounded_down() {
+        let shrunk = |width, height| LTX.shrunk(Extent { width, height, frames: 9 }, 0.6666666);
+        assert_eq!(shrunk(1216, 704), Extent { width: 800, height: 448, frames: 9 });
+        assert_eq!((shrunk(96, 64).width, shrunk(96, 32).height), (32, 0)); // two thirds of 96 are less than 64
     }
 
     #[test]

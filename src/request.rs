@@ -6,7 +6,8 @@ use crate::checkpoint::Sources;
 use crate::device::{Dtype, Quantize};
 use crate::geometry::Extent;
 use crate::models::ltx::Convention;
-use crate::sampler::{Guidance, Schedule};
+use crate::passes::{self, Pass, Upscaling};
+use crate::sampler::Schedule;
 use crate::video::resize::Fit;
 use crate::weights::catalogue::RunDefaults;
 use anyhow::{Result, ensure};
@@ -43,6 +44,15 @@ pub struct Request {
     pub sigmas: Option<Vec<f64>>,
     pub guidance: Option<f64>,
     pub guidance_rescale: Option<f64>,
+    pub stg: Option<f64>,
+    pub stg_blocks: Option<Vec<usize>>,
+    pub cfg_star: Option<bool>,
+    pub stochastic: Option<bool>,
+    /// A file or a directory, or `none`.
+    pub upscaler: Option<String>,
+    pub second_sigmas: Option<Vec<f64>>,
+    pub adain: Option<f64>,
+    pub tone_map: Option<f64>,
     pub image: Option<PathBuf>,
     pub last_image: Option<PathBuf>,
     pub keyframe: Vec<Keyframe>,
@@ -172,6 +182,9 @@ impl Request {
         range(self.seconds, "--seconds", 0.001, 86_400.0)?;
         range(self.guidance, "--guidance", 0.0, 1000.0)?;
         range(self.guidance_rescale, "--guidance-rescale", 0.0, 1.0)?;
+        range(self.stg, "--stg", 0.0, 1000.0)?;
+        range(self.adain, "--adain", 0.0, 1.0)?;
+        range(self.tone_map, "--tone-map", 0.0, 1.0)?;
         range(self.image_noise, "--image-noise", 0.0, 1.0)?;
         if let Some(crf) = self.image_crf {
             ensure!(crf <= 51, "--image-crf {crf}: it has to be 0 to 51");
@@ -191,22 +204,21 @@ impl Request {
         if let Some(n) = self.steps {
             ensure!((1..=MOST_STEPS).contains(&n), "--steps {n}: it has to be 1 to {MOST_STEPS}");
         }
-        if let Some(sigmas) = &self.sigmas {
-            let shown = || format!("--sigmas {}", sigmas.iter().map(f64::to_string).collect::<Vec<_>>().join(","));
+        for (sigmas, flag) in [(&self.sigmas, "--sigmas"), (&self.second_sigmas, "--second-sigmas")] {
+            let Some(sigmas) = sigmas else { continue };
+            let shown = || format!("{flag} {}", sigmas.iter().map(f64::to_string).collect::<Vec<_>>().join(","));
             Schedule::explicit(sigmas).map_err(|e| anyhow::anyhow!("{}: {e}", shown()))?;
+            ensure!(
+                flag == "--sigmas" || sigmas[0] < 1.0,
+                "{}: it has to begin below 1, where something of the first pass is left",
+                shown()
+            );
         }
         if let Some(quality) = self.quality {
             ensure!((1..=100).contains(&quality), "--quality {quality}: it has to be 1 to 100");
         }
         Ok(())
     }
-}
-
-/// How the noise levels of a run are found.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Levels {
-    Steps(usize),
-    Sigmas(Vec<f64>),
 }
 
 /// A run with nothing left open but what depends on the model's tensors.
@@ -219,9 +231,11 @@ pub struct Settings {
     pub convention: Convention,
     pub clip: Extent,
     pub fps: f64,
-    pub levels: Levels,
-    pub guidance: f64,
-    pub guidance_rescale: f64,
+    /// One, or two with the upscaler between.
+    pub passes: Vec<Pass>,
+    pub upscaling: Upscaling,
+    /// Whether each step draws fresh noise.
+    pub stochastic: bool,
     pub image_noise: f64,
     pub image_crf: u8,
     /// Frames that the model makes at once; longer clips are made of overlapping windows.
@@ -235,7 +249,7 @@ pub struct Settings {
 
 /// Diffusers' own defaults.
 /// - Source: diffusers `pipelines/ltx/pipeline_ltx.py` and `pipeline_ltx_condition.py`, `__call__`, at 58eb52c.
-const DIFFUSERS: (Extent, f64, usize, f64) = (Extent { width: 704, height: 512, frames: 161 }, 25.0, 50, 3.0);
+const DIFFUSERS: (Extent, f64) = (Extent { width: 704, height: 512, frames: 161 }, 25.0);
 /// Visually lossless, or nearly.
 const QUALITY: u8 = 85;
 /// The longest clip that LTX-Video's README recommends to make at once.
@@ -244,7 +258,7 @@ pub const WINDOW: usize = 257;
 impl Settings {
     /// Fills a request up.
     /// - `model`: run defaults of the model's entry. `allowed`: noise levels that the checkpoint itself names. `size`: width
-    ///   and height where none were asked for and a still or clip gives them.
+    ///   and height where none were asked for and a still or clip gives them. `two`: whether an upscaler goes between two passes.
     /// - Errors when the clip comes out with no or too many frames.
     pub fn decide(
         request: &Request,
@@ -252,9 +266,10 @@ impl Settings {
         allowed: Option<&[f64]>,
         convention: Convention,
         size: Option<(usize, usize)>,
+        two: bool,
         seed: u64,
     ) -> Result<Self> {
-        let (_, fps, steps, guidance) = DIFFUSERS;
+        let (_, fps) = DIFFUSERS;
         let fps = request.fps.or(model.fps).unwrap_or(fps);
         let (width, height) = request.size.or(size).unwrap_or_else(|| default_size(model));
         let frames = match (request.frames, request.seconds) {
@@ -267,22 +282,13 @@ impl Settings {
             "--seconds {} at {fps} frames a second are {frames} frames; at most {MOST_FRAMES} are made",
             request.seconds.unwrap_or(0.0)
         );
-        let levels = match (request.steps, &request.sigmas) {
-            (Some(n), _) => Levels::Steps(n),
-            (None, Some(sigmas)) => Levels::Sigmas(sigmas.clone()),
-            (None, None) => match (allowed, &model.sigmas) {
-                (Some(sigmas), _) => Levels::Sigmas(sigmas.to_vec()),
-                (None, Some(sigmas)) => Levels::Sigmas(sigmas.clone()),
-                (None, None) => Levels::Steps(model.steps.unwrap_or(steps)),
-            },
-        };
-        let guidance = request.guidance.or(model.guidance).unwrap_or(guidance);
+        let passes = passes::decide(request, model, allowed, two)?;
         let decode_timestep = request.decode_timestep.or(model.decode_timestep).unwrap_or(0.0);
         // a given timestep takes its own noise along, unless the catalogue knows better for just that timestep
         let known_noise =
             model.decode_noise.filter(|_| request.decode_timestep.is_none_or(|t| Some(t) == model.decode_timestep));
         let negative = request.negative.clone().or(model.negative.clone()).unwrap_or_default();
-        let guided = Guidance { scale: guidance, rescale: 0.0 }.active();
+        let guided = passes.iter().any(|pass| pass.guidance.needs_negative());
         let mut scenes = request.prompt_at.clone();
         if scenes.first().is_none_or(|scene| scene.at > 0.0) {
             scenes.insert(0, Scene { at: 0.0, prompt: request.prompt.clone() });
@@ -297,9 +303,9 @@ impl Settings {
             convention,
             clip: Extent { width, height, frames },
             fps,
-            levels,
-            guidance,
-            guidance_rescale: request.guidance_rescale.or(model.guidance_rescale).unwrap_or(0.0),
+            passes,
+            upscaling: Upscaling::decide(request, model),
+            stochastic: request.stochastic.or(model.stochastic).unwrap_or(false),
             image_noise: request.image_noise.or(model.image_noise).unwrap_or(image_noise),
             image_crf: request.image_crf.or(model.image_crf.map(|crf| crf as u8)).unwrap_or(0),
             window: request.window.or(model.window).unwrap_or(WINDOW),
@@ -314,7 +320,7 @@ impl Settings {
 
 /// Width and height of a run that says neither.
 pub fn default_size(model: &RunDefaults) -> (usize, usize) {
-    let (extent, ..) = DIFFUSERS;
+    let (extent, _) = DIFFUSERS;
     (model.width.unwrap_or(extent.width), model.height.unwrap_or(extent.height))
 }
 
@@ -326,6 +332,7 @@ pub fn default_frames(model: &RunDefaults) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::passes::Levels;
 
     #[test]
     fn a_request_goes_through_json_unchanged() {
@@ -372,9 +379,10 @@ mod tests {
             ..Default::default()
         };
         let decide =
-            |request: &Request| Settings::decide(request, &model, None, Convention::Condition, None, 1).unwrap();
+            |request: &Request| Settings::decide(request, &model, None, Convention::Condition, None, false, 1).unwrap();
         let plain = decide(&Request::default());
-        assert_eq!((plain.clip.frames, plain.clip.width, plain.levels), (17, 704, Levels::Steps(16)));
+        let levels = Levels::Steps { steps: 16, skip_initial: 0, skip_final: 0 };
+        assert_eq!((plain.clip.frames, plain.clip.width, &plain.passes[0].levels), (17, 704, &levels));
         assert_eq!((plain.decode_timestep, plain.decode_noise), (0.05, 0.025));
         let asked = decide(&Request {
             seconds: Some(2.0),

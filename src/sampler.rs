@@ -27,6 +27,17 @@ impl Schedule {
         self.timesteps.len()
     }
 
+    /// Without its first and its last steps: what is left still ends in 0.
+    /// - Errors when nothing is left.
+    /// - Source: LTX-Video `pipelines/pipeline_ltx_video.py`, `retrieve_timesteps`, at 5260738.
+    pub fn without(self, first: usize, last: usize) -> Result<Self> {
+        let steps = self.steps();
+        ensure!(first + last < steps, "of {steps} steps {} cannot be left out", first + last);
+        let mut sigmas = self.sigmas[first..steps - last].to_vec();
+        sigmas.push(0.0);
+        Ok(Self { sigmas, timesteps: self.timesteps[first..steps - last].to_vec() })
+    }
+
     /// Exactly the given levels.
     /// - Errors unless they fall from at most 1 and stay above 0 (the last may be 0).
     pub fn explicit(sigmas: &[f64]) -> Result<Self> {
@@ -134,37 +145,10 @@ pub fn euler(latents: &Tensor, velocity: &Tensor, sigma: f64, next: f64) -> Resu
     Ok((latents + (velocity * dt as f64)?)?)
 }
 
-/// How strongly the prompt is followed against the negative prompt.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Guidance {
-    /// Above 1 the negative prompt is evaluated too.
-    pub scale: f64,
-    /// Share of the guided velocity that is brought back to the deviation of the unguided one.
-    pub rescale: f64,
-}
-
-impl Guidance {
-    /// Whether the negative prompt has to be evaluated.
-    pub fn active(&self) -> bool {
-        self.scale > 1.0
-    }
-
-    /// - `negative`, `positive`: velocities for the two prompts, (1, n, c) f32.
-    /// - Source: diffusers `pipelines/ltx/pipeline_ltx.py`, `__call__` and `rescale_noise_cfg`, at 58eb52c.
-    pub fn combine(&self, negative: &Tensor, positive: &Tensor) -> Result<Tensor> {
-        let guided = (negative + ((positive - negative)? * self.scale)?)?;
-        if self.rescale == 0.0 {
-            return Ok(guided);
-        }
-        let ratio = deviation(positive)? / deviation(&guided)?;
-        Ok((guided * (self.rescale * ratio + 1.0 - self.rescale))?)
-    }
-}
-
-/// The sample deviation over all values.
-fn deviation(x: &Tensor) -> Result<f64> {
-    let values = x.flatten_all()?.to_vec1::<f32>()?;
-    let mean = values.iter().map(|&v| v as f64).sum::<f64>() / values.len() as f64;
-    let square = values.iter().map(|&v| (v as f64 - mean).powi(2)).sum::<f64>();
-    Ok((square / (values.len() - 1) as f64).sqrt())
+/// One step with fresh noise: the clean latents that the velocity points to, noised to the next level.
+/// - `latents`, `velocity`, `fresh`: same shape, f32; `fresh` is standard noise.
+/// - Source: diffusers `schedulers/scheduling_flow_match_euler_discrete.py`, `step` (`stochastic_sampling`), at 58eb52c.
+pub fn stochastic(latents: &Tensor, velocity: &Tensor, fresh: &Tensor, sigma: f64, next: f64) -> Result<Tensor> {
+    let clean = (latents - (velocity * sigma)?)?;
+    Ok(((clean * (1.0 - next as f32) as f64)? + (fresh * next)?)?)
 }

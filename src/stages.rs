@@ -2,7 +2,7 @@
 //! network when it begins and frees it when it ends.
 
 use crate::checkpoint::Checkpoint;
-use crate::condition::{Layout, Tokens, draw};
+use crate::condition::{Layout, Tokens, draw, draw_like};
 use crate::device::Compute;
 use crate::geometry::{Extent, Geometry, Grid};
 use crate::models::ltx::transformer::Transformer;
@@ -10,11 +10,14 @@ use crate::models::ltx::vae::{Decoder, Encoder, LatentStatistics, Posterior};
 use crate::nn::kernel::memory;
 use crate::nn::rope::Rope;
 use crate::noise::Noise;
+use crate::passes::{Levels, Pass};
 use crate::progress::{Progress, Stage};
-use crate::request::{Levels, Settings};
-use crate::sampler::{self, Guidance, Schedule, Shift, State};
+use crate::request::Settings;
+use crate::sampler::{self, Schedule, Shift, State};
 use crate::text::t5::T5;
+use crate::upscaler::{Upscaler, adain, tone_map};
 use crate::video::Frame;
+use crate::video::resize::bilinear;
 use crate::weights::open::Tensors;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
@@ -71,8 +74,9 @@ impl Stages<'_> {
     }
 
     /// What the encoder knows of each clip.
-    /// - `clips`: 1 + k frames each, all of the model's size.
-    pub fn encode_clips(&self, clips: &[&[Frame]]) -> Result<Vec<Posterior>> {
+    /// - `clips`: 1 + k frames each. `size`: of the pass that they are for, width and height; pictures of another size are
+    ///   brought to it.
+    pub fn encode_clips(&self, clips: &[&[Frame]], size: (usize, usize)) -> Result<Vec<Posterior>> {
         if clips.is_empty() {
             return Ok(vec![]);
         }
@@ -82,8 +86,11 @@ impl Stages<'_> {
         let encoder = Encoder::load(config, tensors.load(*stored, *dtype, device).pp("encoder"))?;
         let mut posteriors = vec![];
         for clip in clips {
-            let (width, height) = (clip[0].width, clip[0].height);
-            let values = clip.iter().flat_map(|frame| frame.rgb.iter().map(|&v| v as f32 / 255.0 * 2.0 - 1.0));
+            let (width, height) = size;
+            let values = clip.iter().flat_map(|frame| {
+                let values: Vec<f32> = frame.rgb.iter().map(|&v| v as f32 / 255.0 * 2.0 - 1.0).collect();
+                bilinear(&values, (frame.width, frame.height), size)
+            });
             let pixels = Tensor::from_iter(values, device)?.reshape((1, clip.len(), height, width, 3))?;
             posteriors.push(encoder.encode(
                 &pixels,
@@ -114,21 +121,23 @@ impl Stages<'_> {
         }
     }
 
-    /// The noise levels for a video of so many tokens: one place for both conventions.
-    pub fn schedule(&self, tokens: usize) -> Result<Schedule> {
+    /// The noise levels of a pass over a video of so many tokens: one place for both conventions.
+    pub fn schedule(&self, pass: &Pass, tokens: usize) -> Result<Schedule> {
         use crate::models::ltx::Convention::{Condition, Text};
         let config = &self.checkpoint.scheduler;
         let fixed = Shift { shift: config.shift, terminal: config.terminal };
-        Ok(match (&self.settings.levels, self.settings.convention, config.dynamic) {
-            (Levels::Sigmas(sigmas), ..) => Schedule::explicit(sigmas)?,
-            (Levels::Steps(n), Text, Some(bounds)) => {
-                Schedule::linear(*n, &Shift::by_tokens(tokens, bounds, config.terminal))
-            }
-            (Levels::Steps(n), Text, None) => Schedule::linear(*n, &fixed),
+        let (n, skip_initial, skip_final) = match &pass.levels {
+            Levels::Sigmas(sigmas) => return Schedule::explicit(sigmas),
+            Levels::Steps { steps, skip_initial, skip_final } => (*steps, *skip_initial, *skip_final),
+        };
+        let whole = match (self.settings.convention, config.dynamic) {
+            (Text, Some(bounds)) => Schedule::linear(n, &Shift::by_tokens(tokens, bounds, config.terminal)),
+            (Text, None) => Schedule::linear(n, &fixed),
             // the shift by tokens belongs to the other convention
-            (Levels::Steps(n), Condition, Some(_)) => Schedule::linear_quadratic(*n, &Shift::NONE),
-            (Levels::Steps(n), Condition, None) => Schedule::linear_quadratic(*n, &fixed),
-        })
+            (Condition, Some(_)) => Schedule::linear_quadratic(n, &Shift::NONE),
+            (Condition, None) => Schedule::linear_quadratic(n, &fixed),
+        };
+        whole.without(skip_initial, skip_final)
     }
 
     /// Loads the transformer, with the prompts that it is to follow.
@@ -143,7 +152,27 @@ impl Stages<'_> {
         Ok(Denoiser { stages: self, transformer, positive, negative })
     }
 
-    /// What the decoder reads: denormalised, with the noise that it expects mixed in.
+    /// Latents of the first pass -> what the second begins from: sides twice as long.
+    /// - `latents`: (1, f, h, w, c), normalised, of each window.
+    /// - Source: LTX-Video `pipelines/pipeline_ltx_video.py`, `LTXMultiScalePipeline`, at 5260738.
+    pub fn upscale(&self, upscaler: &Upscaler, latents: &[Tensor]) -> Result<Vec<Tensor>> {
+        memory::release(); // of what the transformer was at work with
+        let mut stage = self.progress.stage("upscale", latents.len());
+        let network = upscaler.load(&self.compute.device)?;
+        let statistics = self.statistics()?;
+        let mut all = vec![];
+        for latents in latents {
+            let large = statistics.normalise(&network.forward(&statistics.denormalise(latents)?)?)?;
+            all.push(adain(&large, latents, self.settings.upscaling.adain)?);
+            stage.advance(1);
+        }
+        stage.finish();
+        memory::release();
+        Ok(all)
+    }
+
+    /// What the decoder reads: denormalised, with the noise that it expects mixed in and tones compressed where the last pass
+    /// says so. Tones come last, as in LTX-Video; the noise is that of diffusers, in denormalised latents.
     /// - `latents`: (1, f, h, w, c), normalised.
     pub fn decoder_input(&self, latents: &Tensor, noise: &mut Noise) -> Result<Tensor> {
         let config = &self.checkpoint.vae.0;
@@ -151,19 +180,26 @@ impl Stages<'_> {
             latents.sum_all()?.to_scalar::<f32>()?.is_finite(),
             "the model made values that are no numbers\n  fix: try --dtype f32; if that does not help, the weights are damaged"
         );
-        let latents = self.statistics()?.denormalise(latents)?;
-        if !config.timestep_conditioning {
-            return Ok(latents);
+        let statistics = self.statistics()?;
+        let mut latents = statistics.denormalise(latents)?;
+        if config.timestep_conditioning {
+            let scale = self.settings.decode_noise;
+            let tokens = latents.elem_count() / config.latent_channels;
+            let drawn = draw(noise, tokens, config.latent_channels)?.reshape(latents.shape())?;
+            latents = ((latents * (1.0 - scale))? + (drawn.to_device(&self.compute.device)? * scale)?)?;
         }
-        let scale = self.settings.decode_noise;
-        let tokens = latents.elem_count() / config.latent_channels;
-        let drawn = draw(noise, tokens, config.latent_channels)?.reshape(latents.shape())?;
-        Ok(((latents * (1.0 - scale))? + (drawn.to_device(&self.compute.device)? * scale)?)?)
+        match self.settings.passes.last() {
+            Some(pass) if pass.tone_map > 0.0 => {
+                let mapped = tone_map(&statistics.normalise(&latents)?, pass.tone_map)?;
+                Ok(statistics.denormalise(&mapped)?)
+            }
+            _ => Ok(latents),
+        }
     }
 
     /// Latents -> frames, handed to `sink` as they come.
-    /// - `latents`: of [`Stages::decoder_input`], all of a clip or a part of it. `legal`: the size that they decode to.
-    ///   `clip`: the size that frames are cropped to, and how many of them are wanted.
+    /// - `latents`: of [`Stages::decoder_input`], all of a clip or a part of it. `legal`: the size of the whole; pictures of
+    ///   another size are brought to it. `clip`: the size that frames are then cropped to, and how many of them are wanted.
     pub fn decode(
         &self,
         latents: &Tensor,
@@ -177,8 +213,9 @@ impl Stages<'_> {
         let decoder = Decoder::load(config, tensors.load(*stored, *dtype, device).pp("decoder"))?;
         // the decoder of 0.9.1 draws from torch's global generator: another stream, with the same seed
         let mut decoding = decoder.start(self.settings.decode_timestep as f32, Noise::new(self.settings.seed));
-        let frames = latents.dim(1)?;
-        let group = group(legal, self.checkpoint.geometry());
+        let (_, frames, h, w, _) = latents.dims5()?;
+        let geometry = self.checkpoint.geometry();
+        let group = group(Extent { width: w * geometry.space, height: h * geometry.space, frames }, geometry);
         let mut made = 0;
         for first in (0..frames).step_by(group) {
             let count = group.min(frames - first);
@@ -209,6 +246,7 @@ impl Denoiser<'_> {
         &self,
         tokens: &Tokens,
         scene: usize,
+        pass: &Pass,
         schedule: &Schedule,
         noise: Noise,
         stage: &mut Stage,
@@ -218,21 +256,26 @@ impl Denoiser<'_> {
         let shares: Vec<[f32; 3]> =
             tokens.positions.iter().map(|p| std::array::from_fn(|i| p[i] / config.max_pos[i])).collect();
         let rope = Rope::new(&shares, config.width(), config.theta, &self.stages.compute.device)?;
-        let guidance = Guidance { scale: settings.guidance, rescale: settings.guidance_rescale };
-        let velocity = |latents: &Tensor, context: &Tensor, timesteps: &[f32]| {
+        let velocity = |without: &[usize], latents: &Tensor, context: &Tensor, timesteps: &[f32]| {
             // guidance and steps are f32 in any precision of the model
-            self.transformer.forward(latents, context, timesteps, &rope)?.to_dtype(DType::F32)
+            self.transformer.forward_without(without, latents, context, timesteps, &rope)?.to_dtype(DType::F32)
         };
         let step = |State { mut latents, mut noise }: State, i: usize| {
             if settings.image_noise > 0.0 && !tokens.strengths.is_empty() {
                 latents = tokens.with_noise(&latents, settings.image_noise, schedule.sigmas[i], &mut noise)?;
             }
             let timesteps = tokens.timesteps(schedule.timesteps[i]);
-            let mut v = velocity(&latents, &self.positive[scene], &timesteps)?;
-            if let Some(negative) = &self.negative {
-                v = guidance.combine(&velocity(&latents, negative, &timesteps)?, &v)?;
-            }
-            Ok(State { latents: tokens.step(&latents, &v, &schedule.sigmas, i, &timesteps)?, noise })
+            let guidance = pass.guidance.at(schedule.sigmas[i]);
+            let positive = &self.positive[scene];
+            let v = velocity(&[], &latents, positive, &timesteps)?;
+            let negative = self.negative.as_ref().filter(|_| guidance.needs_negative());
+            let negative = negative.map(|text| velocity(&[], &latents, text, &timesteps)).transpose()?;
+            let weakened = guidance.needs_stg();
+            let weakened =
+                weakened.then(|| velocity(guidance.stg_blocks, &latents, positive, &timesteps)).transpose()?;
+            let v = guidance.combine(&v, negative.as_ref(), weakened.as_ref())?;
+            let fresh = settings.stochastic.then(|| draw_like(&latents, &mut noise)).transpose()?;
+            Ok(State { latents: tokens.step(&latents, &v, &schedule.sigmas, i, &timesteps, fresh.as_ref())?, noise })
         };
         let state = State { latents: tokens.latents.clone(), noise };
         let State { latents, noise } = sampler::sample(state, schedule.steps(), 0, step, |_, _| {
@@ -244,14 +287,19 @@ impl Denoiser<'_> {
     }
 }
 
-/// (1, f, H, W, 3) in [-1, 1] -> at most `most` 8-bit pictures, cropped to the centre.
+/// (1, f, H, W, 3) in [-1, 1] -> at most `most` 8-bit pictures, brought to `legal` and cropped to the centre.
 fn pictures(pixels: &Tensor, legal: Extent, clip: Extent, most: usize) -> Result<Vec<Frame>> {
     let (left, top) = ((legal.width - clip.width) / 2, (legal.height - clip.height) / 2);
-    let pixels = pixels.squeeze(0)?.narrow(1, top, clip.height)?.narrow(2, left, clip.width)?;
+    let (_, frames, height, width, _) = pixels.dims5()?;
+    let byte = |unit: f32| (unit * 255.0).round_ties_even() as u8;
+    let unit = |v: &f32| (v * 0.5 + 0.5).clamp(0.0, 1.0);
     let mut all = vec![];
-    for i in 0..pixels.dim(0)?.min(most) {
-        let values = pixels.get(i)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let rgb = values.iter().map(|v| ((v * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect();
+    for i in 0..frames.min(most) {
+        let values = pixels.get(0)?.get(i)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let units: Vec<f32> = values.iter().map(unit).collect();
+        let units = bilinear(&units, (width, height), (legal.width, legal.height));
+        let rows = units.chunks(legal.width * 3).skip(top).take(clip.height);
+        let rgb = rows.flat_map(|row| row[left * 3..][..clip.width * 3].iter().map(|&v| byte(v))).collect();
         all.push(Frame { width: clip.width, height: clip.height, rgb });
     }
     Ok(all)

@@ -7,12 +7,13 @@ use candle_core::{Device, IndexOp, Result, Tensor};
 use common::{Golden, assert_close, assert_within};
 use reel::condition::Tokens;
 use reel::geometry::{Geometry, Grid};
+use reel::guidance::Guidance;
 use reel::models::ltx::config::{SchedulerConfig, TransformerConfig, VaeConfig};
 use reel::models::ltx::transformer::{Block, Modulation, Transformer};
 use reel::models::ltx::vae::{Decoder, Encoder};
 use reel::nn::rope::Rope;
 use reel::noise::Noise;
-use reel::sampler::{Guidance, Schedule, Shift, euler};
+use reel::sampler::{Schedule, Shift, euler};
 use reel::text::t5::{T5, T5Config};
 use serde_json::json;
 
@@ -82,7 +83,7 @@ fn transformer_block() -> Result<()> {
             let index = if each { Some(Tensor::arange(0u32, n as u32, &Device::Cpu)?) } else { None };
             let rope = Rope { cos: half(&row("in.rope_cos")?)?, sin: half(&row("in.rope_sin")?)? };
             let x = row("in.hidden")?.unsqueeze(0)?;
-            let got = block.forward(&x, &context, &Modulation { rows, index }, &rope)?;
+            let got = block.forward(&x, &context, &Modulation { rows, index }, Some(&rope))?;
             let part = format!(
                 "transformer block, sequence {i}, {}",
                 if each { "a timestep a token" } else { "one timestep" }
@@ -298,7 +299,7 @@ fn steps_of_conditioned_tokens() -> Result<()> {
     for i in [3, 6, 7] {
         let timesteps = tokens.timesteps(schedule.timesteps[i]);
         assert_eq!(timesteps, golden.numbers(&format!("out.per_token.timestep_{i}")), "step {i}");
-        let got = tokens.step(&latents, &velocity, &schedule.sigmas, i, &timesteps).unwrap();
+        let got = tokens.step(&latents, &velocity, &schedule.sigmas, i, &timesteps, None).unwrap();
         assert_close(&format!("step {i} of conditioned tokens"), &got, &golden.at(&format!("out.per_token.step_{i}")));
         let got = tokens.with_noise(&latents, 0.15, schedule.sigmas[i], &mut Noise::new(5)).unwrap();
         assert_close(
@@ -314,7 +315,8 @@ fn steps_of_conditioned_tokens() -> Result<()> {
 fn guidance() -> Result<()> {
     let golden = Golden::open("schedules");
     for (rescale, out) in [(0.0, "guided_plain"), (0.7, "guided")] {
-        let got = Guidance { scale: 3.5, rescale }.combine(&golden.at("in.uncond"), &golden.at("in.cond")).unwrap();
+        let guidance = Guidance { scale: 3.5, rescale, star: false, stg: 0.0, stg_blocks: &[] };
+        let got = guidance.combine(&golden.at("in.cond"), Some(&golden.at("in.uncond")), None).unwrap();
         assert_close(&format!("guidance, rescale {rescale}"), &got, &golden.at(&format!("out.{out}")));
     }
     Ok(())

@@ -184,7 +184,7 @@ fn equal_timesteps_a_token_equal_one_for_all() -> Result<()> {
     let block = Block::load(&config, golden.weights(None).pp("transformer_blocks.1"))?;
     let h = Tensor::from_vec(Noise::new(1).normal(n * config.width()), (1, n, config.width()), &Device::Cpu)?;
     let (rows, _) = transformer.time(&[731.25], &Device::Cpu)?;
-    let forward = |index| block.forward(&h, &context, &Modulation { rows: rows.clone(), index }, &rope);
+    let forward = |index| block.forward(&h, &context, &Modulation { rows: rows.clone(), index }, Some(&rope));
     let each = forward(Some(Tensor::zeros(n, DType::U32, &Device::Cpu)?))?;
     assert!(bits(&each) == bits(&forward(None)?), "one block");
     Ok(())

@@ -64,6 +64,31 @@ pub struct Making {
     /// Share of the guided velocity brought back to the unguided deviation, 0 to 1
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Sampling")]
     guidance_rescale: Option<f64>,
+    /// Spatio-temporal guidance: how strongly away from what comes without self-attention in some blocks; 0 is none
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Sampling")]
+    stg: Option<f64>,
+    /// The blocks that --stg leaves self-attention out of
+    #[arg(long, value_name = "A,B,…", value_delimiter = ',', allow_negative_numbers = true, help_heading = "Sampling")]
+    stg_blocks: Option<Vec<usize>>,
+    /// Whether guidance first brings the negative prompt's velocity to the scale of the prompt's (CFG-star)
+    #[arg(long, value_enum, value_name = "WHETHER", help_heading = "Sampling")]
+    cfg_star: Option<Switch>,
+    /// Whether every step draws fresh noise
+    #[arg(long, value_enum, value_name = "WHETHER", help_heading = "Sampling")]
+    stochastic: Option<Switch>,
+    /// A latent upscaler: a first pass at 2/3 of the size, upscaled, then a second pass; `none` makes one pass
+    /// [default: the model's]
+    #[arg(long, value_name = "PATH|none", help_heading = "Sampling")]
+    upscaler: Option<String>,
+    /// Noise levels of the second pass, falling from below 1
+    #[arg(long, value_name = "A,B,…", value_delimiter = ',', allow_negative_numbers = true, help_heading = "Sampling")]
+    second_sigmas: Option<Vec<f64>>,
+    /// How far upscaled latents are brought to the first pass's mean and deviation, 0 to 1 [default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Sampling")]
+    adain: Option<f64>,
+    /// Compression of strong tones before decoding, 0 to 1
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Sampling")]
+    tone_map: Option<f64>,
     /// Noise on pictures that are held firmly, 0 to 1, which helps motion
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Sampling")]
     image_noise: Option<f64>,
@@ -108,6 +133,13 @@ enum ConventionFlag {
     Text,
     /// As diffusers' LTXConditionPipeline: LTX-Video 0.9.5 on
     Condition,
+}
+
+/// A default to be set either way.
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 pub fn size(text: &str) -> Result<(usize, usize), String> {
@@ -156,6 +188,14 @@ impl Making {
             sigmas: self.sigmas,
             guidance: self.guidance,
             guidance_rescale: self.guidance_rescale,
+            stg: self.stg,
+            stg_blocks: self.stg_blocks,
+            cfg_star: self.cfg_star.map(|switch| switch == Switch::On),
+            stochastic: self.stochastic.map(|switch| switch == Switch::On),
+            upscaler: self.upscaler,
+            second_sigmas: self.second_sigmas,
+            adain: self.adain,
+            tone_map: self.tone_map,
             image_noise: self.image_noise,
             prompt_at,
             window: self.window,

@@ -1,6 +1,7 @@
 //! The models reel knows by name: `weights.toml`, compiled in. Where a model's files are, how it is run by default, and
 //! which entry a file given by path belongs to. Knows no network and no disk; the numbers and their sources are in the TOML.
 
+use crate::guidance::ByLevel;
 use anyhow::{Result, anyhow};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -30,6 +31,8 @@ pub struct Entry {
     pub sha256: Option<String>,
     /// The name of the [`TextEncoder`] that the file lacks; see [`text_encoder`].
     pub text_encoder: Option<String>,
+    /// The name of the latent upscaler that goes between its two passes.
+    pub upscaler: Option<String>,
     #[serde(rename = "match")]
     pub matches: Option<Match>,
     #[serde(default)]
@@ -65,8 +68,22 @@ pub struct RunDefaults {
     pub steps: Option<usize>,
     /// Descending, in (0, 1], without the closing 0. Never beside `steps`.
     pub sigmas: Option<Vec<f64>>,
-    pub guidance: Option<f64>,
-    pub guidance_rescale: Option<f64>,
+    /// A number, or a list by `guidance_timesteps`; the next four likewise.
+    pub guidance: Option<ByLevel<f64>>,
+    pub guidance_rescale: Option<ByLevel<f64>>,
+    pub stg: Option<ByLevel<f64>>,
+    pub stg_blocks: Option<ByLevel<Vec<usize>>>,
+    /// Falling; a list's value holds from its level down to the next.
+    pub guidance_timesteps: Option<Vec<f64>>,
+    pub cfg_star: Option<bool>,
+    pub stochastic: Option<bool>,
+    /// Compression of the latents' tones before they are decoded, 0 to 1.
+    pub tone_map: Option<f64>,
+    /// Of the first of two passes: its sides, of the whole.
+    pub downscale: Option<f64>,
+    /// What the first and the second of two passes do differently. A model that has them is run in two passes.
+    pub first: Option<PassDefaults>,
+    pub second: Option<PassDefaults>,
     pub decode_timestep: Option<f64>,
     pub decode_noise: Option<f64>,
     pub negative: Option<String>,
@@ -74,6 +91,31 @@ pub struct RunDefaults {
     pub image_crf: Option<u32>,
     /// `text` or `condition`, for a model whose VAE does not tell.
     pub convention: Option<String>,
+}
+
+impl RunDefaults {
+    /// Whether a run makes two passes, with an upscaler between them.
+    pub fn in_two_passes(&self) -> bool {
+        self.first.is_some() || self.second.is_some()
+    }
+}
+
+/// What one of two passes takes in place of the run's own defaults; named like them.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PassDefaults {
+    pub steps: Option<usize>,
+    pub sigmas: Option<Vec<f64>>,
+    /// Of `steps`: how many are left out at the start and at the end.
+    pub skip_initial: Option<usize>,
+    pub skip_final: Option<usize>,
+    pub guidance: Option<ByLevel<f64>>,
+    pub guidance_rescale: Option<ByLevel<f64>>,
+    pub stg: Option<ByLevel<f64>>,
+    pub stg_blocks: Option<ByLevel<Vec<usize>>>,
+    pub guidance_timesteps: Option<Vec<f64>>,
+    pub cfg_star: Option<bool>,
+    pub tone_map: Option<f64>,
 }
 
 /// A text encoder that models share. It is pulled like a model but cannot be run as one.
@@ -102,6 +144,8 @@ pub struct Facts<'a> {
     pub head_dim: usize,
     /// `allowed_inference_steps`; an empty list counts as none.
     pub allowed_steps: Option<&'a [f64]>,
+    /// Length of the file, where it is one.
+    pub bytes: Option<u64>,
 }
 
 /// A line of `models list`.
@@ -191,13 +235,23 @@ pub fn find(name: &str) -> Result<&'static Entry> {
 /// The entry whose run defaults a file given by path takes.
 ///
 /// A name in the header decides alone. Otherwise the VAE, the sizes and whether there are `allowed_inference_steps` must all
-/// agree; of several entries that do the newest is taken, and they run alike. The file's own list of steps, where it has one,
-/// is the better default than the entry's `sigmas`.
+/// agree; of several entries that do the one is taken that is as long as the file, else the newest. The file's own list of
+/// steps, where it has one, is the better default than the entry's `sigmas`.
 pub fn matching(facts: &Facts) -> Option<&'static Entry> {
     let by_name = entries()
         .iter()
         .find(|entry| entry.matches.as_ref().is_some_and(|m| m.name.is_some() && m.name.as_deref() == facts.name));
-    by_name.or_else(|| entries().iter().rev().find(|entry| entry.matches.as_ref().is_some_and(|m| m.shape_is(facts))))
+    let alike = || entries().iter().rev().filter(|entry| entry.matches.as_ref().is_some_and(|m| m.shape_is(facts)));
+    let as_long = || alike().find(|entry| facts.bytes.is_some() && entry.bytes == facts.bytes);
+    by_name.or_else(as_long).or_else(|| alike().next())
+}
+
+/// Entries that the one found by [`matching`] cannot be told from, and that run otherwise.
+pub fn doubles(entry: &Entry, facts: &Facts) -> Vec<&'static Entry> {
+    let sure =
+        entry.matches.as_ref().is_none_or(|m| m.name.is_some()) || facts.bytes.is_some() && entry.bytes == facts.bytes;
+    let others = entries().iter().filter(|other| other.matches == entry.matches && other.run != entry.run);
+    others.filter(|_| !sure).collect()
 }
 
 impl Match {
@@ -272,12 +326,14 @@ fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::passes;
+    use crate::request::Request;
 
     const STEPS: [f64; 8] = [1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219];
 
     fn facts(vae: &str, big: bool, distilled: bool) -> Facts<'_> {
         let (layers, head_dim) = if big { (48, 128) } else { (28, 64) };
-        Facts { name: None, vae, layers, heads: 32, head_dim, allowed_steps: distilled.then_some(&STEPS) }
+        Facts { name: None, vae, layers, heads: 32, head_dim, allowed_steps: distilled.then_some(&STEPS), bytes: None }
     }
 
     fn name(facts: &Facts) -> Option<&'static str> {
@@ -343,7 +399,8 @@ mod tests {
 
     #[test]
     fn run_defaults_are_legal() {
-        for Entry { name, run, .. } in entries() {
+        for Entry { name, run, matches, upscaler, .. } in entries() {
+            let matches = matches.as_ref().unwrap();
             let (w, h, f) = (run.width.unwrap(), run.height.unwrap(), run.frames.unwrap());
             assert!(w % 32 == 0 && h % 32 == 0 && f % 8 == 1 && run.fps.unwrap() > 0.0, "{name}");
             assert!(run.steps.is_some() != run.sigmas.is_some(), "{name}");
@@ -353,7 +410,12 @@ mod tests {
                     "{name}"
                 );
             }
-            assert!(run.guidance.unwrap() >= 1.0, "{name}");
+            assert!(run.guidance.as_ref().unwrap().values().iter().all(|&scale| scale >= 1.0), "{name}");
+            for two in [false, true] {
+                let passes = passes::decide(&Request::default(), run, None, two).unwrap();
+                assert!(passes.iter().all(|pass| pass.check(matches.layers.unwrap_or(usize::MAX)).is_ok()), "{name}");
+            }
+            assert_eq!(run.in_two_passes(), upscaler.is_some() && run.downscale.is_some(), "{name}");
             assert!(run.convention.as_deref().is_none_or(|c| c == "text" || c == "condition"), "{name}");
         }
     }
@@ -362,7 +424,8 @@ mod tests {
     fn entries_that_look_alike_run_alike() {
         for a in entries() {
             for b in entries().iter().filter(|b| b.matches == a.matches) {
-                assert_eq!(a.run, b.run, "{} and {}", a.name, b.name);
+                let told_apart = a.bytes.is_some() && b.bytes.is_some() && a.bytes != b.bytes;
+                assert!(a.run == b.run || told_apart, "{} and {}", a.name, b.name);
             }
         }
     }
@@ -388,7 +451,8 @@ mod tests {
 
     #[test]
     fn tiny_is_known_by_its_name_alone() {
-        let tiny = Facts { name: Some("tiny"), vae: "0.9.5", layers: 8, heads: 4, head_dim: 48, allowed_steps: None };
+        let own = Facts { name: Some("tiny"), layers: 8, heads: 4, head_dim: 48, ..facts("0.9.5", false, false) };
+        let tiny = own;
         assert_eq!(name(&tiny), Some("tiny"));
         assert_eq!(name(&Facts { name: None, ..tiny }), None);
         assert_eq!(name(&Facts { name: Some("tiny"), ..facts("0.9.5", true, false) }), Some("tiny"));
@@ -405,8 +469,12 @@ mod tests {
                 heads: m.heads.unwrap_or(0),
                 head_dim: m.head_dim.unwrap_or(0),
                 allowed_steps: m.distilled.then_some(&STEPS),
+                bytes: e.bytes,
             };
             assert_eq!(matching(&facts).map(|found| &found.run), Some(&e.run), "{}", e.name);
+            let (same, found) = (Facts { bytes: None, ..facts }, matching(&facts).unwrap());
+            let run_alike = entries().iter().all(|other| other.matches != e.matches || other.run == e.run);
+            assert!(doubles(found, &facts).is_empty() && doubles(e, &same).is_empty() == run_alike, "{}", e.name);
         }
     }
 

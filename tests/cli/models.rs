@@ -296,3 +296,36 @@ fn directories() {
     let args = ["generate", "x", "--model", "model", "--text-encoder", other.to_str().unwrap()];
     refused(&scratch, &args, &["128 channels", "64", "--text-encoder"]);
 }
+
+/// A golden file by name.
+fn golden(name: &str) -> String {
+    format!("{}/tests/goldens/{name}.safetensors", env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn upscalers_that_do_not_fit() {
+    let scratch = Scratch::new();
+    let of = |model: &str, upscaler: &str, size: &str, words: &[&str]| {
+        let args =
+            ["generate", "x", "--seed", "7", "-o", "a.gif", "--model", model, "--upscaler", upscaler, "--size", size];
+        refused(&scratch, &args, words);
+    };
+    let (model, text) = (golden("pipeline_095"), golden("pipeline_090"));
+    of(&model, &golden("upscaler_time"), "64x64", &["enlarges time", "space alone", "`none`", "fix:"]);
+    of("tiny", &golden("upscaler"), "64x64", &["9 channels", "this model's", "fix:"]);
+    of(&model, &golden("t5"), "64x64", &["t5.safetensors", "config", "fix:"]);
+    of(&model, &golden("rope"), "64x64", &["rope.safetensors", "fix:"]);
+    of(&model, &golden("upscaler"), "16x64", &["16x64", "two passes", "--upscaler none", "fix:"]);
+    of(&text, &golden("upscaler"), "64x64", &["--upscaler", "0.9.5", "fix:"]);
+    of(&model, scratch.0.to_str().unwrap(), "64x64", &["no .safetensors", "fix:"]);
+
+    // a network that lacks a tensor, as a diffusers directory
+    let file = std::fs::read(golden("upscaler_2d")).unwrap();
+    let config: Value = json!({"_class_name": "LTXLatentUpsamplerModel", "in_channels": 9, "mid_channels": 32,
+                               "num_blocks_per_stage": 2, "dims": 2, "spatial_upsample": true, "temporal_upsample": false});
+    scratch.write("dir/latent_upsampler/diffusion_pytorch_model.safetensors", &file);
+    scratch.write("dir/latent_upsampler/config.json", config.to_string());
+    of(&model, "dir", "64x64", &["`res_blocks.1.conv1.weight` is missing", "fix:"]);
+    scratch.write("dir/latent_upsampler/config.json", r#"{"mid_channels": 40}"#);
+    of(&model, "dir", "64x64", &["`mid_channels` is 40", "multiple of 32", "fix:"]);
+}

@@ -57,6 +57,15 @@ impl Attention {
         };
         self.to_out.forward_then(&how.forward(&q, &k, &v)?, then)
     }
+
+    /// With every token attending to itself alone.
+    /// - `x`: (b, n, d). `then`: what follows the last layer.
+    /// - Source: LTX-Video `models/transformers/attention.py`, `AttnProcessor2_0` (`SkipLayerStrategy.AttentionValues`), at
+    ///   5260738.
+    fn forward_alone(&self, x: &Tensor, then: Then) -> Result<Tensor> {
+        let v = self.to_v.forward_then(x, Then { narrow: true, ..Then::default() })?;
+        self.to_out.forward_then(&v, then)
+    }
 }
 
 /// Shifts, scales and gates: one row a distinct timestep, gathered to tokens as they are used.
@@ -110,8 +119,9 @@ impl Block {
         })
     }
 
-    /// - `x`: (1, n, d). `context`: (1, m, d). `time`: six parts.
-    pub fn forward(&self, x: &Tensor, context: &Tensor, time: &Modulation, rope: &Rope) -> Result<Tensor> {
+    /// - `x`: (1, n, d). `context`: (1, m, d). `time`: six parts. `rope`: `None` leaves self-attention out (see
+    ///   [`Transformer::forward_without`]).
+    pub fn forward(&self, x: &Tensor, context: &Tensor, time: &Modulation, rope: Option<&Rope>) -> Result<Tensor> {
         let ada = time.with(&self.table)?; // shift, scale, gate; of the attention, then of the MLP
         let math = self.up.math();
         let normed = |x: &Tensor, first: usize| {
@@ -121,7 +131,10 @@ impl Block {
         let h = normed(x, 0)?;
         let gate = ada.part(2)?;
         let then = Then { gate: Some(&gate), residual: Some(x), ..Then::default() };
-        let x = self.attn1.forward(&h, &h, Some(rope), then)?;
+        let x = match rope {
+            Some(_) => self.attn1.forward(&h, &h, rope, then)?,
+            None => self.attn1.forward_alone(&h, then)?,
+        };
         let x = self.attn2.forward(&x, context, None, Then { residual: Some(&x), ..Then::default() })?;
         let h = self.up.forward_then(&normed(&x, 3)?, Then { gelu: true, narrow: true, ..Then::default() })?;
         let gate = ada.part(5)?;
@@ -180,6 +193,19 @@ impl Transformer {
     /// - Returns (1, n, out_channels).
     /// - Source: diffusers `models/transformers/transformer_ltx.py`, `LTXVideoTransformer3DModel.forward`, at 58eb52c.
     pub fn forward(&self, x: &Tensor, context: &Tensor, timesteps: &[f32], rope: &Rope) -> Result<Tensor> {
+        self.forward_without(&[], x, context, timesteps, rope)
+    }
+
+    /// As [`Transformer::forward`], with self-attention left out of some blocks: each token passes on its own values. It is
+    /// what spatio-temporal guidance leads away from.
+    pub fn forward_without(
+        &self,
+        blocks: &[usize],
+        x: &Tensor,
+        context: &Tensor,
+        timesteps: &[f32],
+        rope: &Rope,
+    ) -> Result<Tensor> {
         let tokens = x.dim(1)?;
         if timesteps.len() != 1 && timesteps.len() != tokens {
             bail!("{} timesteps for {tokens} tokens", timesteps.len())
@@ -198,8 +224,8 @@ impl Transformer {
         let time = Modulation { rows: temb, index: index.clone() };
 
         let mut h = self.proj_in.forward(&x.to_dtype(self.dtype)?)?; // (1, n, d)
-        for block in &self.blocks {
-            h = block.forward(&h, context, &time, rope)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            h = block.forward(&h, context, &time, (!blocks.contains(&i)).then_some(rope))?;
         }
         // shift, then scale, of the last norm
         let ada = Modulation { rows: Tensor::cat(&[&emb, &emb], 1)?, index }.with(&self.table)?;

@@ -1,0 +1,81 @@
+//! Whether a clip is made in two passes, and how large each is.
+
+use crate::geometry::{Extent, Geometry};
+use crate::models::ltx::Convention;
+use crate::progress::Progress;
+use crate::request::{Request, Settings};
+use crate::upscaler::Upscaler;
+use crate::weights::catalogue::Entry;
+use anyhow::{Result, bail, ensure};
+use std::path::Path;
+
+/// The upscaler of a run in two passes: the one asked for, or the model's own.
+/// - `entry`: the model's, where it has one. `channels`: of its latents.
+/// - Errors when the model is run in two passes and its upscaler is not there: one pass is something to ask for.
+pub fn upscaler(
+    request: &Request,
+    entry: Option<&Entry>,
+    channels: usize,
+    convention: Convention,
+) -> Result<Option<Upscaler>> {
+    match (request.upscaler.as_deref(), entry.filter(|entry| entry.run.in_two_passes())) {
+        (Some("none"), _) | (None, None) => Ok(None),
+        (Some(path), _) => {
+            ensure!(
+                convention == Convention::Condition,
+                "--upscaler {path}: this checkpoint's latents are none that an upscaler was made for\n  fix: use a model from 0.9.5 on, or leave it out"
+            );
+            Upscaler::open(Path::new(path), channels).map(Some)
+        }
+        (None, Some(entry)) => {
+            let (name, upscaler) = (&entry.name, entry.upscaler.as_deref().unwrap_or("a latent upscaler"));
+            bail!(
+                "`{name}` is run in two passes with `{upscaler}` between them, which is not here\n  fix: pass Lightricks' ltxv-spatial-upscaler-0.9.8.safetensors with --upscaler FILE, or make one pass with --upscaler none"
+            )
+        }
+    }
+}
+
+/// What each of two passes makes.
+/// - Errors when the first would come to nothing.
+pub fn canvases(legal: Extent, geometry: Geometry, settings: &Settings, progress: &Progress) -> Result<Vec<Extent>> {
+    let factor = settings.upscaling.downscale;
+    let first = geometry.shrunk(legal, factor);
+    ensure!(
+        first.width > 0 && first.height > 0,
+        "{}x{} is too small for two passes: the first is made at {factor:.2} of it, in whole {} pixels\n  fix: a larger --size, or --upscaler none",
+        legal.width,
+        legal.height,
+        geometry.space
+    );
+    let second = Extent { width: 2 * first.width, height: 2 * first.height, ..first };
+    progress.note(&format!(
+        "two passes: {}x{}, then {}x{}, brought to {}x{}",
+        first.width, first.height, second.width, second.height, legal.width, legal.height
+    ));
+    Ok(vec![first, second])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::catalogue;
+
+    /// A recipe of two passes never becomes one of one pass by itself.
+    #[test]
+    fn a_recipe_without_its_upscaler_is_an_error() {
+        let find = |model: &str, asked: Option<&str>| {
+            let request = Request { upscaler: asked.map(String::from), ..Default::default() };
+            upscaler(&request, Some(catalogue::find(model).unwrap()), 128, Convention::Condition)
+        };
+        for model in ["ltx-2b-0.9.8-distilled", "ltx-13b-0.9.8-dev", "ltx-13b-0.9.7-distilled"] {
+            let error = find(model, None).err().unwrap().to_string();
+            for word in [model, "ltx-spatial-upscaler-0.9.8", "--upscaler FILE", "--upscaler none"] {
+                assert!(error.contains(word), "{error}");
+            }
+            assert!(find(model, Some("none")).unwrap().is_none());
+        }
+        assert!(find("ltx-2b-0.9.6-distilled", None).unwrap().is_none());
+        assert!(find("tiny", Some("no-such-file")).is_err());
+    }
+}
