@@ -228,7 +228,7 @@ pub fn run(cell: &Cell, compute: &Compute) -> Result<Row> {
                 };
                 settle(&vectors)
             })?;
-            (timed, math)
+            (timed, Way { whole: false, ..math })
         }
         Part::Step => {
             let (config, vb, geometry, math) = transformer(cell, compute)?;
@@ -320,16 +320,20 @@ struct Way {
     math: Math,
     /// Of most weights.
     blocks: Option<Blocks>,
+    /// Whether blocks may be multiplied in whole numbers.
+    whole: bool,
 }
 
 impl Way {
     fn of(tensors: &Tensors, compute: &Compute) -> Self {
-        Self { math: tensors.math(compute.stored), blocks: tensors.mostly() }
+        Self { math: tensors.math(compute.stored), blocks: tensors.mostly(), whole: true }
     }
 
     /// Whether a CPU multiplies in whole numbers: only rows that are whole blocks, which nearly all are.
     fn is_whole(self) -> bool {
-        self.math == Math::Bf16 && self.blocks.and_then(Form::of).is_some_and(|form| int8::fits(form, form.block().0))
+        self.whole
+            && self.math == Math::Bf16
+            && self.blocks.and_then(Form::of).is_some_and(|form| int8::fits(form, form.block().0))
     }
 
     fn name(self) -> &'static str {
@@ -408,7 +412,7 @@ fn random_weights(cell: &Cell, compute: &Compute) -> (Vars, Way) {
     let stored = compute.stored.unwrap_or(DType::BF16); // as released
     let math = if stored == DType::BF16 { Math::Bf16 } else { Math::F32 };
     let quantize = cell.quantize.map(Quantize::blocks);
-    (random::weights(stored, quantize, compute.dtype, &compute.device), Way { math, blocks: quantize })
+    (random::weights(stored, quantize, compute.dtype, &compute.device), Way { math, blocks: quantize, whole: true })
 }
 
 /// Random activations.
@@ -437,7 +441,7 @@ fn product(timer: &Timer, cell: &Cell, compute: &Compute) -> Result<Timed> {
     let stored = compute.stored.unwrap_or(DType::BF16);
     let layer = Linear::new(random::matrix(SIDE, SIDE, stored, cell.quantize.map(Quantize::blocks))?, None);
     let x = normal(&[SIDE, SIDE], 5, compute)?;
-    let way = Way { math: layer.math(), blocks: cell.quantize.map(Quantize::blocks) };
+    let way = Way { math: layer.math(), blocks: cell.quantize.map(Quantize::blocks), whole: true };
     Ok((timer.time(|| settle(&layer.forward(&x)?))?, way))
 }
 
@@ -458,7 +462,7 @@ fn whole(timer: &Timer, cell: &Cell, compute: &Compute) -> Result<Timed> {
         upscaler: Some("none".to_string()),
         ..Request::default()
     };
-    let mut sum = Way { math: Math::F32, blocks: None };
+    let mut sum = Way { math: Math::F32, blocks: None, whole: true };
     let timed = timer.time(|| {
         let opened = Opened::with(&request, compute.clone(), &silent)?;
         sum = Way::of(&opened.checkpoint.transformer.1, compute);

@@ -192,7 +192,7 @@ impl Args {
             let wanted = if self.part.is_empty() { has.clone() } else { self.part.clone() };
             ensure!(
                 self.quantize.is_empty() || wanted.iter().any(|part| self.quantized(*part) != [None]),
-                "--quantize: {} have nothing that is quantised\n  fix: leave it out",
+                "--quantize: there is nothing to quantise in {}\n  fix: leave it out",
                 wanted.iter().map(|part| part.name()).collect::<Vec<_>>().join(" and ")
             );
             for part in wanted {

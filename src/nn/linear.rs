@@ -196,7 +196,7 @@ impl CustomOp1 for Dense<'_> {
         let math = self.layer.math();
         let y = self.layer.weight.rows(|weights| {
             let run = Run { x, stride, rows: self.rows, inputs, weights, outputs, finish, half, apart };
-            match whole_numbers(weights, math, inputs) {
+            match whole_numbers(weights, &self.layer.weight) {
                 Some(weights) => run.whole_numbers(weights),
                 None => kernel::dispatch(math, run),
             }
@@ -219,10 +219,10 @@ struct Run<'a> {
     apart: usize,
 }
 
-/// Weights whose products are made in whole numbers. Where f32 was asked for, the numbers in the blocks are what counts.
-fn whole_numbers(weights: Rows, math: Math, inputs: usize) -> Option<Quantised> {
-    let Rows::Blocks { kind, bytes } = weights else { return None };
-    let form = Form::of(kind).filter(|form| math == Math::Bf16 && int8::fits(*form, inputs))?;
+/// A matrix's rows, if its products are made in whole numbers.
+fn whole_numbers<'a>(rows: Rows<'a>, matrix: &Matrix) -> Option<Quantised<'a>> {
+    let Rows::Blocks { kind, bytes } = rows else { return None };
+    let form = Form::of(kind).filter(|form| matrix.is_whole() && int8::fits(*form, matrix.inputs))?;
     Some(Quantised { form, bytes })
 }
 

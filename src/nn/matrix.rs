@@ -62,6 +62,7 @@ enum Data {
 pub struct Matrix {
     data: Data,
     math: Math,
+    whole: bool,
     pub outputs: usize,
     pub inputs: usize,
 }
@@ -70,7 +71,7 @@ impl Matrix {
     /// - `tensor`: (outputs, inputs).
     pub fn new(tensor: Tensor) -> Self {
         let (outputs, inputs) = tensor.dims2().unwrap_or((0, 0));
-        Self { math: math(tensor.dtype()), data: Data::Tensor(tensor), outputs, inputs }
+        Self { math: math(tensor.dtype()), whole: false, data: Data::Tensor(tensor), outputs, inputs }
     }
 
     /// - `blocks_in`: in what a CPU multiplies by blocks; numbers are multiplied in their own type.
@@ -79,7 +80,12 @@ impl Matrix {
             Kind::Plain(dtype) => math(dtype),
             Kind::Blocks(_) => blocks_in,
         };
-        Self { data: Data::Mapped(mapped), math, outputs, inputs }
+        Self { data: Data::Mapped(mapped), math, whole: math == Math::Bf16, outputs, inputs }
+    }
+
+    /// The same matrix, whose blocks are multiplied as the numbers in them and never in whole numbers.
+    pub fn in_numbers(self) -> Self {
+        Self { whole: false, ..self }
     }
 
     /// Blocks that were made here, `outputs` rows of them; see [`Matrix::mapped`].
@@ -111,6 +117,12 @@ impl Matrix {
     /// In what a CPU multiplies by it.
     pub fn math(&self) -> Math {
         self.math
+    }
+
+    /// Whether its blocks may be multiplied in whole numbers, which rounds activations to eight bits. Where f32 was asked for,
+    /// the numbers in the blocks are what counts.
+    pub fn is_whole(&self) -> bool {
+        self.whole
     }
 
     /// Whether the CPU's own products can read it.

@@ -62,7 +62,9 @@ impl Tensors {
             shape: entry.shape.clone(),
         };
         let parts: Vec<Part> = entries.iter().map(part).collect();
-        let header = [("general.architecture", form.architecture), ("config", &form.config)];
+        let mut header = vec![("general.architecture", form.architecture), ("config", form.config.as_str())];
+        // by which the catalogue knows a model
+        header.extend(self.metadata("name").map(|name| ("name", name)));
         gguf::write(path, &header, &parts, |i, to| {
             let (name, entry) = entries[i];
             match self.becomes(name, entry) {
@@ -178,6 +180,13 @@ pub fn is_layer(name: &str) -> bool {
     name.ends_with(".weight")
         && !name.contains("relative_attention_bias")
         && LAYERS.iter().any(|layers| name.contains(layers))
+}
+
+/// Whether the blocks of that tensor are multiplied as the numbers in them, even where whole numbers are faster: those of the
+/// text encoder, which runs once a prompt and over few words, and whose activations lie far apart in size (a reference case
+/// with a text encoder of Q8_0 lies 36.6 dB from f32 in whole numbers, 38.9 otherwise).
+pub(super) fn in_numbers(name: &str) -> bool {
+    name.contains(LAYERS[1])
 }
 
 /// A matrix as blocks.

@@ -67,7 +67,8 @@ impl Source for Random {
         match self.layers {
             Kind::Blocks(kind) if quantize::is_layer(name) && inputs.is_multiple_of(kind.values()) => {
                 let math = if self.stored == DType::F32 { Math::F32 } else { Math::Bf16 };
-                Matrix::made(kind, blocks(kind, outputs * inputs), outputs, inputs, math).to_device(device)
+                let made = Matrix::made(kind, blocks(kind, outputs * inputs), outputs, inputs, math);
+                (if quantize::in_numbers(name) { made.in_numbers() } else { made }).to_device(device)
             }
             _ => Ok(Matrix::new(self.get(&Shape::from((outputs, inputs)), name, dtype, device)?)),
         }

@@ -25,6 +25,14 @@ impl Reader {
     }
 }
 
+impl Reader {
+    /// A matrix that may be blocks.
+    fn finished(&self, name: &str, matrix: Matrix, device: &Device) -> Result<Matrix> {
+        let matrix = if quantize::in_numbers(name) { matrix.in_numbers() } else { matrix };
+        matrix.to_device(device)
+    }
+}
+
 impl Source for Reader {
     fn get(&self, shape: &Shape, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let Some(entry) = self.tensors.entries.get(name) else {
@@ -63,14 +71,14 @@ impl Source for Reader {
         if let Some(kind) = self.tensors.becomes(name, entry) {
             let bytes = quantize::blocks(kind, &entry.raw())?;
             entry.forget();
-            return Matrix::made(kind, bytes, outputs, inputs, self.blocks_in).to_device(device);
+            return self.finished(name, Matrix::made(kind, bytes, outputs, inputs, self.blocks_in), device);
         }
         match entry.dtype.kind() {
             Some(Kind::Plain(own)) if !device.is_cpu() || self.kept(&entry.shape, own, dtype) != own => plain(),
             // rows that are not whole blocks cannot be read one by one
             Some(Kind::Blocks(kind)) if !inputs.is_multiple_of(kind.values()) => plain(),
             _ => match entry.in_place() {
-                Some(mapped) => Matrix::mapped(mapped, outputs, inputs, self.blocks_in).to_device(device),
+                Some(mapped) => self.finished(name, Matrix::mapped(mapped, outputs, inputs, self.blocks_in), device),
                 None => plain(),
             },
         }

@@ -61,6 +61,17 @@ fn half(x: f32) -> f16 {
     f16::from_f32(x.clamp(-65504.0, 65504.0))
 }
 
+/// The sum of lanes, by halves: one after the other would wait for each other.
+#[inline(always)]
+fn sum(mut lanes: [f32; 16]) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+    }
+    lanes[0]
+}
+
 /// A block with a number that is none decodes to numbers that are none: damage stays visible.
 fn broken(x: &[f32]) -> bool {
     !x.iter().map(|x| x * 0.0).sum::<f32>().is_finite()
@@ -88,7 +99,7 @@ fn q8_0(x: &[f32], out: &mut [u8]) {
                 qx[j] += q * x[j];
             }
         }
-        let (qq, qx) = (qq.iter().sum::<f32>(), qx.iter().sum::<f32>());
+        let (qq, qx) = (sum(qq), sum(qx));
         // the error is what this takes off the squares of the values, with the scale that suits these quants best
         if qq > 0.0 && -qx * qx / qq < least {
             (least, best) = (-qx * qx / qq, qx / qq);
@@ -139,7 +150,6 @@ fn levels(x: &[f32]) -> (f32, f32) {
                 qx[j] += q * x[j];
             }
         }
-        let sum = |lanes: [f32; 16]| lanes.iter().sum::<f32>();
         let (q1, qq, qx) = (sum(q1), sum(qq), sum(qx));
         let determinant = n * qq - q1 * q1;
         if determinant <= 0.0 {
