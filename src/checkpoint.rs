@@ -15,8 +15,9 @@ use crate::request::Lora;
 use crate::sampler::Schedule;
 use crate::text::t5::{T5, T5Config};
 use crate::text::tokenizer::Tokenizer;
-use crate::weights::catalogue::{self, Entry, Facts, RunDefaults};
+use crate::weights::catalogue::{self, Entry, Facts, Kind, RunDefaults};
 use crate::weights::open::{Tensors, weight_files};
+use crate::weights::store::{self, Store};
 use crate::weights::{part_folder, read_json};
 use anyhow::{Context, Result, bail, ensure};
 use parts::{
@@ -51,7 +52,7 @@ pub struct Checkpoint {
 pub struct Sources<'a> {
     /// A name of the catalogue, a directory, or a file.
     pub model: &'a str,
-    /// A file or a directory, in place of the model's own.
+    /// A file, a directory or a name of the catalogue, in place of the model's own.
     pub text_encoder: Option<&'a Path>,
     /// A file or a directory.
     pub tokenizer: Option<&'a Path>,
@@ -82,25 +83,30 @@ struct Parts {
 }
 
 impl Checkpoint {
-    /// Opens a model.
+    /// Opens a model by name or path.
     /// - Errors on an unknown name, on a path that is no checkpoint, and on whatever does not fit together in one.
     pub fn open(sources: &Sources) -> Result<Self> {
         Self::put_together(sources).map_err(with_fix)
     }
 
     fn put_together(sources: &Sources) -> Result<Self> {
-        let Sources { model, text_encoder, tokenizer, .. } = *sources;
+        let Sources { model, tokenizer, .. } = *sources;
         let vae = sources.vae.map(open_vae).transpose()?;
-        let parts = match locate(model)? {
-            Place::Embedded => single_file(Tensors::embedded(embedded::TINY, "the embedded model")?, None, vae)?,
-            Place::Path(path) if path.is_dir() => directory(&path, text_encoder.is_none(), vae)?,
-            Place::Path(path) => single_file(Tensors::open(std::slice::from_ref(&path))?, Some(&path), vae)?,
+        let mut notes = vec![];
+        let given = sources.text_encoder.map(locate_text_encoder).transpose()?;
+        let place = locate(model, given.is_some(), &mut notes)?;
+        let text_encoder = given.as_deref().or(place.text_encoder.as_deref());
+        let parts = match &place.path {
+            None => single_file(Tensors::embedded(embedded::TINY, "the embedded model")?, None, vae)?,
+            Some(path) if path.is_dir() => directory(path, text_encoder.is_none(), vae)?,
+            Some(path) => single_file(Tensors::open(std::slice::from_ref(path))?, Some(path), vae)?,
         };
-        let mut notes = parts.notes;
+        notes.extend(parts.notes);
         let mut own_tokenizer = parts.tokenizer;
         let text = match text_encoder {
             Some(path) => {
-                own_tokenizer = None; // of another vocabulary, perhaps
+                // the file's own may be of another vocabulary; a name says which one goes with it
+                own_tokenizer = place.tokenizer.as_deref().map(Tokenizer::open).transpose()?;
                 open_text_encoder(path)?
             }
             None => parts.text.with_context(|| no_text_encoder(model))?,
@@ -165,11 +171,14 @@ impl Checkpoint {
             allowed_steps: parts.allowed_sigmas.as_deref().or(parts.distilled.then_some(&[1.0])),
             bytes: parts.bytes,
         };
-        let entry = catalogue::matching(&facts);
-        let doubles = entry.map(|entry| catalogue::doubles(entry, &facts)).unwrap_or_default();
-        if let (Some(entry), Some(other)) = (entry, doubles.first()) {
+        // a name is its own entry; a path is looked for by what the file shows, and so is a name that says nothing of runs
+        let says = place.entry.filter(|entry| entry.run != RunDefaults::default());
+        let found = catalogue::matching(&facts).filter(|_| says.is_none());
+        let doubles = found.map(|entry| catalogue::doubles(entry, &facts)).unwrap_or_default();
+        if let (Some(entry), Some(other)) = (found, doubles.first()) {
             notes.push(format!("`{}` and `{}` look alike: it is run as the former", entry.name, other.name));
         }
+        let entry = says.or(found).or(place.entry);
         let convention = Convention::of(vae);
         if parts
             .class
@@ -231,26 +240,25 @@ fn with_fix(error: anyhow::Error) -> anyhow::Error {
     )
 }
 
-enum Place {
-    Embedded,
-    Path(PathBuf),
+/// Where a model's files are.
+#[derive(Default)]
+struct Place {
+    /// `None`: in the program.
+    path: Option<PathBuf>,
+    /// What the catalogue adds to the file of a name.
+    text_encoder: Option<PathBuf>,
+    tokenizer: Option<PathBuf>,
+    entry: Option<&'static Entry>,
 }
 
 /// What `--model` means: a catalogue name, or else a path.
-fn locate(model: &str) -> Result<Place> {
+/// - `encoded`: another text encoder is given.
+fn locate(model: &str, encoded: bool, notes: &mut Vec<String>) -> Result<Place> {
     let path = Path::new(model);
     match catalogue::find(model) {
-        Ok(entry) if entry.embedded => Ok(Place::Embedded),
-        Ok(entry) => {
-            let size =
-                entry.bytes.or(entry.about_bytes).map(catalogue::human).unwrap_or_else(|| "size unknown".to_string());
-            let (repo, file) = (entry.repo.as_deref().unwrap_or("?"), entry.file.as_deref().unwrap_or("?"));
-            bail!(
-                "the weights of `{model}` are not here ({size}, licence: {})\n  fix: download `{file}` from huggingface.co/{repo} and pass --model FILE --text-encoder PATH",
-                entry.licence
-            )
-        }
-        Err(_) if path.exists() => Ok(Place::Path(path.to_path_buf())),
+        Ok(entry) if entry.embedded => Ok(Place { entry: Some(entry), ..Place::default() }),
+        Ok(entry) => pulled(entry, encoded, notes),
+        Err(_) if path.exists() => Ok(Place { path: Some(path.to_path_buf()), ..Place::default() }),
         Err(_) if model.contains(['/', '\\']) || model.ends_with(".safetensors") || model.ends_with(".gguf") => {
             bail!(
                 "there is no checkpoint at `{model}`: no such file or directory\n  fix: give --model a .safetensors or .gguf file, a directory, or a name of `reel models list`"
@@ -260,12 +268,51 @@ fn locate(model: &str) -> Result<Place> {
     }
 }
 
+/// The files that a name is opened from, all of which have to be here.
+fn pulled(entry: &'static Entry, encoded: bool, notes: &mut Vec<String>) -> Result<Place> {
+    let mut parts = Store::from_env()?.parts(entry, None);
+    // whether an upscaler is needed is known when the run is
+    parts.retain(|(part, _)| part.kind != Kind::Upscaler && !(encoded && part.kind == Kind::TextEncoder));
+    let missing: Vec<&Entry> = parts.iter().filter(|(_, path)| path.is_none()).map(|(part, _)| *part).collect();
+    if !missing.is_empty() {
+        let each: Vec<String> = missing
+            .iter()
+            .map(|part| format!("`{}`, {}, licence: {}", part.name, part.size_text(), part.licence))
+            .collect();
+        bail!(
+            "the weights of `{}` are not here ({})\n  fix: `reel models pull {}` fetches them, or the same command with --pull",
+            entry.name,
+            each.join("; "),
+            entry.name
+        );
+    }
+    let find = |kind: Kind| parts.iter().find(|(part, _)| part.kind == kind).map(|(part, path)| (*part, path.clone()));
+    let path_of = |kind: Kind| find(kind).and_then(|(_, path)| path);
+    if let (Some((variant, _)), Some(own)) = (find(Kind::TextEncoder), &entry.text_encoder)
+        && variant.name != *own
+    {
+        notes.push(format!("text encoder: `{}` (`{own}` is not here)", variant.name));
+    }
+    Ok(Place {
+        path: path_of(Kind::Model),
+        text_encoder: path_of(Kind::TextEncoder),
+        tokenizer: path_of(Kind::Tokenizer),
+        entry: Some(entry),
+    })
+}
+
+/// What `--text-encoder` means: a path, or else a catalogue name.
+fn locate_text_encoder(given: &Path) -> Result<PathBuf> {
+    let entry = given.to_str().and_then(catalogue::named).filter(|entry| entry.kind == Kind::TextEncoder);
+    match entry {
+        Some(entry) if !given.exists() => Store::from_env()?.find(entry).with_context(|| store::not_here(entry)),
+        _ => Ok(given.to_path_buf()),
+    }
+}
+
 fn no_text_encoder(model: &str) -> String {
-    let known: Vec<String> =
-        catalogue::text_encoders().iter().map(|t| format!("`{}` of huggingface.co/{}", t.file, t.repo)).collect();
     format!(
-        "`{model}` brings no text encoder\n  fix: pass --text-encoder PATH, a T5 v1.1 encoder such as {}",
-        known.join(" or ")
+        "`{model}` brings no text encoder\n  fix: pass --text-encoder PATH, a T5 v1.1 encoder, or a name such as t5-xxl-fp16 (`reel models pull t5-xxl-fp16` fetches it)"
     )
 }
 

@@ -16,7 +16,8 @@ use crate::stages::Stages;
 use crate::upscaler::Upscaler;
 use crate::video::Frame;
 use crate::video::write::{Format, Target, Writer};
-use crate::weights::catalogue::RunDefaults;
+use crate::weights::catalogue::{Entry, RunDefaults};
+use crate::weights::store::Store;
 use crate::windows::{self, Direction, Window};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
@@ -24,7 +25,7 @@ use serde_json::json;
 use std::time::Instant;
 
 /// The model that is part of the program.
-pub const DEFAULT_MODEL: &str = "tiny";
+pub const DEFAULT_MODEL: &str = crate::embedded::NAME;
 
 /// What there is to make, with everything checked and nothing loaded.
 pub struct Take {
@@ -123,7 +124,9 @@ impl Take {
         let seed = request.seed.unwrap_or_else(fresh_seed);
         let defaults = checkpoint.run_defaults();
         let allowed = checkpoint.allowed_sigmas.as_deref();
-        let upscaler = two_passes::upscaler(request, checkpoint.entry, checkpoint.vae.0.latent_channels, convention)?;
+        let channels = checkpoint.vae.0.latent_channels;
+        let here = |entry: &Entry| Store::from_env().ok()?.find(entry);
+        let upscaler = two_passes::upscaler(request, checkpoint.entry, channels, convention, here)?;
         let settings = Settings::decide(request, &defaults, allowed, convention, size, upscaler.is_some(), seed)?;
         let blocks = checkpoint.transformer.0.layers;
         settings.passes.iter().try_for_each(|pass| pass.check(blocks))?;

@@ -3,11 +3,12 @@
 //! The path from prompt to frames, room by room:
 //!
 //! [`cli`] turns arguments into a [`request::Request`]; [`generate`] tells the story. It opens what `--model` names
-//! ([`checkpoint`], over the mapped files of [`weights`]) and the stills and clips to hold to ([`inputs`]), checks that there is
-//! room ([`plan`]), and then runs the [`stages`]: [`text`] turns the prompt into vectors, [`condition`] lays what is held out
-//! among [`noise`], the [`sampler`] goes down the noise levels over the velocity that [`models`] give, [`windows`] after
-//! window, and the latents are decoded, frame group by frame group, into frames that [`video`] writes as they come.
-//! [`join`] puts a made part and footage together, and [`seam`] sees to their colours.
+//! ([`checkpoint`], over the mapped files of [`weights`], whose store pulls what has a name) and the stills and clips to
+//! hold to ([`inputs`]), checks that there is room ([`plan`]), and then runs the [`stages`]: [`text`] turns the prompt into
+//! vectors, [`condition`] lays what is held out among [`noise`], the [`sampler`] goes down the noise levels over the
+//! velocity that [`models`] give, [`windows`] after window, and the latents are decoded, frame group by frame group, into
+//! frames that [`video`] writes as they come. [`join`] puts a made part and footage together, and [`seam`] sees to their
+//! colours.
 //!
 //! [`geometry`] holds the arithmetic between pixels and latents, [`nn`] the layers that candle lacks or does slowly,
 //! [`config`] the strict reading of a checkpoint's JSON, [`device`] where and in what precision, [`progress`] what a person

@@ -90,7 +90,7 @@ pub fn check_disk(target: &Target, clip: Extent) -> Result<()> {
 }
 
 /// Bytes free to us on the disk where `path` is, or will be; `None` where the system does not tell.
-fn free_disk(path: &Path) -> Option<u64> {
+pub fn free_disk(path: &Path) -> Option<u64> {
     #[cfg(unix)]
     {
         let there = path.ancestors().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });

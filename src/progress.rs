@@ -2,6 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
+use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -86,6 +87,105 @@ impl Progress {
         stage.report();
         stage
     }
+
+    /// Begins a stage of `total` bytes that are fetched or read; 0 where nobody knows.
+    pub fn bytes(&self, name: &'static str, total: u64) -> Bytes {
+        let bar = self.bars().then(|| {
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+            let style = ProgressStyle::with_template("{prefix:>8} [{wide_bar}] {msg}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+            bar.set_prefix(name);
+            bar
+        });
+        let now = Instant::now();
+        let recent = VecDeque::from([(now, 0)]);
+        let mut bytes = Bytes { name, total, done: 0, worked: 0, begun: now, told: now, recent, bar, progress: *self };
+        bytes.report();
+        bytes
+    }
+}
+
+/// A stage counted in bytes.
+pub struct Bytes {
+    name: &'static str,
+    total: u64,
+    done: u64,
+    /// Of those done, the ones that took time.
+    worked: u64,
+    begun: Instant,
+    told: Instant,
+    /// `worked` at moments of the last seconds: what the speed is taken from.
+    recent: VecDeque<(Instant, u64)>,
+    bar: Option<ProgressBar>,
+    progress: Progress,
+}
+
+impl Bytes {
+    /// `n` bytes more are done.
+    pub fn advance(&mut self, n: u64) {
+        self.worked += n;
+        self.here(n);
+    }
+
+    /// `n` bytes were done before, so they say nothing of the speed.
+    pub fn here(&mut self, n: u64) {
+        self.done += n;
+        if self.told.elapsed() >= Duration::from_millis(250) {
+            self.report();
+        }
+    }
+
+    /// `n` bytes turned out not to be done.
+    pub fn undo(&mut self, n: u64) {
+        self.done = self.done.saturating_sub(n);
+        self.report();
+    }
+
+    /// One line above the bar.
+    pub fn note(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| self.progress.note(text)),
+            None => self.progress.note(text),
+        }
+    }
+
+    /// Ends the stage; returns the seconds it took.
+    pub fn finish(mut self) -> f64 {
+        self.report();
+        let seconds = self.begun.elapsed().as_secs_f64();
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+            line(&format!("{:>8}  {} in {}", self.name, human_bytes(self.worked), human_seconds(seconds)));
+        }
+        seconds
+    }
+
+    fn report(&mut self) {
+        /// What the speed is the mean of.
+        const WINDOW: Duration = Duration::from_secs(8);
+        self.told = Instant::now();
+        self.recent.push_back((self.told, self.worked));
+        while self.recent.len() > 2 && self.recent[0].0.elapsed() > WINDOW {
+            self.recent.pop_front();
+        }
+        let (then, before) = self.recent[0];
+        let speed = (self.worked - before) as f64 / (self.told - then).as_secs_f64().max(1e-3);
+        let left = (speed > 0.0 && self.total > 0).then(|| self.total.saturating_sub(self.done) as f64 / speed);
+        if let Some(bar) = &self.bar {
+            let total = if self.total > 0 { format!(" of {}", human_bytes(self.total)) } else { String::new() };
+            let left = left.map_or("…".to_string(), |left| format!("{} left", whole_seconds(left)));
+            let speed = human_bytes(speed as u64);
+            bar.set_message(format!("{}{total}, {speed}/s, {left}", human_bytes(self.done)));
+            bar.set_position(self.done);
+        }
+        if self.progress.json() {
+            emit(
+                json!({"event": "progress", "stage": self.name, "done": self.done, "total": self.total, "unit": "bytes",
+                        "seconds": round(self.begun.elapsed().as_secs_f64()), "bytes_per_second": speed.round(),
+                        "seconds_left": left.map(round)}),
+            );
+        }
+    }
 }
 
 /// A stage under way.
@@ -141,6 +241,24 @@ pub fn human_seconds(seconds: f64) -> String {
         s if s < 3600.0 => format!("{} min {:02} s", s as u64 / 60, s as u64 % 60),
         s => format!("{} h {:02} min", s as u64 / 3600, s as u64 % 3600 / 60),
     }
+}
+
+/// Bytes in decimal units with three digits, as download pages show them: `6.34 GB`.
+pub fn human_bytes(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "kB", "MB", "GB"] {
+        if value < 999.5 {
+            let decimals = match value {
+                _ if unit == "B" => 0,
+                v if v < 9.995 => 2,
+                v if v < 99.95 => 1,
+                _ => 0,
+            };
+            return format!("{value:.decimals$} {unit}");
+        }
+        value /= 1000.0;
+    }
+    format!("{value:.2} TB")
 }
 
 /// As [`human_seconds`], without fractions, which would only flicker.
@@ -201,5 +319,11 @@ mod tests {
         assert_eq!(told(&error), ("cannot write `a`: no room".to_string(), vec!["  fix: make some".to_string()]));
         let repeated = anyhow!("gone").context("cannot read: gone");
         assert_eq!(told(&repeated), ("cannot read: gone".to_string(), vec![]));
+    }
+
+    #[test]
+    fn sizes_read_well() {
+        let said = [0, 999, 1000, 999_499, 999_500, 9_995_000, 28_579_183_340, 2_000_000_000_000].map(human_bytes);
+        assert_eq!(said, ["0 B", "999 B", "1.00 kB", "999 kB", "1.00 MB", "10.0 MB", "28.6 GB", "2.00 TB"]);
     }
 }

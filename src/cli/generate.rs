@@ -1,7 +1,7 @@
 //! `reel generate`.
 
 use super::Failure;
-use super::making::{Making, prompt};
+use super::making::{Making, fetch, prompt};
 use crate::generate::Job;
 use crate::request::{Keyframe, Request};
 use crate::video::resize::Fit;
@@ -36,8 +36,9 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<(), Failure> {
     let progress = args.making.common.apply()?;
-    let prepare = || {
-        let request = Request {
+    let pull = args.making.pull;
+    let request = || -> anyhow::Result<Request> {
+        Ok(Request {
             image: args.image,
             last_image: args.last_image,
             keyframe: args.keyframe,
@@ -45,9 +46,10 @@ pub fn run(args: Args) -> Result<(), Failure> {
             image_crf: args.image_crf,
             fps: args.fps,
             ..args.making.request(prompt(args.prompt)?)?
-        };
-        Job::prepare(&request, &progress)
+        })
     };
-    let job = prepare().map_err(Failure::BadInput)?;
+    let request = request().map_err(Failure::BadInput)?;
+    fetch(pull, &request, &progress)?;
+    let job = Job::prepare(&request, &progress).map_err(Failure::BadInput)?;
     job.run(&progress).map_err(Failure::Failed)
 }

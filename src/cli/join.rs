@@ -1,7 +1,7 @@
 //! `reel extend`, `reel bridge` and `reel loop`.
 
 use super::Failure;
-use super::making::{Making, prompt};
+use super::making::{Making, fetch, prompt};
 use crate::join::{Asked, Join};
 use crate::request::Request;
 use std::path::PathBuf;
@@ -82,12 +82,13 @@ fn join(
     closed: bool,
 ) -> Result<(), Failure> {
     let progress = joining.making.common.apply()?;
-    let prepare = || {
-        let context = joining.context.map(|n| n as usize);
-        let asked = Asked { before, after, closed, context, colour_match: !joining.no_colour_match };
-        let request = Request { fps: joining.fps, ..joining.making.request(prompt(text)?)? };
-        Join::prepare(&request, &asked, &progress)
-    };
-    let join = prepare().map_err(Failure::BadInput)?;
+    let pull = joining.making.pull;
+    let context = joining.context.map(|n| n as usize);
+    let asked = Asked { before, after, closed, context, colour_match: !joining.no_colour_match };
+    let request =
+        || -> anyhow::Result<Request> { Ok(Request { fps: joining.fps, ..joining.making.request(prompt(text)?)? }) };
+    let request = request().map_err(Failure::BadInput)?;
+    fetch(pull, &request, &progress)?;
+    let join = Join::prepare(&request, &asked, &progress).map_err(Failure::BadInput)?;
     join.run(&progress).map_err(Failure::Failed)
 }

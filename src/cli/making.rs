@@ -1,8 +1,9 @@
 //! Flags that all making verbs share.
 
-use super::Common;
+use super::{Common, Failure};
 use crate::device::{Dtype, Quantize};
 use crate::models::ltx::Convention;
+use crate::progress::Progress;
 use crate::request::{Lora, Request, Scene};
 use std::path::PathBuf;
 
@@ -11,8 +12,11 @@ pub struct Making {
     /// A name of `reel models list`, a directory in diffusers layout, or one .safetensors or .gguf file [default: tiny, built in]
     #[arg(long, env = "REEL_MODEL", value_name = "NAME|PATH", help_heading = "Model")]
     model: Option<String>,
-    /// T5 weights (.safetensors or .gguf file, or a directory) where the model does not bring its own
-    #[arg(long, value_name = "PATH", help_heading = "Model")]
+    /// Fetch what the model's name stands for where it is not here yet
+    #[arg(long, help_heading = "Model")]
+    pub pull: bool,
+    /// T5 weights (.safetensors or .gguf file, a directory, or a name of the list) where the model does not bring its own
+    #[arg(long, value_name = "NAME|PATH", help_heading = "Model")]
     text_encoder: Option<PathBuf>,
     /// tokenizer.json or spiece.model, or where one lies [default: beside the text encoder]
     #[arg(long, value_name = "PATH", help_heading = "Model")]
@@ -223,6 +227,15 @@ fn cache_folder() -> anyhow::Result<PathBuf> {
             "--quantize-cache: no folder for it is known\n  fix: set XDG_CACHE_HOME, or leave --quantize-cache out"
         )
     })
+}
+
+/// Fetches the weights of a request, where `--pull` asks for it.
+pub fn fetch(pull: bool, request: &Request, progress: &Progress) -> Result<(), Failure> {
+    if !pull {
+        return Ok(());
+    }
+    request.check().map_err(Failure::BadInput)?; // before the long part
+    super::models::pull_for(request, progress)
 }
 
 /// A prompt as given; `-` reads standard input.

@@ -10,6 +10,8 @@ mod usage;
 
 use crate::device;
 use crate::progress::{self, Mode, Progress};
+use crate::weights::catalogue;
+use crate::weights::store::settings::own_catalogue;
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 use std::io::Write;
 use std::process::ExitCode;
@@ -99,8 +101,16 @@ pub fn run() -> ExitCode {
         Verb::Extend(args) => args.joining.making.common.progress,
         Verb::Bridge(args) => args.joining.making.common.progress,
         Verb::Loop(args) => args.joining.making.common.progress,
+        Verb::Models(verb) => models::mode(verb),
         _ => Mode::Auto,
     };
+    // the self-test compares what was built, and so goes by what was built
+    if !matches!(cli.verb, Verb::Selftest(_) | Verb::Completions { .. } | Verb::Licenses)
+        && let Some(Err(e)) = own_catalogue().map(|path| catalogue::add_own(&path))
+    {
+        progress::error(&e, mode);
+        return ExitCode::from(2);
+    }
     // a signal ends the program at once; what is half written goes first
     let handled = ctrlc::set_handler(|| {
         crate::video::write::remove_partial();

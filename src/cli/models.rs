@@ -1,19 +1,43 @@
 //! `reel models`.
 
-use super::{Failure, print};
+use super::{Common, Failure, print};
 use crate::checkpoint::parts;
 use crate::device::Quantize;
-use crate::progress::Progress;
-use crate::weights::{catalogue, pack};
+use crate::progress::{Progress, human_bytes};
+use crate::request::Request;
+use crate::weights::catalogue::{self, Entry, Kind};
+use crate::weights::pack;
+use crate::weights::store::{self, State, Store, Verdict};
+use anyhow::{Result, anyhow};
+use serde_json::json;
 use std::path::PathBuf;
 
 #[derive(clap::Subcommand)]
 pub enum Verb {
-    /// List the models that reel knows by name
+    /// List the models that reel knows by name, and what is here of them
     List {
         /// As JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Fetch a model with all that it is run with, or one part of it; goes on where an earlier pull broke off
+    Pull(Pull),
+    /// Compare the files that are here with their SHA-256
+    Verify {
+        /// One of `reel models list`, and what it is run with [default: all that are here]
+        name: Option<String>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Print where a file is
+    Path {
+        /// One of `reel models list`
+        name: String,
+    },
+    /// Delete a file, and the bytes that nothing else uses
+    Remove {
+        /// One of `reel models list`
+        name: String,
     },
     /// Pack a diffusers directory, text encoder and tokenizer included, into one .safetensors file
     Pack {
@@ -51,9 +75,30 @@ pub enum Verb {
     },
 }
 
+#[derive(clap::Args)]
+pub struct Pull {
+    /// One of `reel models list`
+    name: String,
+    /// A text encoder of the list, in place of the model's own
+    #[arg(long, value_name = "NAME")]
+    text_encoder: Option<String>,
+    /// Go on where the hub has another SHA-256 or size than the catalogue knows
+    #[arg(long)]
+    accept_hash: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
 pub fn run(verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::List { json } => list(json),
+        Verb::Pull(args) => {
+            let progress = args.common.apply()?;
+            pull(&args.name, args.text_encoder.as_deref(), args.accept_hash, &progress)
+        }
+        Verb::Verify { name, common } => verify(name.as_deref(), &common.apply()?),
+        Verb::Path { name } => path(&name),
+        Verb::Remove { name } => remove(&name),
         Verb::Pack { dir, out, name, force } => {
             pack::pack(&dir, &out, name.as_deref(), force).map_err(Failure::BadInput)
         }
@@ -64,25 +109,186 @@ pub fn run(verb: Verb) -> Result<(), Failure> {
     }
 }
 
+/// How progress is shown by those of the verbs that take long.
+pub fn mode(verb: &Verb) -> crate::progress::Mode {
+    match verb {
+        Verb::Pull(args) => args.common.progress,
+        Verb::Verify { common, .. } => common.progress,
+        _ => crate::progress::Mode::Auto,
+    }
+}
+
+fn open() -> Result<Store, Failure> {
+    Store::from_env().map_err(Failure::BadInput)
+}
+
+fn named(name: &str) -> Result<&'static Entry, Failure> {
+    catalogue::find_any(name).map_err(Failure::BadInput)
+}
+
+/// Fetches what a name is run with.
+/// - `text_encoder`: a name in place of the model's own.
+pub fn pull(name: &str, text_encoder: Option<&str>, accept_hash: bool, progress: &Progress) -> Result<(), Failure> {
+    let entry = named(name)?;
+    let encoder = text_encoder.map(named).transpose()?;
+    if let Some(encoder) = encoder
+        && (encoder.kind != Kind::TextEncoder || entry.kind != Kind::Model)
+    {
+        let what = format!(
+            "--text-encoder {} does not go with `{name}`\n  fix: give the name of a model, and of a text encoder",
+            encoder.name
+        );
+        return Err(Failure::BadInput(anyhow!(what)));
+    }
+    let store = open()?;
+    let parts: Vec<&Entry> = store.parts(entry, encoder).into_iter().map(|(part, _)| part).collect();
+    store.pull(&parts, accept_hash, progress).map_err(Failure::Failed)
+}
+
+/// `--pull`: fetches what `--model` and `--text-encoder` name and is not here.
+pub fn pull_for(request: &Request, progress: &Progress) -> Result<(), Failure> {
+    let named = |name: Option<&str>, kind: Kind| name.and_then(catalogue::named).filter(|entry| entry.kind == kind);
+    let encoder = named(request.text_encoder.as_deref().and_then(|path| path.to_str()), Kind::TextEncoder);
+    let model = named(request.model.as_deref(), Kind::Model);
+    let store = open()?;
+    let mut parts = match (model, encoder) {
+        (Some(model), encoder) => store.parts(model, encoder),
+        (None, Some(encoder)) => vec![(encoder, store.find(encoder))],
+        (None, None) => vec![],
+    };
+    // an encoder by path leaves the model's own out
+    let by_path = request.text_encoder.is_some() && encoder.is_none();
+    parts.retain(|(part, path)| path.is_none() && !part.embedded && !(by_path && part.kind == Kind::TextEncoder));
+    let parts: Vec<&Entry> = parts.into_iter().map(|(part, _)| part).collect();
+    store.pull(&parts, false, progress).map_err(Failure::Failed)
+}
+
+fn verify(name: Option<&str>, progress: &Progress) -> Result<(), Failure> {
+    let store = open()?;
+    let entries: Vec<&Entry> = match name {
+        Some(name) => {
+            let parts = store.parts(named(name)?, None).into_iter();
+            let parts: Vec<_> = parts.filter(|(part, path)| part.name == name || path.is_some()).collect();
+            parts.into_iter().map(|(part, _)| part).filter(|part| !part.embedded).collect()
+        }
+        None => catalogue::entries().iter().filter(|entry| store.find(entry).is_some()).collect(),
+    };
+    let total = entries.iter().map(|entry| match store.state(entry) {
+        State::Here { bytes, .. } => bytes,
+        _ => 0,
+    });
+    let mut stage = progress.bytes("verify", total.sum());
+    let (mut report, mut damaged) = (String::new(), vec![]);
+    for entry in &entries {
+        // a file that is not here is the user's to mend; one that cannot be read is not
+        if store.find(entry).is_none() {
+            return Err(Failure::BadInput(anyhow!(store::not_here(entry))));
+        }
+        let said = match store.verify(entry, |n| stage.advance(n)).map_err(Failure::Failed)? {
+            Verdict::Whole { of } => format!("whole (SHA-256 as {of} says)"),
+            Verdict::Unknown { sha256 } => format!("nobody says what it should be; SHA-256 {sha256}"),
+            Verdict::Damaged { what } => {
+                damaged.push(entry.name.as_str());
+                format!("damaged: {what}")
+            }
+        };
+        report.push_str(&format!("{}: {said}\n", entry.name));
+    }
+    stage.finish();
+    if entries.is_empty() {
+        report.push_str("nothing is here to verify\n");
+    }
+    print(report.as_bytes())?;
+    match damaged.first() {
+        None => Ok(()),
+        Some(first) => Err(Failure::Failed(anyhow!(
+            "{} of {} files {} damaged: {}\n  fix: `reel models remove {first}`, then `reel models pull {first}`",
+            damaged.len(),
+            entries.len(),
+            if damaged.len() == 1 { "is" } else { "are" },
+            damaged.join(", ")
+        ))),
+    }
+}
+
+fn path(name: &str) -> Result<(), Failure> {
+    let entry = named(name)?;
+    if entry.embedded {
+        return Err(Failure::BadInput(anyhow!("`{name}` is part of the program, and has no file")));
+    }
+    match open()?.find(entry) {
+        Some(path) => print(format!("{}\n", path.display()).as_bytes()),
+        None => Err(Failure::BadInput(anyhow!(store::not_here(entry)))),
+    }
+}
+
+fn remove(name: &str) -> Result<(), Failure> {
+    let entry = named(name)?;
+    let store = open()?;
+    let removed = store.remove(entry).map_err(Failure::BadInput)?;
+    if !removed.any {
+        return print(format!("{name}: nothing of it is here\n").as_bytes());
+    }
+    let mut text = format!("{name}: removed, {} freed\n", human_bytes(removed.bytes));
+    if !removed.used_by.is_empty() {
+        text.push_str(&format!("its bytes are also those of {} and stay\n", removed.used_by.join(", ")));
+    }
+    for (part, path) in store.parts(entry, None) {
+        if path.is_some() && part.name != entry.name {
+            text.push_str(&format!("`{}` stays; `reel models remove {}` frees it\n", part.name, part.name));
+        }
+    }
+    print(text.as_bytes())
+}
+
 fn list(json: bool) -> Result<(), Failure> {
-    let rows = catalogue::rows();
+    let store = open()?;
+    let rows: Vec<(&Entry, State)> = catalogue::entries().iter().map(|entry| (entry, store.state(entry))).collect();
     if json {
         let rows: Vec<_> = rows
             .iter()
-            .map(|r| {
-                serde_json::json!({
-                    "name": r.name, "size": r.size, "licence": r.licence, "about": r.about, "embedded": r.embedded,
+            .map(|(e, state)| {
+                let (here, path, bytes) = match state {
+                    State::Here { path, bytes } => ("here", Some(path.display().to_string()), *bytes),
+                    State::Partly { bytes } => ("partly", None, *bytes),
+                    State::Absent if e.embedded => ("here", None, 0),
+                    State::Absent => ("absent", None, 0),
+                };
+                json!({
+                    "name": e.name, "kind": kind(e), "size": e.size_text(), "bytes": e.size(), "licence": e.licence,
+                    "about": e.about, "embedded": e.embedded, "own": e.own, "state": here, "bytes_here": bytes,
+                    "path": path, "repo": e.repo, "file": e.file, "text_encoder": e.text_encoder, "upscaler": e.upscaler,
                 })
             })
             .collect();
         return print(format!("{}\n", serde_json::Value::from(rows)).as_bytes());
     }
-    let width = |cell: fn(&catalogue::Row) -> &str| rows.iter().map(|r| cell(r).chars().count()).max().unwrap_or(0);
-    let (names, sizes) = (width(|r| r.name), width(|r| &r.size));
+    let there = |state: &State| match state {
+        State::Here { .. } => "here".to_string(),
+        State::Partly { bytes } => format!("{} of it", human_bytes(*bytes)),
+        State::Absent => String::new(),
+    };
+    let width = |cell: &dyn Fn(&Entry, &State) -> String| {
+        rows.iter().map(|(entry, state)| cell(entry, state).chars().count()).max().unwrap_or(0)
+    };
+    let (names, sizes) = (width(&|e, _| e.name.clone()), width(&|e, _| e.size_text()));
+    let states = width(&|_, state| there(state));
     let mut text = String::new();
-    for row in &rows {
-        text.push_str(&format!("{:names$}  {:>sizes$}  {}\n", row.name, row.size, row.about));
-        text.push_str(&format!("{:names$}  {:>sizes$}  licence: {}\n", "", "", row.licence));
+    for (entry, state) in &rows {
+        let (size, state) = (entry.size_text(), there(state));
+        let own = if entry.own { " (of your own weights.toml)" } else { "" };
+        let gap = if states > 0 { "  " } else { "" };
+        text.push_str(&format!("{:names$}  {size:>sizes$}{gap}{state:states$}  {}{own}\n", entry.name, entry.about));
+        text.push_str(&format!("{:names$}  {:>sizes$}{gap}{:states$}  licence: {}\n", "", "", "", entry.licence));
     }
     print(text.as_bytes())
+}
+
+fn kind(entry: &Entry) -> &'static str {
+    match entry.kind {
+        Kind::Model => "model",
+        Kind::TextEncoder => "text-encoder",
+        Kind::Upscaler => "upscaler",
+        Kind::Tokenizer => "tokenizer",
+    }
 }

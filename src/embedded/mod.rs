@@ -2,3 +2,6 @@
 
 /// Transformer, VAE and T5; configuration and tokenizer in its header.
 pub const TINY: &[u8] = include_bytes!("tiny.safetensors");
+
+/// Its name in the catalogue, and in its own header.
+pub const NAME: &str = "tiny";

@@ -5,18 +5,20 @@ use crate::models::ltx::Convention;
 use crate::progress::Progress;
 use crate::request::{Request, Settings};
 use crate::upscaler::Upscaler;
-use crate::weights::catalogue::Entry;
-use anyhow::{Result, bail, ensure};
-use std::path::Path;
+use crate::weights::catalogue::{self, Entry, Kind};
+use crate::weights::store;
+use anyhow::{Context, Result, bail, ensure};
+use std::path::{Path, PathBuf};
 
 /// The upscaler of a run in two passes: the one asked for, or the model's own.
-/// - `entry`: the model's, where it has one. `channels`: of its latents.
+/// - `entry`: the model's, where it has one. `channels`: of its latents. `pulled`: where an entry's file is, if it is here.
 /// - Errors when the model is run in two passes and its upscaler is not there: one pass is something to ask for.
 pub fn upscaler(
     request: &Request,
     entry: Option<&Entry>,
     channels: usize,
     convention: Convention,
+    pulled: impl Fn(&Entry) -> Option<PathBuf>,
 ) -> Result<Option<Upscaler>> {
     match (request.upscaler.as_deref(), entry.filter(|entry| entry.run.in_two_passes())) {
         (Some("none"), _) | (None, None) => Ok(None),
@@ -25,12 +27,23 @@ pub fn upscaler(
                 convention == Convention::Condition,
                 "--upscaler {path}: this checkpoint's latents are none that an upscaler was made for\n  fix: use a model from 0.9.5 on, or leave it out"
             );
-            Upscaler::open(Path::new(path), channels).map(Some)
+            let named =
+                catalogue::named(path).filter(|entry| entry.kind == Kind::Upscaler && !Path::new(path).exists());
+            let path = match named {
+                Some(entry) => pulled(entry).with_context(|| store::not_here(entry))?,
+                None => PathBuf::from(path),
+            };
+            Upscaler::open(&path, channels).map(Some)
         }
         (None, Some(entry)) => {
-            let (name, upscaler) = (&entry.name, entry.upscaler.as_deref().unwrap_or("a latent upscaler"));
+            let own = entry.upscaler.as_deref().and_then(catalogue::named);
+            if let Some(path) = own.and_then(&pulled) {
+                return Upscaler::open(&path, channels).map(Some);
+            }
+            let (name, upscaler) = (&entry.name, own.map_or("a latent upscaler", |own| &own.name));
+            let size = own.map(|own| format!(" ({}, {})", own.size_text(), own.licence)).unwrap_or_default();
             bail!(
-                "`{name}` is run in two passes with `{upscaler}` between them, which is not here\n  fix: pass Lightricks' ltxv-spatial-upscaler-0.9.8.safetensors with --upscaler FILE, or make one pass with --upscaler none"
+                "`{name}` is run in two passes with `{upscaler}`{size} between them, which is not here\n  fix: `reel models pull {upscaler}`, or pass it with --upscaler FILE, or make one pass with --upscaler none"
             )
         }
     }
@@ -59,14 +72,13 @@ pub fn canvases(legal: Extent, geometry: Geometry, settings: &Settings, progress
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::catalogue;
 
     /// A recipe of two passes never becomes one of one pass by itself.
     #[test]
     fn a_recipe_without_its_upscaler_is_an_error() {
         let find = |model: &str, asked: Option<&str>| {
             let request = Request { upscaler: asked.map(String::from), ..Default::default() };
-            upscaler(&request, Some(catalogue::find(model).unwrap()), 128, Convention::Condition)
+            upscaler(&request, Some(catalogue::find(model).unwrap()), 128, Convention::Condition, |_| None)
         };
         for model in ["ltx-2b-0.9.8-distilled", "ltx-13b-0.9.8-dev", "ltx-13b-0.9.7-distilled"] {
             let error = find(model, None).err().unwrap().to_string();

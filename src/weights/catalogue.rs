@@ -1,18 +1,41 @@
-//! The models reel knows by name: `weights.toml`, compiled in. Where a model's files are, how it is run by default, and
-//! which entry a file given by path belongs to. Knows no network and no disk; the numbers and their sources are in the TOML.
+//! The files reel knows by name: `weights.toml`, compiled in, and the user's own. Where they are, how a model is run by default,
+//! and which entry a file given by path belongs to. The numbers and their sources are in the TOML; `read` takes it apart.
+
+mod read;
 
 use crate::guidance::ByLevel;
+use crate::progress::human_bytes;
 use anyhow::{Result, anyhow};
 use serde::Deserialize;
-use std::collections::BTreeMap;
-use std::sync::LazyLock;
+use std::path::Path;
+use std::sync::OnceLock;
 
-/// One model a user can name.
+/// What an entry is a file of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    #[default]
+    Model,
+    /// Shared by models; `--text-encoder` takes its name.
+    TextEncoder,
+    /// Enlarges latents between two passes.
+    Upscaler,
+    Tokenizer,
+}
+
+/// One file that can be named: a model, or a part that models share.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
     #[serde(skip)]
     pub name: String,
+    #[serde(skip)]
+    pub kind: Kind,
+    /// Of the user's own `weights.toml`.
+    #[serde(skip)]
+    pub own: bool,
+    /// Where its table begins in the TOML.
+    #[serde(skip)]
+    pub line: usize,
     pub about: String,
     /// The licence's name; `licence_file` holds its text, in `repo`.
     pub licence: String,
@@ -22,6 +45,8 @@ pub struct Entry {
     pub embedded: bool,
     /// Hugging Face repository, `owner/name`.
     pub repo: Option<String>,
+    /// Branch, tag or commit in `repo`; absent: `main`.
+    pub revision: Option<String>,
     /// Path inside `repo`.
     pub file: Option<String>,
     /// The exact length of the file, where known; else `about_bytes`.
@@ -29,14 +54,47 @@ pub struct Entry {
     pub about_bytes: Option<u64>,
     /// Lower-case hex.
     pub sha256: Option<String>,
-    /// The name of the [`TextEncoder`] that the file lacks; see [`text_encoder`].
+    /// Names of the entries that the file lacks and its run takes.
     pub text_encoder: Option<String>,
-    /// The name of the latent upscaler that goes between its two passes.
+    pub tokenizer: Option<String>,
     pub upscaler: Option<String>,
+    /// Of a text encoder: the one that it stands in for, in another type.
+    pub variant_of: Option<String>,
     #[serde(rename = "match")]
     pub matches: Option<Match>,
     #[serde(default)]
     pub run: RunDefaults,
+}
+
+/// Where a file is on the hub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remote<'a> {
+    pub repo: &'a str,
+    pub revision: &'a str,
+    pub file: &'a str,
+}
+
+impl Entry {
+    /// Where its file is; `None` for the model in the binary.
+    pub fn remote(&self) -> Option<Remote<'_>> {
+        let revision = self.revision.as_deref().unwrap_or("main");
+        Some(Remote { repo: self.repo.as_deref()?, revision, file: self.file.as_deref()? })
+    }
+
+    /// Bytes of its file, as far as the catalogue knows.
+    pub fn size(&self) -> Option<u64> {
+        self.bytes.or(self.about_bytes)
+    }
+
+    /// `6.34 GB`, `about 28.6 GB`, `built in` or `size unknown`.
+    pub fn size_text(&self) -> String {
+        match (self.embedded, self.bytes, self.about_bytes) {
+            (true, ..) => "built in".into(),
+            (_, Some(bytes), _) => human_bytes(bytes),
+            (_, _, Some(bytes)) => format!("about {}", human_bytes(bytes)),
+            _ => "size unknown".into(),
+        }
+    }
 }
 
 /// What a file's header must show to take an entry's defaults: either the name it carries, or all the rest.
@@ -118,20 +176,6 @@ pub struct PassDefaults {
     pub tone_map: Option<f64>,
 }
 
-/// A text encoder that models share. It is pulled like a model but cannot be run as one.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TextEncoder {
-    #[serde(skip)]
-    pub name: String,
-    pub about: String,
-    pub licence: String,
-    pub repo: String,
-    pub file: String,
-    pub bytes: u64,
-    pub sha256: String,
-}
-
 /// What a checkpoint's header shows.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
@@ -148,70 +192,83 @@ pub struct Facts<'a> {
     pub bytes: Option<u64>,
 }
 
-/// A line of `models list`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Row {
-    pub name: &'static str,
-    /// `6.34 GB`, `about 28.6 GB` or `built in`.
-    pub size: String,
-    pub licence: &'static str,
-    pub about: &'static str,
-    pub embedded: bool,
-}
-
-/// The file as written. Every other key is a model.
-#[derive(Deserialize)]
-struct File {
-    #[serde(rename = "text-encoder")]
-    text_encoders: BTreeMap<String, TextEncoder>,
-    #[serde(flatten)]
-    models: BTreeMap<String, Entry>,
-}
-
 struct Catalogue {
-    models: Vec<Entry>,
-    text_encoders: Vec<TextEncoder>,
+    /// In the order of a list: models, the built-in one first, then small before large, older before newer; then their parts.
+    entries: Vec<Entry>,
 }
+
+static CATALOGUE: OnceLock<Catalogue> = OnceLock::new();
 
 // The text is compiled in, and the tests parse the same text: a catalogue that does not parse never leaves the house.
-static CATALOGUE: LazyLock<Catalogue> = LazyLock::new(|| {
-    parse(include_str!("../../weights.toml")).expect("weights.toml, compiled in and parsed by a test")
-});
-
-fn parse(text: &str) -> Result<Catalogue> {
-    let file: File = toml::from_str(text)?;
-    let mut models: Vec<Entry> = file.models.into_iter().map(|(name, entry)| Entry { name, ..entry }).collect();
-    // The built-in model first, then small before large; within a size by name, and so by version.
-    models.sort_by_key(|e| (!e.embedded, e.matches.as_ref().and_then(|m| m.layers)));
-    let text_encoders = file.text_encoders.into_iter().map(|(name, encoder)| TextEncoder { name, ..encoder }).collect();
-    Ok(Catalogue { models, text_encoders })
+fn built_in() -> Catalogue {
+    let entries =
+        read::parse(include_str!("../../weights.toml")).expect("weights.toml, compiled in and parsed by a test");
+    read::merge(entries, vec![]).expect("weights.toml, checked by a test")
 }
 
-/// All models: the built-in one first, then small before large, older before newer.
+/// Adds the user's own entries; one of a known name replaces that one whole. Without this call the built-in ones stand alone.
+/// - Errors name file and line. A file that is not there is none.
+pub fn add_own(path: &Path) -> Result<()> {
+    if let Some(merged) = read::with_own(path)? {
+        // a program reads its catalogue once
+        let _ = CATALOGUE.set(merged);
+    }
+    Ok(())
+}
+
+/// Every entry: the models, the built-in one first, then small before large, older before newer; then the parts they share.
 pub fn entries() -> &'static [Entry] {
-    &CATALOGUE.models
+    &CATALOGUE.get_or_init(built_in).entries
 }
 
-/// All text encoders that can be pulled.
-pub fn text_encoders() -> &'static [TextEncoder] {
-    &CATALOGUE.text_encoders
+/// All models, in that order.
+pub fn models() -> impl DoubleEndedIterator<Item = &'static Entry> + Clone {
+    entries().iter().filter(|entry| entry.kind == Kind::Model)
 }
 
-/// The text encoder of that name: what [`Entry::text_encoder`] points to.
-pub fn text_encoder(name: &str) -> Option<&'static TextEncoder> {
-    text_encoders().iter().find(|encoder| encoder.name == name)
+/// The entry of that name, of whatever kind.
+pub fn named(name: &str) -> Option<&'static Entry> {
+    entries().iter().find(|entry| entry.name == name)
+}
+
+/// The text encoders that do for `entry`'s: the one it names first, then that one's variants, large before small.
+pub fn text_encoders(entry: &Entry) -> Vec<&'static Entry> {
+    let Some(first) = entry.text_encoder.as_deref().and_then(named) else { return vec![] };
+    let mut variants: Vec<&Entry> =
+        entries().iter().filter(|e| e.variant_of.as_deref() == Some(first.name.as_str())).collect();
+    variants.sort_by_key(|e| std::cmp::Reverse(e.size()));
+    variants.insert(0, first);
+    variants
 }
 
 /// The model of that name.
 /// - Errors when there is none, with the nearest name and then all of them, nearest first.
 pub fn find(name: &str) -> Result<&'static Entry> {
-    if let Some(entry) = entries().iter().find(|entry| entry.name == name) {
-        return Ok(entry);
+    match named(name) {
+        Some(entry) if entry.kind == Kind::Model => Ok(entry),
+        Some(entry) => {
+            let (what, flag) = match entry.kind {
+                Kind::TextEncoder => ("a text encoder", "pass it with --text-encoder"),
+                Kind::Upscaler => ("an upscaler", "models whose run takes it find it by themselves; name one of those"),
+                _ => ("a tokenizer", "pass its file with --tokenizer"),
+            };
+            Err(anyhow!("`{name}` is {what}, not a model\n  fix: {flag}"))
+        }
+        None => Err(unknown(name, "model", models())),
     }
+}
+
+/// The entry of that name, of whatever kind.
+/// - Errors as [`find`].
+pub fn find_any(name: &str) -> Result<&'static Entry> {
+    named(name).ok_or_else(|| unknown(name, "name", entries().iter()))
+}
+
+fn unknown(name: &str, what: &str, among: impl Iterator<Item = &'static Entry>) -> anyhow::Error {
     // A part of a name (`0.9.8`, `ltx-2b-0.9.6`) is nearer than any slip of the finger.
     let part = |of: &str| name.len() > 2 && of.contains(&name.to_lowercase());
     let mut names: Vec<(bool, usize, &str)> =
-        entries().iter().map(|entry| (!part(&entry.name), distance(name, &entry.name), &*entry.name)).collect();
+        among.map(|entry| (!part(&entry.name), distance(name, &entry.name), &*entry.name)).collect();
     names.sort_by_key(|&(apart, far, _)| (apart, far)); // stable: equally far ones keep the catalogue's order
     let quoted: Vec<String> = names.iter().map(|(_, _, name)| format!("`{name}`")).collect();
     let guess = match names.first() {
@@ -221,36 +278,36 @@ pub fn find(name: &str) -> Result<&'static Entry> {
         }
         _ => String::new(),
     };
-    if text_encoder(name).is_some() {
-        return Err(anyhow!(
-            "`{name}` is a text encoder, not a model\n  fix: download it, and pass its file with --text-encoder beside --model"
-        ));
-    }
-    Err(anyhow!(
-        "unknown model `{name}`{guess}\n  models: {}\n  fix: name one of these, or give a path to a `.safetensors` file or a directory",
-        quoted.join(", ")
-    ))
+    let fix = match what {
+        "model" => "name one of these, or give a path to a `.safetensors` file or a directory",
+        _ => "name one of these; `reel models list` shows what they are",
+    };
+    anyhow!("unknown {what} `{name}`{guess}\n  {what}s: {}\n  fix: {fix}", quoted.join(", "))
 }
 
 /// The entry whose run defaults a file given by path takes.
 ///
 /// A name in the header decides alone. Otherwise the VAE, the sizes and whether there are `allowed_inference_steps` must all
-/// agree; of several entries that do the one is taken that is as long as the file, else the newest. The file's own list of
-/// steps, where it has one, is the better default than the entry's `sigmas`.
+/// agree; the user's own come first. Of several that do the one is taken that is as long as the file, else the newest. The file's
+/// own list of steps, where it has one, is the better default than the entry's `sigmas`.
 pub fn matching(facts: &Facts) -> Option<&'static Entry> {
-    let by_name = entries()
-        .iter()
+    let by_name = models()
         .find(|entry| entry.matches.as_ref().is_some_and(|m| m.name.is_some() && m.name.as_deref() == facts.name));
-    let alike = || entries().iter().rev().filter(|entry| entry.matches.as_ref().is_some_and(|m| m.shape_is(facts)));
-    let as_long = || alike().find(|entry| facts.bytes.is_some() && entry.bytes == facts.bytes);
-    by_name.or_else(as_long).or_else(|| alike().next())
+    let alike = |own: bool| {
+        models().rev().filter(move |e| e.own == own && e.matches.as_ref().is_some_and(|m| m.shape_is(facts)))
+    };
+    let best = |own: bool| {
+        let as_long = alike(own).find(|entry| facts.bytes.is_some() && entry.bytes == facts.bytes);
+        as_long.or_else(|| alike(own).next())
+    };
+    by_name.or_else(|| best(true)).or_else(|| best(false))
 }
 
 /// Entries that the one found by [`matching`] cannot be told from, and that run otherwise.
 pub fn doubles(entry: &Entry, facts: &Facts) -> Vec<&'static Entry> {
     let sure =
         entry.matches.as_ref().is_none_or(|m| m.name.is_some()) || facts.bytes.is_some() && entry.bytes == facts.bytes;
-    let others = entries().iter().filter(|other| other.matches == entry.matches && other.run != entry.run);
+    let others = models().filter(|e| e.own == entry.own && e.matches == entry.matches && e.run != entry.run);
     others.filter(|_| !sure).collect()
 }
 
@@ -265,46 +322,9 @@ impl Match {
     }
 }
 
-/// The lines of `models list`: the models, then the text encoders.
-pub fn rows() -> Vec<Row> {
-    let models = entries().iter().map(|e| Row {
-        name: &e.name,
-        size: match (e.embedded, e.bytes, e.about_bytes) {
-            (true, ..) => "built in".into(),
-            (_, Some(bytes), _) => human(bytes),
-            (_, _, Some(bytes)) => format!("about {}", human(bytes)),
-            _ => "unknown".into(),
-        },
-        licence: &e.licence,
-        about: &e.about,
-        embedded: e.embedded,
-    });
-    let encoders = text_encoders().iter().map(|e| Row {
-        name: &e.name,
-        size: human(e.bytes),
-        licence: &e.licence,
-        about: &e.about,
-        embedded: false,
-    });
-    models.chain(encoders).collect()
-}
-
-/// Bytes in decimal units with three digits, as download pages show them: `6.34 GB`.
-pub fn human(bytes: u64) -> String {
-    let mut value = bytes as f64;
-    for unit in ["B", "kB", "MB", "GB"] {
-        if value < 999.5 {
-            let decimals = match value {
-                _ if unit == "B" => 0,
-                v if v < 9.995 => 2,
-                v if v < 99.95 => 1,
-                _ => 0,
-            };
-            return format!("{value:.decimals$} {unit}");
-        }
-        value /= 1000.0;
-    }
-    format!("{value:.2} TB")
+/// 64 digits of lower-case hex.
+pub fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 /// How far apart two names are: letters to insert, drop or change, case aside (Levenshtein).
@@ -324,202 +344,4 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::passes;
-    use crate::request::Request;
-
-    const STEPS: [f64; 8] = [1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219];
-
-    fn facts(vae: &str, big: bool, distilled: bool) -> Facts<'_> {
-        let (layers, head_dim) = if big { (48, 128) } else { (28, 64) };
-        Facts { name: None, vae, layers, heads: 32, head_dim, allowed_steps: distilled.then_some(&STEPS), bytes: None }
-    }
-
-    fn name(facts: &Facts) -> Option<&'static str> {
-        matching(facts).map(|entry| &*entry.name)
-    }
-
-    #[test]
-    fn parses_in_order() {
-        let names: Vec<&str> = entries().iter().map(|entry| &*entry.name).collect();
-        assert_eq!(
-            names,
-            [
-                "tiny",
-                "ltx-2b-0.9.0",
-                "ltx-2b-0.9.1",
-                "ltx-2b-0.9.5",
-                "ltx-2b-0.9.6-dev",
-                "ltx-2b-0.9.6-distilled",
-                "ltx-2b-0.9.8-distilled",
-                "ltx-13b-0.9.7-dev",
-                "ltx-13b-0.9.7-distilled",
-                "ltx-13b-0.9.8-dev",
-                "ltx-13b-0.9.8-distilled",
-            ]
-        );
-    }
-
-    #[test]
-    fn unknown_and_doubled_keys_do_not_parse() {
-        let good = "[text-encoder]\n[x]\nabout = 'a'\nlicence = 'l'\n";
-        assert!(parse(good).is_ok());
-        assert!(parse(&format!("{good}colour = 'red'\n")).is_err());
-        assert!(parse(&format!("{good}[x.run]\nguidence = 3\n")).is_err());
-        assert!(parse(&format!("{good}[x.match]\nvea = '0.9.0'\n")).is_err());
-        assert!(parse(&format!("{good}{good}")).is_err());
-    }
-
-    #[test]
-    fn every_entry_is_complete() {
-        for e in entries() {
-            assert_eq!(e.name, e.name.to_lowercase());
-            assert!(!e.licence.is_empty() && !e.about.is_empty() && e.about.len() <= 70, "{}", e.name);
-            assert_eq!(e.embedded, e.repo.is_none(), "{}", e.name);
-            assert_eq!(e.embedded, e.file.is_none(), "{}", e.name);
-            assert!(e.embedded || e.bytes.is_some() != e.about_bytes.is_some(), "{}", e.name);
-            assert!(e.embedded || e.licence_file.is_some(), "{}", e.name);
-            assert!(e.matches.is_some(), "{}", e.name);
-            if let Some(encoder) = &e.text_encoder {
-                assert!(text_encoder(encoder).is_some(), "{}", e.name);
-            }
-        }
-        let hashes =
-            entries().iter().filter_map(|e| e.sha256.as_deref()).chain(text_encoders().iter().map(|e| &*e.sha256));
-        for hash in hashes {
-            assert!(
-                hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)),
-                "{hash}"
-            );
-        }
-        assert_eq!(entries().iter().filter(|e| e.embedded).count(), 1);
-        assert!(text_encoders().iter().all(|t| entries().iter().all(|e| e.name != t.name)));
-    }
-
-    #[test]
-    fn run_defaults_are_legal() {
-        for Entry { name, run, matches, upscaler, .. } in entries() {
-            let matches = matches.as_ref().unwrap();
-            let (w, h, f) = (run.width.unwrap(), run.height.unwrap(), run.frames.unwrap());
-            assert!(w % 32 == 0 && h % 32 == 0 && f % 8 == 1 && run.fps.unwrap() > 0.0, "{name}");
-            assert!(run.steps.is_some() != run.sigmas.is_some(), "{name}");
-            if let Some(sigmas) = &run.sigmas {
-                assert!(
-                    sigmas[0] <= 1.0 && sigmas.windows(2).all(|w| w[0] > w[1]) && sigmas[sigmas.len() - 1] > 0.0,
-                    "{name}"
-                );
-            }
-            assert!(run.guidance.as_ref().unwrap().values().iter().all(|&scale| scale >= 1.0), "{name}");
-            for two in [false, true] {
-                let passes = passes::decide(&Request::default(), run, None, two).unwrap();
-                assert!(passes.iter().all(|pass| pass.check(matches.layers.unwrap_or(usize::MAX)).is_ok()), "{name}");
-            }
-            assert_eq!(run.in_two_passes(), upscaler.is_some() && run.downscale.is_some(), "{name}");
-            assert!(run.convention.as_deref().is_none_or(|c| c == "text" || c == "condition"), "{name}");
-        }
-    }
-
-    #[test]
-    fn entries_that_look_alike_run_alike() {
-        for a in entries() {
-            for b in entries().iter().filter(|b| b.matches == a.matches) {
-                let told_apart = a.bytes.is_some() && b.bytes.is_some() && a.bytes != b.bytes;
-                assert!(a.run == b.run || told_apart, "{} and {}", a.name, b.name);
-            }
-        }
-    }
-
-    #[test]
-    fn a_header_finds_its_family() {
-        assert_eq!(name(&facts("0.9.0", false, false)), Some("ltx-2b-0.9.0"));
-        assert_eq!(name(&facts("0.9.1", false, false)), Some("ltx-2b-0.9.1"));
-        assert_eq!(name(&facts("0.9.5", false, false)), Some("ltx-2b-0.9.6-dev"));
-        assert_eq!(name(&facts("0.9.5", false, true)), Some("ltx-2b-0.9.8-distilled"));
-        assert_eq!(name(&facts("0.9.5", true, false)), Some("ltx-13b-0.9.8-dev"));
-        assert_eq!(name(&facts("0.9.5", true, true)), Some("ltx-13b-0.9.8-distilled"));
-        // No such model: another VAE, other sizes.
-        assert_eq!(name(&facts("0.9.1", true, false)), None);
-        assert_eq!(name(&facts("", false, false)), None);
-        assert_eq!(name(&Facts { layers: 27, ..facts("0.9.5", false, false) }), None);
-        assert_eq!(name(&Facts { heads: 31, ..facts("0.9.5", false, false) }), None);
-        assert_eq!(name(&Facts { head_dim: 65, ..facts("0.9.5", false, false) }), None);
-        // An empty list of steps says nothing; an unknown name neither.
-        assert_eq!(name(&Facts { allowed_steps: Some(&[]), ..facts("0.9.5", false, true) }), Some("ltx-2b-0.9.6-dev"));
-        assert_eq!(name(&Facts { name: Some("mine"), ..facts("0.9.0", false, false) }), Some("ltx-2b-0.9.0"));
-    }
-
-    #[test]
-    fn tiny_is_known_by_its_name_alone() {
-        let own = Facts { name: Some("tiny"), layers: 8, heads: 4, head_dim: 48, ..facts("0.9.5", false, false) };
-        let tiny = own;
-        assert_eq!(name(&tiny), Some("tiny"));
-        assert_eq!(name(&Facts { name: None, ..tiny }), None);
-        assert_eq!(name(&Facts { name: Some("tiny"), ..facts("0.9.5", true, false) }), Some("tiny"));
-    }
-
-    #[test]
-    fn every_entry_matches_an_equal_run() {
-        for e in entries() {
-            let m = e.matches.as_ref().unwrap();
-            let facts = Facts {
-                name: m.name.as_deref(),
-                vae: m.vae.as_deref().unwrap_or(""),
-                layers: m.layers.unwrap_or(0),
-                heads: m.heads.unwrap_or(0),
-                head_dim: m.head_dim.unwrap_or(0),
-                allowed_steps: m.distilled.then_some(&STEPS),
-                bytes: e.bytes,
-            };
-            assert_eq!(matching(&facts).map(|found| &found.run), Some(&e.run), "{}", e.name);
-            let (same, found) = (Facts { bytes: None, ..facts }, matching(&facts).unwrap());
-            let run_alike = entries().iter().all(|other| other.matches != e.matches || other.run == e.run);
-            assert!(doubles(found, &facts).is_empty() && doubles(e, &same).is_empty() == run_alike, "{}", e.name);
-        }
-    }
-
-    #[test]
-    fn an_unknown_name_lists_the_choices() {
-        assert_eq!(find("tiny").unwrap().name, "tiny");
-        let error = find("ltx-2b-0.9.6-distiled").unwrap_err().to_string();
-        assert!(
-            error.starts_with("unknown model `ltx-2b-0.9.6-distiled`; did you mean `ltx-2b-0.9.6-distilled`?"),
-            "{error}"
-        );
-        assert!(error.contains("models: `ltx-2b-0.9.6-distilled`, `ltx-2b-0.9.8-distilled`"), "{error}");
-        assert!(entries().iter().all(|e| error.contains(&format!("`{}`", e.name))), "{error}");
-        assert!(error.contains("path"), "{error}");
-        assert!(find("TINY").unwrap_err().to_string().contains("did you mean `tiny`?"));
-        for nonsense in ["", "x", "stable-diffusion-xl"] {
-            let error = find(nonsense).unwrap_err().to_string();
-            assert!(!error.contains("did you mean"), "{error}");
-        }
-        assert!(find("t5-xxl-fp16").unwrap_err().to_string().contains("--text-encoder"));
-    }
-
-    #[test]
-    fn rows_say_size_and_licence() {
-        let rows = rows();
-        assert_eq!(rows.len(), entries().len() + text_encoders().len());
-        assert_eq!(
-            (rows[0].name, &*rows[0].size, rows[0].licence, rows[0].embedded),
-            ("tiny", "built in", "Apache-2.0", true)
-        );
-        assert_eq!(rows.iter().find(|row| row.name == "ltx-2b-0.9.5").unwrap().size, "6.34 GB");
-        assert_eq!(rows.iter().find(|row| row.name == "ltx-13b-0.9.7-distilled").unwrap().size, "about 28.6 GB");
-        assert!(rows.iter().all(|row| row.embedded == (row.name == "tiny")));
-    }
-
-    #[test]
-    fn sizes_read_well() {
-        let said = [0, 999, 1000, 999_499, 999_500, 9_995_000, 28_579_183_340, 2_000_000_000_000].map(human);
-        assert_eq!(said, ["0 B", "999 B", "1.00 kB", "999 kB", "1.00 MB", "10.0 MB", "28.6 GB", "2.00 TB"]);
-    }
-
-    #[test]
-    fn distance_counts_edits() {
-        assert_eq!(distance("kitten", "sitting"), 3);
-        assert_eq!(distance("", "abc"), 3);
-        assert_eq!(distance("Tiny", "tiny"), 0);
-    }
-}
+mod tests;

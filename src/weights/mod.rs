@@ -1,4 +1,5 @@
-//! Where weights come from: the catalogue of models, files -> tensors, and packing a checkpoint into one file.
+//! Where weights come from: the catalogue of models, the store of pulled files, files -> tensors, and packing a checkpoint into
+//! one file.
 
 pub mod catalogue;
 pub mod gguf;
@@ -8,6 +9,7 @@ pub mod pack;
 pub mod quantize;
 pub mod random;
 mod source;
+pub mod store;
 
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};

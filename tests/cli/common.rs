@@ -56,10 +56,14 @@ impl Drop for Scratch {
     }
 }
 
-/// The program in `folder`, free of what the caller's environment says.
+/// The program in `folder`, free of what the caller's environment says, with nothing pulled.
 pub fn command(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_reel"));
     command.args(args).current_dir(folder).env_remove("REEL_MODEL").stdin(Stdio::null());
+    command.env_remove("HF_HUB_CACHE").env_remove("HUGGINGFACE_HUB_CACHE").env("HF_HUB_OFFLINE", "1");
+    for home in ["HF_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"] {
+        command.env(home, folder.join("no-home"));
+    }
     // a backtrace in an error shows only where one is asked for
     command.env("RUST_BACKTRACE", "1");
     command

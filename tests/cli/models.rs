@@ -14,7 +14,7 @@ fn names_and_paths_that_lead_nowhere() {
     no_model(&scratch, "tyni", &["`tyni`", "did you mean `tiny`", "models: `tiny`, `ltx", "fix:"]);
     no_model(&scratch, "ltx-2b-0.9.6", &["unknown model", "`ltx-2b-0.9.6-dev`", "fix:"]);
     no_model(&scratch, "t5-xxl-fp16", &["--text-encoder", "fix:"]);
-    no_model(&scratch, "ltx-2b-0.9.1", &["5.72 GB", "licence", "ltx-video-2b-v0.9.1.safetensors", "--text-encoder"]);
+    no_model(&scratch, "ltx-2b-0.9.1", &["5.72 GB", "9.79 GB", "licence", "reel models pull ltx-2b-0.9.1", "--pull"]);
     no_model(&scratch, "no/such/folder", &["`no/such/folder`", "fix:"]);
     no_model(&scratch, "nothing.safetensors", &["`nothing.safetensors`", "fix:"]);
     no_model(&scratch, "", &["fix:"]);
@@ -23,6 +23,12 @@ fn names_and_paths_that_lead_nowhere() {
         &["generate", "x", "--text-encoder", "nowhere"],
         &["no text encoder at `nowhere`", "--text-encoder"],
     );
+    refused(
+        &scratch,
+        &["generate", "x", "--text-encoder", "t5-xxl-q6_k"],
+        &["`t5-xxl-q6_k` is not here (3.91 GB, licence: Apache-2.0)", "reel models pull t5-xxl-q6_k"],
+    );
+    refused(&scratch, &["models", "path", "ltx-2b-0.9.9"], &["unknown name", "did you mean `ltx-2b-0.9"]);
     refused(&scratch, &["generate", "x", "--tokenizer", "nowhere"], &["`nowhere`", "tokenizer.json", "--tokenizer"]);
 }
 

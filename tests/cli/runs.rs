@@ -15,11 +15,15 @@ fn works(scratch: &Scratch, args: &[&str]) -> (Vec<u8>, String) {
 #[test]
 fn help_and_data_go_to_standard_output() {
     let scratch = Scratch::new();
-    let verbs: [&[&str]; 9] = [
+    let verbs: [&[&str]; 13] = [
         &["--help"],
         &["generate", "--help"],
         &["models", "--help"],
         &["models", "list", "--help"],
+        &["models", "pull", "--help"],
+        &["models", "verify", "--help"],
+        &["models", "path", "--help"],
+        &["models", "remove", "--help"],
         &["models", "pack", "--help"],
         &["bench", "--help"],
         &["selftest", "--help"],

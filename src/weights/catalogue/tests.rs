@@ -1,0 +1,248 @@
+//! The built-in catalogue, and how catalogues are read.
+
+use super::*;
+use crate::passes;
+use crate::request::Request;
+
+const STEPS: [f64; 8] = [1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219];
+
+fn facts(vae: &str, big: bool, distilled: bool) -> Facts<'_> {
+    let (layers, head_dim) = if big { (48, 128) } else { (28, 64) };
+    Facts { name: None, vae, layers, heads: 32, head_dim, allowed_steps: distilled.then_some(&STEPS), bytes: None }
+}
+
+fn name(facts: &Facts) -> Option<&'static str> {
+    matching(facts).map(|entry| &*entry.name)
+}
+
+#[test]
+fn parses_in_order() {
+    let names: Vec<&str> = models().map(|entry| &*entry.name).collect();
+    assert_eq!(
+        names,
+        [
+            "tiny",
+            "ltx-2b-0.9.0",
+            "ltx-2b-0.9.1",
+            "ltx-2b-0.9.5",
+            "ltx-2b-0.9.6-dev",
+            "ltx-2b-0.9.6-distilled",
+            "ltx-2b-0.9.8-distilled",
+            "ltx-13b-0.9.7-dev",
+            "ltx-13b-0.9.7-distilled",
+            "ltx-13b-0.9.8-dev",
+            "ltx-13b-0.9.8-distilled",
+        ]
+    );
+}
+
+/// The line and the words of what is wrong with a file of the user's own.
+fn wrong(own: &str) -> String {
+    let folder =
+        std::env::temp_dir().join(format!("reel-catalogue-{}-{:?}", std::process::id(), std::thread::current().id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("weights.toml");
+    std::fs::write(&path, own).unwrap();
+    let error = read::with_own(&path).err().map(|e| e.to_string());
+    std::fs::remove_dir_all(folder).unwrap();
+    error.unwrap_or_default()
+}
+
+const GOOD: &str = "[x]\nabout = 'a'\nlicence = 'l'\nrepo = 'a/b'\nfile = 'c'\n";
+
+#[test]
+fn what_is_wrong_is_said_with_its_line() {
+    assert_eq!(wrong(GOOD), "");
+    let cases = [
+        ("colour = 'red'\n", 6, "unknown field `colour`"),
+        ("bytes = 'many'\n", 6, "invalid type"),
+        ("[x.run]\nguidence = 3\n", 7, "unknown field `guidence`"),
+        ("[x.match]\nvea = '0.9.0'\n", 7, "unknown field `vea`"),
+        (GOOD, 6, "duplicate key"),
+        ("[x.run]\nsteps = 3\nsigmas = [1.0]\n", 1, "say the same thing"),
+        ("[x.run]\nsigmas = [0.5, 0.7]\n", 1, "have to fall"),
+        ("[x.run.second]\nsigmas = [0.5, 0.7]\n", 1, "`run.second.sigmas` have to fall"),
+        ("[x.run]\nguidance = [3.0, -1.0]\n", 1, "`run.guidance` is below 0"),
+        ("[x.run]\nwidth = 0\n", 1, "`run.width` is 0"),
+        ("[x.run]\nconvention = 'new'\n", 1, "`text` or `condition`"),
+        ("[x.match]\nvae = '0.9.5'\n", 1, "`match` needs"),
+        ("bytes = 1\nabout_bytes = 1\n", 1, "say the same thing"),
+        ("sha256 = 'ABC'\n", 1, "64 digits"),
+        ("revision = '../x'\n", 1, "not a branch"),
+        ("embedded = true\n", 1, "only `tiny`"),
+        ("text_encoder = 'nothing'\n", 1, "no [text-encoder.nothing]"),
+        ("upscaler = 't5-xxl-fp16'\n", 1, "no [upscaler.t5-xxl-fp16]"),
+        ("variant_of = 't5-xxl-fp16'\n", 1, "key of text encoders"),
+        ("[text-encoder.y]\nabout = 'a'\nlicence = 'l'\nrepo = 'a'\nfile = 'c'\n", 6, "not owner/name"),
+        ("[tokenizer.y]\nabout = 'a'\nlicence = 'l'\nrepo = 'a/b'\nfile = '../c'\n", 6, "not a path inside"),
+        ("[upscaler.y]\nabout = 'a'\nlicence = 'l'\nrepo = 'a/b'\n", 6, "`repo` and `file` are needed"),
+        (
+            "[upscaler.y]\nabout = 'a'\nlicence = 'l'\nrepo = 'a/b'\nfile = 'c'\nrun = { steps = 3 }\n",
+            6,
+            "keys of models",
+        ),
+        ("[Y]\nabout = 'a'\nlicence = 'l'\nrepo = 'a/b'\nfile = 'c'\n", 6, "a name is made of"),
+        ("[tokenizer.x]\nabout = 'a'\nlicence = 'l'\nrepo = 'a/b'\nfile = 'c'\n", 1, "taken twice"),
+        ("=\n", 6, "key"),
+    ];
+    for (more, line, words) in cases {
+        let error = wrong(&format!("{GOOD}{more}"));
+        assert!(error.contains(&format!("weights.toml`, line {line}: ")) && error.contains(words), "{more}: {error}");
+        assert!(error.lines().count() == 2 && error.contains("\n  fix: "), "{error}");
+    }
+    let alike = "[x.match]\nvae = '0.9.5'\nlayers = 3\nheads = 5\nhead_dim = 7\n[x.run]\nsteps = 3\n";
+    let two = format!(
+        "{GOOD}{alike}{}",
+        format!("{GOOD}{alike}").replace("x]", "y]").replace("x.", "y.").replace("3\n", "4\n")
+    );
+    // other layers: told apart
+    assert_eq!(wrong(&two), "");
+    assert!(wrong(&two.replace("layers = 4", "layers = 3")).contains("cannot tell the two apart"));
+}
+
+#[test]
+fn own_entries_are_added_or_replace() {
+    let own = format!("{GOOD}[\"ltx-2b-0.9.5\"]\nabout = 'mine'\nlicence = 'l'\nrepo = 'a/b'\nfile = 'c'\n");
+    let merged = read::merge(built_in().entries, read::parse(&own).unwrap()).unwrap().entries;
+    assert_eq!(merged.len(), built_in().entries.len() + 1);
+    let mine: Vec<&Entry> = merged.iter().filter(|e| e.own).collect();
+    assert_eq!(mine.iter().map(|e| &*e.name).collect::<Vec<_>>(), ["ltx-2b-0.9.5", "x"]);
+    // whole: nothing of the old entry is left
+    assert_eq!((mine[0].about.as_str(), mine[0].bytes, &mine[0].matches), ("mine", None, &None));
+    assert!(merged[0].embedded, "the built-in model stays first");
+    assert!(read::with_own(Path::new("no/such/weights.toml")).unwrap().is_none());
+}
+
+#[test]
+fn every_entry_is_complete() {
+    for e in entries() {
+        assert!(e.about.len() <= 70, "{}", e.name);
+        assert!(e.embedded || e.bytes.is_some() != e.about_bytes.is_some(), "{}", e.name);
+    }
+    for e in models() {
+        assert!(e.embedded || e.licence_file.is_some(), "{}", e.name);
+        assert!(e.matches.is_some(), "{}", e.name);
+    }
+    assert_eq!(entries().iter().filter(|e| e.embedded).count(), 1);
+    for name in ["fp16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_s"] {
+        assert_eq!(named(&format!("t5-xxl-{name}")).unwrap().kind, Kind::TextEncoder);
+    }
+    let encoders = text_encoders(find("ltx-2b-0.9.5").unwrap());
+    assert!(encoders.len() == 7 && encoders[0].name == "t5-xxl-fp16" && encoders[6].name == "t5-xxl-q3_k_s");
+}
+
+#[test]
+fn run_defaults_are_legal() {
+    for Entry { name, run, matches, upscaler, .. } in models() {
+        let (w, h, f) = (run.width.unwrap(), run.height.unwrap(), run.frames.unwrap());
+        assert!(w % 32 == 0 && h % 32 == 0 && f % 8 == 1 && run.fps.unwrap() > 0.0, "{name}");
+        assert!(run.steps.is_some() != run.sigmas.is_some(), "{name}");
+        if let Some(sigmas) = &run.sigmas {
+            assert!(
+                sigmas[0] <= 1.0 && sigmas.windows(2).all(|w| w[0] > w[1]) && sigmas[sigmas.len() - 1] > 0.0,
+                "{name}"
+            );
+        }
+        assert!(run.guidance.as_ref().unwrap().values().iter().all(|&scale| scale >= 1.0), "{name}");
+        let layers = matches.as_ref().and_then(|m| m.layers).unwrap_or(usize::MAX);
+        for two in [false, true] {
+            let passes = passes::decide(&Request::default(), run, None, two).unwrap();
+            assert!(passes.iter().all(|pass| pass.check(layers).is_ok()), "{name}");
+        }
+        assert_eq!(run.in_two_passes(), upscaler.is_some() && run.downscale.is_some(), "{name}");
+        assert!(run.convention.as_deref().is_none_or(|c| c == "text" || c == "condition"), "{name}");
+    }
+}
+
+#[test]
+fn entries_that_look_alike_run_alike() {
+    for a in models() {
+        for b in models().filter(|b| b.matches == a.matches) {
+            let told_apart = a.bytes.is_some() && b.bytes.is_some() && a.bytes != b.bytes;
+            assert!(a.run == b.run || told_apart, "{} and {}", a.name, b.name);
+        }
+    }
+}
+
+#[test]
+fn a_header_finds_its_family() {
+    assert_eq!(name(&facts("0.9.0", false, false)), Some("ltx-2b-0.9.0"));
+    assert_eq!(name(&facts("0.9.1", false, false)), Some("ltx-2b-0.9.1"));
+    assert_eq!(name(&facts("0.9.5", false, false)), Some("ltx-2b-0.9.6-dev"));
+    assert_eq!(name(&facts("0.9.5", false, true)), Some("ltx-2b-0.9.8-distilled"));
+    assert_eq!(name(&facts("0.9.5", true, false)), Some("ltx-13b-0.9.8-dev"));
+    assert_eq!(name(&facts("0.9.5", true, true)), Some("ltx-13b-0.9.8-distilled"));
+    // No such model: another VAE, other sizes.
+    assert_eq!(name(&facts("0.9.1", true, false)), None);
+    assert_eq!(name(&facts("", false, false)), None);
+    assert_eq!(name(&Facts { layers: 27, ..facts("0.9.5", false, false) }), None);
+    assert_eq!(name(&Facts { heads: 31, ..facts("0.9.5", false, false) }), None);
+    assert_eq!(name(&Facts { head_dim: 65, ..facts("0.9.5", false, false) }), None);
+    // An empty list of steps says nothing; an unknown name neither.
+    assert_eq!(name(&Facts { allowed_steps: Some(&[]), ..facts("0.9.5", false, true) }), Some("ltx-2b-0.9.6-dev"));
+    assert_eq!(name(&Facts { name: Some("mine"), ..facts("0.9.0", false, false) }), Some("ltx-2b-0.9.0"));
+}
+
+#[test]
+fn tiny_is_known_by_its_name_alone() {
+    let tiny = Facts { name: Some("tiny"), layers: 8, heads: 4, head_dim: 48, ..facts("0.9.5", false, false) };
+    assert_eq!(name(&tiny), Some("tiny"));
+    assert_eq!(name(&Facts { name: None, ..tiny }), None);
+    assert_eq!(name(&Facts { name: Some("tiny"), ..facts("0.9.5", true, false) }), Some("tiny"));
+}
+
+#[test]
+fn every_entry_matches_an_equal_run() {
+    for e in models() {
+        let m = e.matches.as_ref().unwrap();
+        let facts = Facts {
+            name: m.name.as_deref(),
+            vae: m.vae.as_deref().unwrap_or(""),
+            layers: m.layers.unwrap_or(0),
+            heads: m.heads.unwrap_or(0),
+            head_dim: m.head_dim.unwrap_or(0),
+            allowed_steps: m.distilled.then_some(&STEPS),
+            bytes: e.bytes,
+        };
+        assert_eq!(matching(&facts).map(|found| &found.run), Some(&e.run), "{}", e.name);
+        let (same, found) = (Facts { bytes: None, ..facts }, matching(&facts).unwrap());
+        let run_alike = models().all(|other| other.matches != e.matches || other.run == e.run);
+        assert!(doubles(found, &facts).is_empty() && doubles(e, &same).is_empty() == run_alike, "{}", e.name);
+    }
+}
+
+#[test]
+fn an_unknown_name_lists_the_choices() {
+    assert_eq!(find("tiny").unwrap().name, "tiny");
+    let error = find("ltx-2b-0.9.6-distiled").unwrap_err().to_string();
+    assert!(
+        error.starts_with("unknown model `ltx-2b-0.9.6-distiled`; did you mean `ltx-2b-0.9.6-distilled`?"),
+        "{error}"
+    );
+    assert!(error.contains("models: `ltx-2b-0.9.6-distilled`, `ltx-2b-0.9.8-distilled`"), "{error}");
+    assert!(models().all(|e| error.contains(&format!("`{}`", e.name))), "{error}");
+    assert!(error.contains("path"), "{error}");
+    assert!(find("TINY").unwrap_err().to_string().contains("did you mean `tiny`?"));
+    for nonsense in ["", "x", "stable-diffusion-xl"] {
+        let error = find(nonsense).unwrap_err().to_string();
+        assert!(!error.contains("did you mean"), "{error}");
+    }
+    assert!(find("t5-xxl-fp16").unwrap_err().to_string().contains("--text-encoder"));
+    assert_eq!(find_any("t5-xxl-fp16").unwrap().kind, Kind::TextEncoder);
+    assert!(find_any("t5-xxl-q6").unwrap_err().to_string().contains("did you mean `t5-xxl-q6_k`?"));
+}
+
+#[test]
+fn sizes_are_said() {
+    let said = |name: &str| named(name).unwrap().size_text();
+    assert_eq!(said("tiny"), "built in");
+    assert_eq!(said("ltx-2b-0.9.5"), "6.34 GB");
+    assert_eq!(said("ltx-13b-0.9.7-distilled"), "about 28.6 GB");
+}
+
+#[test]
+fn distance_counts_edits() {
+    assert_eq!(distance("kitten", "sitting"), 3);
+    assert_eq!(distance("", "abc"), 3);
+    assert_eq!(distance("Tiny", "tiny"), 0);
+}
