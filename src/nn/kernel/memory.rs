@@ -1,16 +1,36 @@
 //! Memory for what layers hand to each other: tens of megabytes, made and let go many times a step. Fresh from the system it
 //! would come in pages of 4 KiB, each cleared and handed out by itself, which costs up to a tenth of the time. So large blocks
-//! ask for large pages, and the last ones let go are kept for the next that are wanted.
+//! ask for large pages, and the last ones let go are kept for the next that are wanted: as long as they and what is in use
+//! together stay about at the most that was in use at once, so that keeping raises no peak. What is in use is counted.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::mem::MaybeUninit;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes from which on a block is large.
 const LARGE: usize = 1 << 20;
 /// Bytes and blocks that are kept at most.
 const MOST_KEPT: usize = 512 << 20;
 const MOST_BLOCKS: usize = 32;
+/// By how much kept blocks may raise the peak: a share of it, and bytes besides. Without any, a block that is let go just
+/// before the peak would be given back and cleared anew each time round.
+pub const SLACK_SHARE: usize = 16;
+pub const SLACK_BYTES: usize = 32 << 20;
+
+/// Bytes of large blocks in use, and the most of them since [`release`].
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+/// The most bytes of large blocks that were in use at once since [`release`] was last called.
+pub fn peak() -> usize {
+    PEAK.load(Ordering::Relaxed)
+}
+
+/// Bytes of large blocks in use.
+pub fn live() -> usize {
+    LIVE.load(Ordering::Relaxed)
+}
 
 #[global_allocator]
 static MEMORY: LargeBlocks = LargeBlocks;
@@ -106,12 +126,25 @@ fn free(block: Option<Block>) {
     }
 }
 
-/// A large block: a kept one of its size or a fresh one, with anything in it.
+/// A large block: a kept one of its size or a fresh one, with anything in it. For a fresh one the oldest kept blocks make room.
 fn get(layout: Layout) -> *mut u8 {
-    let found = KEPT.lock().ok().and_then(|mut kept| kept.find(layout));
-    match found {
-        Some(block) => block.at as *mut u8,
-        None => fresh(layout),
+    let live = LIVE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
+    let peak = PEAK.fetch_max(live, Ordering::Relaxed).max(live);
+    let most = peak + peak / SLACK_SHARE + SLACK_BYTES;
+    loop {
+        let Ok(mut kept) = KEPT.lock() else { return fresh(layout) };
+        if let Some(block) = kept.find(layout) {
+            return block.at as *mut u8;
+        }
+        if live + kept.bytes <= most {
+            return fresh(layout);
+        }
+        let oldest = kept.take(0);
+        drop(kept);
+        if oldest.is_none() {
+            return fresh(layout);
+        }
+        free(oldest);
     }
 }
 
@@ -144,6 +177,7 @@ unsafe impl GlobalAlloc for LargeBlocks {
             // SAFETY: as above.
             return unsafe { System.dealloc(at, layout) };
         };
+        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
         let block = Block { at: at as usize, layout };
         if layout.size() > MOST_KEPT {
             return free(Some(block));
@@ -179,8 +213,9 @@ unsafe impl GlobalAlloc for LargeBlocks {
     }
 }
 
-/// Lets all kept blocks go: what comes next wants other sizes.
+/// Lets all kept blocks go: what comes next wants other sizes. The peak begins anew.
 pub fn release() {
+    PEAK.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
     loop {
         let Ok(mut kept) = KEPT.lock() else { return };
         let oldest = kept.take(0);
