@@ -6,7 +6,7 @@ use crate::generate::{Opened, Take};
 use crate::geometry::{Extent, Geometry};
 use crate::models::ltx::config::{TransformerConfig, VaeConfig};
 use crate::models::ltx::transformer::Transformer;
-use crate::models::ltx::vae::{Decoder, Encoder};
+use crate::models::ltx::vae::{Decoder, Encoder, Pace};
 use crate::nn::kernel::blocks::Blocks;
 use crate::nn::kernel::int8::{self, Form};
 use crate::nn::kernel::{self, Math, peak};
@@ -14,9 +14,10 @@ use crate::nn::linear::Linear;
 use crate::nn::rope::Rope;
 use crate::nn::vars::Vars;
 use crate::noise::Noise;
+use crate::pixels::group;
+use crate::plan::peak_memory;
 use crate::progress::{Mode, Progress};
 use crate::request::Request;
-use crate::stages::group;
 use crate::text::t5::{T5, T5Config};
 use crate::video::Frame;
 use crate::video::resize::Fit;
@@ -85,6 +86,10 @@ pub struct Cell {
     pub layers: Option<usize>,
     /// What large matrices are quantised to.
     pub quantize: Option<Quantize>,
+    /// Of a whole run, where not the model's own.
+    pub steps: Option<usize>,
+    /// The most bytes that a whole run may use.
+    pub memory: Option<u64>,
     pub warmup: usize,
     pub repeat: usize,
 }
@@ -127,6 +132,8 @@ pub struct Row {
     pub peak: Option<f64>,
     /// Bytes.
     pub peak_memory: Option<u64>,
+    /// Of a whole run: stages, the bytes planned and measured of each, and its seconds.
+    pub stages: Vec<(&'static str, u64, Option<u64>, f64)>,
 }
 
 impl Row {
@@ -172,6 +179,9 @@ impl Row {
             "peak_gflops": giga(self.peak),
             "share": self.rate().zip(self.peak).map(|(rate, peak)| (rate / peak * 1000.0).round() / 1000.0),
             "peak_memory": self.peak_memory,
+            "stages": (!self.stages.is_empty()).then(|| self.stages.iter().map(|(stage, planned, measured, seconds)| {
+                json!({"stage": stage, "planned": planned, "memory": measured, "seconds": seconds})
+            }).collect::<Vec<_>>()),
         })
     }
 }
@@ -207,9 +217,10 @@ pub fn run(cell: &Cell, compute: &Compute) -> Result<Row> {
     let threads = rayon::current_num_threads();
     let timer = Timer { warmup: cell.warmup, repeat: cell.repeat };
     let mut tokens = None;
+    let mut stages = vec![];
     let ((seconds, operations), math) = match cell.part {
         Part::Product => product(&timer, cell, compute)?,
-        Part::Run => whole(&timer, cell, compute)?,
+        Part::Run => whole(&timer, cell, compute, &mut stages)?,
         Part::Mux => return mux(&timer, cell),
         Part::Text => {
             let (config, vb, math) = text(cell, compute)?;
@@ -249,7 +260,7 @@ pub fn run(cell: &Cell, compute: &Compute) -> Result<Row> {
             let legal = geometry.legal(cell.clip);
             let encoder = Encoder::load(&config, vb.pp("encoder"))?;
             let pixels = normal(&[1, legal.frames, legal.height, legal.width, 3], 3, compute)?;
-            let frames = group(legal, geometry);
+            let frames = group(legal.width, legal.height, geometry);
             let timed = timer.time(|| settle(&encoder.encode(&pixels, frames, |_| ())?.mean))?;
             (timed, math)
         }
@@ -259,17 +270,10 @@ pub fn run(cell: &Cell, compute: &Compute) -> Result<Row> {
             let grid = geometry.grid(legal);
             let decoder = Decoder::load(&config, vb.pp("decoder"))?;
             let latents = normal(&[1, grid.frames, grid.height, grid.width, config.latent_channels], 4, compute)?;
-            let group = group(legal, geometry);
+            let group = group(legal.width, legal.height, geometry);
             let timed = timer.time(|| {
-                let mut decoding = decoder.start(0.05, Noise::new(0));
-                for first in (0..grid.frames).step_by(group) {
-                    let count = group.min(grid.frames - first);
-                    let part = latents.narrow(1, first, count)?;
-                    if let Some(frames) = decoder.push(&part, first + count == grid.frames, &mut decoding)? {
-                        settle(&frames)?;
-                    }
-                }
-                Ok(())
+                let pace = Pace { group, parts: 1 };
+                decoder.frames(&latents, pace, 0.05, Noise::new(0), |frames| settle(&frames)).map(|_| ())
             })?;
             (timed, math)
         }
@@ -284,7 +288,8 @@ pub fn run(cell: &Cell, compute: &Compute) -> Result<Row> {
         seconds,
         operations: operations.filter(|_| cpu),
         peak: cpu.then(|| math.peak(threads)),
-        peak_memory: peak_memory(),
+        peak_memory: stages.iter().filter_map(|s| s.2).max().or_else(peak_memory),
+        stages,
     })
 }
 
@@ -429,13 +434,6 @@ fn settle(x: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// The most memory that this process has had, where the system tells: Linux.
-pub fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
-}
-
 fn product(timer: &Timer, cell: &Cell, compute: &Compute) -> Result<Timed> {
     const SIDE: usize = 4096;
     let stored = compute.stored.unwrap_or(DType::BF16);
@@ -446,7 +444,12 @@ fn product(timer: &Timer, cell: &Cell, compute: &Compute) -> Result<Timed> {
 }
 
 /// The whole way, with everything that a user waits for but the file.
-fn whole(timer: &Timer, cell: &Cell, compute: &Compute) -> Result<Timed> {
+fn whole(
+    timer: &Timer,
+    cell: &Cell,
+    compute: &Compute,
+    stages: &mut Vec<(&'static str, u64, Option<u64>, f64)>,
+) -> Result<Timed> {
     let Weights::Model(model) = &cell.weights else { bail!("a whole run needs a model") };
     let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
     let request = Request {
@@ -457,6 +460,8 @@ fn whole(timer: &Timer, cell: &Cell, compute: &Compute) -> Result<Timed> {
         quantize: cell.quantize,
         size: Some((cell.clip.width, cell.clip.height)),
         frames: Some(cell.clip.frames),
+        steps: cell.steps,
+        memory: cell.memory,
         seed: Some(7),
         fit: Fit::default(),
         upscaler: Some("none".to_string()),
@@ -466,9 +471,15 @@ fn whole(timer: &Timer, cell: &Cell, compute: &Compute) -> Result<Timed> {
     let timed = timer.time(|| {
         let opened = Opened::with(&request, compute.clone(), &silent)?;
         sum = Way::of(&opened.checkpoint.transformer.1, compute);
-        let take = Take::new(opened, &request, None, vec![], Direction::Forward, &silent)?;
+        let mut take = Take::new(opened, &request, None, vec![], Direction::Forward, &silent)?;
+        take.outlook.fits()?;
+        take.outlook.watch();
         let latents = take.latents(&silent)?;
-        take.decode(&latents, &silent, |_| Ok(()))
+        take.decode(&latents, &silent, |_| Ok(()))?;
+        let planned = |stage| take.outlook.plan.need(stage).map(|need| need.memory());
+        let watched = take.outlook.watched().into_iter();
+        *stages = watched.filter_map(|(stage, s, peak)| Some((stage.name(), planned(stage)?, peak, s))).collect();
+        Ok(())
     })?;
     Ok((timed, sum))
 }
@@ -512,5 +523,6 @@ fn mux(timer: &Timer, cell: &Cell) -> Result<Row> {
         operations: None,
         peak: None,
         peak_memory,
+        stages: vec![],
     })
 }

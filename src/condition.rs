@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 
 /// Latent frames of a clip at a later frame that stand beside the video as tokens of their own.
 /// - Source: diffusers `pipelines/ltx/pipeline_ltx_condition.py`, `num_prefix_latent_frames`, at 58eb52c.
-const PREFIX: usize = 2;
+pub const PREFIX: usize = 2;
 /// A strength of 1, to rounding.
 const HELD: f32 = 1.0 - 1e-6;
 

@@ -2,14 +2,15 @@
 //! are written. Each stage is opened when it is needed and freed before the next (see `stages`).
 
 mod denoise;
-mod two_passes;
+pub mod two_passes;
 
 use crate::checkpoint::Checkpoint;
 use crate::device::{self, Compute, Quantize};
 use crate::geometry::{Extent, Geometry, Grid};
 use crate::inputs::{self, Held};
 use crate::models::ltx::Convention;
-use crate::plan;
+use crate::outlook::{self, Outlook};
+use crate::plan::{self, Model, Plan, Report, Stage};
 use crate::progress::{Mode, Progress, human_seconds};
 use crate::request::{Request, Settings, default_size};
 use crate::stages::Stages;
@@ -45,15 +46,16 @@ pub struct Take {
     held: Vec<Held>,
     shots: Vec<Shot>,
     direction: Direction,
+    pub outlook: Outlook,
 }
 
 /// One scene: a clip of its own, cut to the others without a transition.
-struct Shot {
+pub struct Shot {
     /// First frame, and how many are wanted.
-    start: usize,
-    frames: usize,
-    grid: Grid,
-    windows: Vec<Window>,
+    pub start: usize,
+    pub frames: usize,
+    pub grid: Grid,
+    pub windows: Vec<Window>,
 }
 
 /// A model opened for a request, with its size of pictures known.
@@ -150,12 +152,18 @@ impl Take {
             Some(_) => two_passes::canvases(legal, geometry, &settings, progress)?,
             None => vec![legal],
         };
-        for canvas in &canvases {
-            let once = geometry.legal(Extent { frames: settings.window.clamp(1, canvas.frames), ..*canvas });
-            plan::check_memory(&checkpoint, once, &compute)?;
+        let mut model = Model::of(&checkpoint, &compute);
+        model.upscaler = upscaler.as_ref().map(Upscaler::size);
+        // before anything of that size is made
+        shots.iter_mut().try_for_each(|shot| shot.cut(settings.window, &[], geometry, direction))?;
+        let extents = (legal, canvases.as_slice());
+        let first = outlook::task(&settings, extents, geometry, &shots, [1].into_iter(), &outlook::stills(request));
+        let first = Outlook::new(model.clone(), first, request, &compute)?;
+        let mut held = vec![];
+        if first.refusal.is_none() {
+            held = inputs::held(request, &settings, legal, geometry, progress)?;
+            held.extend(more);
         }
-        let mut held = inputs::held(request, &settings, legal, geometry, progress)?;
-        held.extend(more);
         if !held.is_empty() {
             checkpoint.check_encoder()?;
         }
@@ -174,11 +182,37 @@ impl Take {
         for shot in &mut shots {
             shot.cut(settings.window, &held, geometry, direction)?;
         }
-        Ok(Self { settings, checkpoint, compute, legal, canvases, upscaler, prompts, negative, held, shots, direction })
+        let prompts: Vec<Vec<u32>> = prompts;
+        let tokens = prompts.iter().chain(&negative).map(Vec::len);
+        let task = outlook::task(&settings, extents, geometry, &shots, tokens, &outlook::places(&held));
+        let outlook = match first.refusal {
+            None => Outlook::new(model, task, request, &compute)?,
+            Some(_) => first,
+        };
+        Ok(Self {
+            settings,
+            checkpoint,
+            compute,
+            legal,
+            canvases,
+            upscaler,
+            prompts,
+            negative,
+            held,
+            shots,
+            direction,
+            outlook,
+        })
     }
 
     fn stages<'a>(&'a self, progress: &'a Progress) -> Stages<'a> {
-        Stages { checkpoint: &self.checkpoint, compute: &self.compute, settings: &self.settings, progress }
+        Stages {
+            checkpoint: &self.checkpoint,
+            compute: &self.compute,
+            settings: &self.settings,
+            choices: &self.outlook.plan.choices,
+            progress,
+        }
     }
 
     /// Prompts and pictures -> what the decoder reads, (1, f, h, w, c) a scene.
@@ -188,13 +222,20 @@ impl Take {
         let place = if self.compute.device.is_cpu() { "the CPU" } else { "the GPU" };
         let tokens: usize = self.shots.iter().map(|shot| shot.grid.tokens()).sum();
         progress.detail(&format!("{} on {place}, {tokens} tokens", self.checkpoint.name));
+        self.outlook.say(progress);
+        let begun = Instant::now();
         let prompts: Vec<Vec<u32>> = self.prompts.iter().chain(&self.negative).cloned().collect();
         let texts = stages.encode_text(&prompts)?;
+        self.outlook.remember(Stage::Text, begun, progress);
+        let begun = Instant::now();
         let clips: Vec<&[Frame]> = self.held.iter().map(|held| held.frames.as_slice()).collect();
         let size = |canvas: &Extent| (canvas.width, canvas.height);
         let posteriors = self.canvases.iter().map(|canvas| stages.encode_clips(&clips, size(canvas)));
         let posteriors = posteriors.collect::<Result<_>>()?;
+        self.outlook.remember(Stage::Encode, begun, progress);
+        let begun = Instant::now();
         let (latents, mut noise) = self.denoise(&stages, &texts, posteriors)?;
+        self.outlook.remember(Stage::Denoise, begun, progress);
         latents.iter().map(|latents| stages.decoder_input(latents, &mut noise)).collect()
     }
 
@@ -206,16 +247,14 @@ impl Take {
         progress: &Progress,
         mut sink: impl FnMut(Frame) -> Result<()>,
     ) -> Result<()> {
+        let begun = Instant::now();
         let mut stage = progress.stage("decode", self.settings.clip.frames);
         for (shot, latents) in self.shots.iter().zip(latents) {
             let clip = Extent { frames: shot.frames, ..self.settings.clip };
-            self.stages(progress).decode(latents, self.legal, clip, |frame| {
-                sink(frame)?;
-                stage.advance(1);
-                Ok(())
-            })?;
+            self.stages(progress).decode(latents, self.legal, clip, &mut sink, |frames| stage.advance(frames))?;
         }
         stage.finish();
+        self.outlook.remember(Stage::Decode, begun, progress);
         Ok(())
     }
 
@@ -232,10 +271,11 @@ impl Take {
         let clip = Extent { frames: (to - from - 1) * geometry.time + 1, ..self.settings.clip };
         let mut frames = vec![];
         let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
-        self.stages(&silent).decode(&part, self.legal, clip, |frame| {
+        let push = |frame| {
             frames.push(frame);
             Ok(())
-        })?;
+        };
+        self.stages(&silent).decode(&part, self.legal, clip, push, |_| ())?;
         let start = from * geometry.time; // the pixel frame that the part's first one stands for
         Ok(frames.into_iter().skip(first - start).take(last + 1 - first).collect())
     }
@@ -243,7 +283,7 @@ impl Take {
 
 /// The scenes of a clip, not yet cut into windows.
 /// - Errors when a scene begins after the clip's end.
-fn shots(settings: &Settings, legal: Extent, geometry: Geometry) -> Result<Vec<Shot>> {
+pub fn shots(settings: &Settings, legal: Extent, geometry: Geometry) -> Result<Vec<Shot>> {
     let frames = settings.clip.frames;
     let mut starts: Vec<usize> = vec![];
     for scene in &settings.scenes {
@@ -272,7 +312,7 @@ impl Shot {
 
     /// Finds the windows that the scene is made in.
     /// - `window`: frames that the model makes at once. Errors when a clip to hold lies across two windows.
-    fn cut(&mut self, window: usize, held: &[Held], geometry: Geometry, direction: Direction) -> Result<()> {
+    pub fn cut(&mut self, window: usize, held: &[Held], geometry: Geometry, direction: Direction) -> Result<()> {
         let size = geometry.latent_frame(window.max(1) - 1) + 1;
         let total = self.grid.frames;
         let here = || held.iter().filter(|held| self.holds(held));
@@ -313,22 +353,33 @@ impl Job {
         let opened = Opened::new(request, progress)?;
         let size = inputs::size_from_stills(request, opened.default_size(), opened.geometry(), progress)?;
         let take = Take::new(opened, request, size, vec![], Direction::Forward, progress)?;
-        let (clip, seed) = (take.settings.clip, take.settings.seed);
-        let target = match &request.out {
-            Some(path) => Target::parse(path)?,
-            None => Target::parse(&default_name(&request.prompt, seed))?,
-        };
+        let clip = take.settings.clip;
+        let target = target(request, &take.settings)?;
         target.check(clip.width, clip.height, request.force)?;
-        plan::check_disk(&target, clip)?;
+        if take.outlook.fits().is_ok() {
+            plan::check_disk(&target, clip)?; // else memory is what is wrong first
+        }
         if request.quality.is_some() && !matches!(target.format, Format::Mp4 | Format::Webp) {
             progress.note("--quality has no effect on a lossless format");
         }
         Ok(Self { take, target, force: request.force })
     }
 
+    /// - Errors when the run does not fit the memory that there is.
+    pub fn fits(&self) -> Result<()> {
+        self.take.outlook.fits()
+    }
+
+    /// What the run will take.
+    pub fn plan(&self) -> (&Plan, Report) {
+        let settings = &self.take.settings;
+        (&self.take.outlook.plan, self.take.outlook.report(settings, &self.target, settings.clip))
+    }
+
     /// Makes the clip and writes it.
     /// - Errors are the machine's: memory, disk, device.
     pub fn run(self, progress: &Progress) -> Result<()> {
+        self.fits()?;
         let begun = Instant::now();
         let settings = self.take.settings.clone();
         let Extent { width, height, frames } = settings.clip;
@@ -381,6 +432,14 @@ fn say_quantized(checkpoint: &Checkpoint, quantize: Quantize, progress: &Progres
             left.len() + made
         ));
         left.iter().for_each(|name| progress.detail(&format!("not quantised: {name}")));
+    }
+}
+
+/// Where a request's clip goes.
+pub fn target(request: &Request, settings: &Settings) -> Result<Target> {
+    match &request.out {
+        Some(path) => Target::parse(path),
+        None => Target::parse(&default_name(&request.prompt, settings.seed)),
     }
 }
 

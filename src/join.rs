@@ -1,11 +1,11 @@
 //! `extend`, `bridge` and `loop`: footage, a made part that goes on from it or leads up to it, and the join. The footage never
 //! goes through the VAE: it gives the model some frames of context, and the output its own frames.
 
-use crate::generate::{Opened, Take, default_name};
+use crate::generate::{Opened, Take, target};
 use crate::geometry::{Extent, Geometry};
 use crate::inputs::{self, Held};
 use crate::models::ltx::Convention;
-use crate::plan;
+use crate::plan::{self, Plan, Report};
 use crate::progress::{Progress, human_seconds};
 use crate::request::Request;
 use crate::seam::{self, Colours, Ease, Watch};
@@ -161,14 +161,13 @@ impl Join {
         };
         let direction = if before.is_some() { Direction::Forward } else { Direction::Back };
         let take = Take::new(opened, &request, None, held, direction, progress)?;
-        let target = match &request.out {
-            Some(path) => Target::parse(path)?,
-            None => Target::parse(&default_name(&request.prompt, take.settings.seed))?,
-        };
+        let target = target(&request, &take.settings)?;
         target.check(size.0, size.1, request.force)?;
         let count = |side: &Option<Side>| side.as_ref().map_or(0, |side| side.frames);
         let all = count(&before) + new.len() + if asked.closed { 0 } else { count(&after) };
-        plan::check_disk(&target, Extent { width: size.0, height: size.1, frames: all })?;
+        if take.outlook.fits().is_ok() {
+            plan::check_disk(&target, Extent { width: size.0, height: size.1, frames: all })?;
+        }
         for path in [&asked.before, &asked.after].into_iter().flatten() {
             ensure!(
                 !same_place(path, &target.path),
@@ -199,9 +198,22 @@ impl Join {
         (count(&self.before), if self.closed { 0 } else { count(&self.after) })
     }
 
+    /// - Errors when the run does not fit the memory that there is.
+    pub fn fits(&self) -> Result<()> {
+        self.take.outlook.fits()
+    }
+
+    /// What the run will take; disk is that of the joined clip.
+    pub fn plan(&self) -> (&Plan, Report) {
+        let (lead, tail) = self.footage();
+        let all = Extent { width: self.size.0, height: self.size.1, frames: lead + self.new.len() + tail };
+        (&self.take.outlook.plan, self.take.outlook.report(&self.take.settings, &self.target, all))
+    }
+
     /// Makes the new part and writes the joined clip.
     /// - Errors are the machine's: memory, disk, device.
     pub fn run(self, progress: &Progress) -> Result<()> {
+        self.fits()?;
         let begun = Instant::now();
         let latents = self.take.latents(progress)?;
         let [first, second] = self.corrections(&latents)?;

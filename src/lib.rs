@@ -4,11 +4,11 @@
 //!
 //! [`cli`] turns arguments into a [`request::Request`]; [`generate`] tells the story. It opens what `--model` names
 //! ([`checkpoint`], over the mapped files of [`weights`], whose store pulls what has a name) and the stills and clips to
-//! hold to ([`inputs`]), checks that there is room ([`plan`]), and then runs the [`stages`]: [`text`] turns the prompt into
-//! vectors, [`condition`] lays what is held out among [`noise`], the [`sampler`] goes down the noise levels over the
-//! velocity that [`models`] give, [`windows`] after window, and the latents are decoded, frame group by frame group, into
-//! frames that [`video`] writes as they come. [`join`] puts a made part and footage together, and [`seam`] sees to their
-//! colours.
+//! hold to ([`inputs`]), says what it will take and cuts it to the memory that there is ([`outlook`], by a [`plan`] and the
+//! machine's [`history`]), and then runs the [`stages`]: [`text`] turns the prompt into vectors, [`condition`] lays what is
+//! held out among [`noise`], the [`sampler`] goes down the noise levels over the velocity that [`models`] give, [`windows`]
+//! after window, and the latents are decoded, frame group by frame group ([`pixels`]), into frames that [`video`] writes as
+//! they come. [`join`] puts a made part and footage together, and [`seam`] sees to their colours.
 //!
 //! [`geometry`] holds the arithmetic between pixels and latents, [`nn`] the layers that candle lacks or does slowly,
 //! [`config`] the strict reading of a checkpoint's JSON, [`device`] where and in what precision, [`progress`] what a person
@@ -24,12 +24,15 @@ pub mod embedded;
 pub mod generate;
 pub mod geometry;
 pub mod guidance;
+pub mod history;
 pub mod inputs;
 pub mod join;
 pub mod models;
 pub mod nn;
 pub mod noise;
+pub mod outlook;
 pub mod passes;
+pub mod pixels;
 pub mod plan;
 pub mod progress;
 pub mod request;

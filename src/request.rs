@@ -7,6 +7,7 @@ use crate::device::{Dtype, Quantize};
 use crate::geometry::Extent;
 use crate::models::ltx::Convention;
 use crate::passes::{self, Pass, Upscaling};
+use crate::plan::Tiles;
 use crate::sampler::Schedule;
 use crate::video::resize::Fit;
 use crate::weights::catalogue::RunDefaults;
@@ -70,6 +71,11 @@ pub struct Request {
     pub force: bool,
     pub device: Option<String>,
     pub dtype: Dtype,
+    /// Bytes, the most to use.
+    pub memory: Option<u64>,
+    pub vae_tile: Tiles,
+    /// Pixels that neighbouring tiles share.
+    pub vae_overlap: Option<usize>,
 }
 
 /// `--keyframe FILE@FRAME[:X]`: what to hold, from which frame on, how strongly.

@@ -4,37 +4,32 @@
 use crate::checkpoint::Checkpoint;
 use crate::condition::{Layout, Tokens, draw, draw_like};
 use crate::device::Compute;
-use crate::geometry::{Extent, Geometry, Grid};
+use crate::geometry::{Extent, Grid};
 use crate::models::ltx::transformer::Transformer;
 use crate::models::ltx::vae::{Decoder, Encoder, LatentStatistics, Posterior};
 use crate::nn::kernel::memory;
 use crate::nn::rope::Rope;
+use crate::nn::tiles::Tiling;
 use crate::noise::Noise;
 use crate::passes::{Levels, Pass};
+use crate::pixels::{self, Cut};
+use crate::plan::Choices;
 use crate::progress::{Progress, Stage};
 use crate::request::Settings;
 use crate::sampler::{self, Schedule, Shift, State};
 use crate::text::t5::T5;
 use crate::upscaler::{Upscaler, adain, tone_map};
 use crate::video::Frame;
-use crate::video::resize::bilinear;
 use crate::weights::open::Tensors;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
-
-/// Pixels that one group of latent frames may stand for: bounds the VAE's memory, whatever the clip's length.
-const GROUP_PIXELS: usize = 1 << 17;
-
-/// Latent frames that the VAE takes at a time, of a clip of this size.
-pub fn group(clip: Extent, geometry: Geometry) -> usize {
-    (GROUP_PIXELS / (clip.width * clip.height * geometry.time)).max(1)
-}
 
 /// A checkpoint with where to run it and whom to tell.
 pub struct Stages<'a> {
     pub checkpoint: &'a Checkpoint,
     pub compute: &'a Compute,
     pub settings: &'a Settings,
+    pub choices: &'a Choices,
     pub progress: &'a Progress,
 }
 
@@ -53,8 +48,9 @@ impl Stages<'_> {
         let padded: Vec<Vec<u32>> = prompts.iter().map(padded).collect();
         let texts = t5.encode_each(&padded, || stage.advance(1))?;
         // the transformer masks padding, so its rows may as well stay out
-        let contexts = texts.iter().zip(prompts).map(|(text, ids)| text.narrow(1, 0, ids.len())?.contiguous());
+        let contexts = texts.iter().zip(prompts).map(|(text, ids)| text.narrow(1, 0, ids.len())?.force_contiguous());
         let contexts = contexts.collect::<candle_core::Result<_>>()?;
+        drop((texts, t5));
         stage.finish();
         memory::release();
         Ok(contexts)
@@ -86,19 +82,21 @@ impl Stages<'_> {
         let encoder = Encoder::load(config, tensors.load(*stored, *dtype, device).pp("encoder"))?;
         let mut posteriors = vec![];
         for clip in clips {
-            let (width, height) = size;
-            let values = clip.iter().flat_map(|frame| {
-                let values: Vec<f32> = frame.rgb.iter().map(|&v| v as f32 / 255.0 * 2.0 - 1.0).collect();
-                bilinear(&values, (frame.width, frame.height), size)
-            });
-            let pixels = Tensor::from_iter(values, device)?.reshape((1, clip.len(), height, width, 3))?;
-            posteriors.push(encoder.encode(
-                &pixels,
-                group(Extent { width, height, frames: 0 }, self.checkpoint.geometry()),
-                |frames| stage.advance(frames),
-            )?);
+            let mut done = 0; // a try that ran out of memory is not counted twice
+            let geometry = self.checkpoint.geometry();
+            let latents = (size.1 / geometry.space, size.0 / geometry.space);
+            let attempt = |cut: &Cut| {
+                let mut now = 0;
+                pixels::encode(&encoder, (clip, size), cut, geometry, device, |frames| {
+                    now += frames;
+                    stage.advance(now.saturating_sub(done));
+                    done = done.max(now);
+                })
+            };
+            posteriors.push(pixels::with_less(self.choices.encode, latents, attempt, |tiling| self.again(tiling))?);
         }
         stage.finish();
+        drop(encoder);
         memory::release();
         Ok(posteriors)
     }
@@ -146,7 +144,8 @@ impl Stages<'_> {
         let Compute { device, stored, dtype } = &self.compute;
         let (config, tensors) = &self.checkpoint.transformer;
         let tensors = self.quantized(tensors)?;
-        let transformer = Transformer::load(config, tensors.load(*stored, *dtype, device))?;
+        let weights = tensors.load(*stored, *dtype, device);
+        let transformer = Transformer::load_part(config, weights, self.choices.resident)?;
         let positive = positive.iter().map(|text| transformer.context(text)).collect::<candle_core::Result<_>>()?;
         let negative = negative.map(|text| transformer.context(text)).transpose()?;
         Ok(Denoiser { stages: self, transformer, positive, negative })
@@ -197,37 +196,54 @@ impl Stages<'_> {
         }
     }
 
-    /// Latents -> frames, handed to `sink` as they come.
+    /// Latents -> frames, handed to `sink` in their order. A device that runs out of memory gets smaller tiles; nothing but the
+    /// decoding is done again.
     /// - `latents`: of [`Stages::decoder_input`], all of a clip or a part of it. `legal`: the size of the whole; pictures of
     ///   another size are brought to it. `clip`: the size that frames are then cropped to, and how many of them are wanted.
+    ///   `after`: called with the number of frames done.
     pub fn decode(
         &self,
         latents: &Tensor,
         legal: Extent,
         clip: Extent,
         mut sink: impl FnMut(Frame) -> Result<()>,
+        mut after: impl FnMut(usize),
     ) -> Result<()> {
         memory::release(); // of what the transformer was at work with
         let Compute { device, stored, dtype } = &self.compute;
         let (config, tensors) = &self.checkpoint.vae;
         let decoder = Decoder::load(config, tensors.load(*stored, *dtype, device).pp("decoder"))?;
-        // the decoder of 0.9.1 draws from torch's global generator: another stream, with the same seed
-        let mut decoding = decoder.start(self.settings.decode_timestep as f32, Noise::new(self.settings.seed));
-        let (_, frames, h, w, _) = latents.dims5()?;
-        let geometry = self.checkpoint.geometry();
-        let group = group(Extent { width: w * geometry.space, height: h * geometry.space, frames }, geometry);
-        let mut made = 0;
-        for first in (0..frames).step_by(group) {
-            let count = group.min(frames - first);
-            let last = first + count == frames;
-            let Some(pixels) = decoder.push(&latents.narrow(1, first, count)?, last, &mut decoding)? else { continue };
-            for frame in pictures(&pixels, legal, clip, clip.frames - made)? {
-                sink(frame)?;
+        let (_, _, h, w, _) = latents.dims5()?;
+        let (mut handed, mut done) = (0, 0);
+        let attempt = |cut: &Cut| {
+            // the decoder of 0.9.1 draws from torch's global generator: another stream, with the same seed
+            let start = (self.settings.decode_timestep as f32, Noise::new(self.settings.seed));
+            let (mut made, mut now) = (0, 0);
+            let sink = |frame| {
                 made += 1;
-            }
-        }
+                if made > handed {
+                    handed = made;
+                    sink(frame)?;
+                }
+                Ok(())
+            };
+            let counted = |frames| {
+                now += frames;
+                after(usize::saturating_sub(now, done));
+                done = done.max(now);
+            };
+            pixels::decode(&decoder, latents, (cut, self.checkpoint.geometry()), (legal, clip), start, sink, counted)
+        };
+        let made = pixels::with_less(self.choices.decode, (h, w), attempt, |tiling| self.again(tiling))?;
         ensure!(made == clip.frames, "the decoder made {made} of {} frames", clip.frames);
         Ok(())
+    }
+
+    /// Says that a device ran out of memory.
+    fn again(&self, tiling: &Tiling) {
+        let space = self.checkpoint.geometry().space;
+        let (w, h) = (tiling.width * space, tiling.height * space);
+        self.progress.note(&format!("the device ran out of memory: once more, in tiles of {w}x{h}"));
     }
 }
 
@@ -285,22 +301,4 @@ impl Denoiser<'_> {
         let own = latents.dim(1)? - tokens.extra;
         Ok(State { latents: latents.narrow(1, tokens.extra, own)?.contiguous()?, noise })
     }
-}
-
-/// (1, f, H, W, 3) in [-1, 1] -> at most `most` 8-bit pictures, brought to `legal` and cropped to the centre.
-fn pictures(pixels: &Tensor, legal: Extent, clip: Extent, most: usize) -> Result<Vec<Frame>> {
-    let (left, top) = ((legal.width - clip.width) / 2, (legal.height - clip.height) / 2);
-    let (_, frames, height, width, _) = pixels.dims5()?;
-    let byte = |unit: f32| (unit * 255.0).round_ties_even() as u8;
-    let unit = |v: &f32| (v * 0.5 + 0.5).clamp(0.0, 1.0);
-    let mut all = vec![];
-    for i in 0..frames.min(most) {
-        let values = pixels.get(0)?.get(i)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let units: Vec<f32> = values.iter().map(unit).collect();
-        let units = bilinear(&units, (width, height), (legal.width, legal.height));
-        let rows = units.chunks(legal.width * 3).skip(top).take(clip.height);
-        let rgb = rows.flat_map(|row| row[left * 3..][..clip.width * 3].iter().map(|&v| byte(v))).collect();
-        all.push(Frame { width: clip.width, height: clip.height, rgb });
-    }
-    Ok(all)
 }

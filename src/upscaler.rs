@@ -55,6 +55,11 @@ impl Upscaler {
         Ok(Self { config, tensors })
     }
 
+    /// Bytes of its weights once they are loaded, and its channels.
+    pub fn size(&self) -> (u64, usize) {
+        ((self.tensors.elements() * DType::F32.size_in_bytes()) as u64, self.config.width)
+    }
+
     /// Loads the network. It is small and comes in f32, so it runs in f32, whatever the model runs in.
     pub fn load(&self, device: &Device) -> Result<Network> {
         Ok(Network::load(&self.config, self.tensors.load(Some(DType::F32), DType::F32, device))?)

@@ -10,8 +10,9 @@ use reel::geometry::{Geometry, Grid};
 use reel::guidance::Guidance;
 use reel::models::ltx::config::{SchedulerConfig, TransformerConfig, VaeConfig};
 use reel::models::ltx::transformer::{Block, Modulation, Transformer};
-use reel::models::ltx::vae::{Decoder, Encoder};
+use reel::models::ltx::vae::{Decoder, Encoder, Pace};
 use reel::nn::rope::Rope;
+use reel::nn::tiles::{Tiling, assemble};
 use reel::noise::Noise;
 use reel::sampler::{Schedule, Shift, euler};
 use reel::text::t5::{T5, T5Config};
@@ -197,6 +198,48 @@ fn decoder_095() -> Result<()> {
 #[test]
 fn decoder_tiny() -> Result<()> {
     decoder("vae_tiny")
+}
+
+/// As diffusers cuts and blends them, to f32's rounding.
+#[test]
+fn vae_in_tiles() -> Result<()> {
+    let golden = Golden::open("vae_tiles");
+    let config = VaeConfig::parse(&golden.config(), "vae_tiles").unwrap();
+    let tiling = Tiling { height: 3, width: 4, overlap: 1 };
+    let space = 8;
+
+    let latents = golden.at("in.latents").permute((0, 2, 3, 4, 1))?.contiguous()?; // (1, f, h, w, c)
+    let want = golden.at("out.video").permute((0, 2, 3, 4, 1))?.contiguous()?;
+    let decoder = Decoder::load(&config, golden.weights(None).pp("decoder"))?;
+    let timestep = golden.numbers("in.timestep")[0];
+    let (_, frames, height, width, _) = want.dims5()?;
+    let got = assemble(&tiling, space, [frames, height, width, 3], &|x| x, |tile, put| {
+        let part = latents.narrow(2, tile.y, tile.height)?.narrow(3, tile.x, tile.width)?.contiguous()?;
+        let mut first = 0;
+        let pace = Pace { group: 1, parts: 1 };
+        decoder.frames(&part, pace, timestep, Noise::new(0), |pixels| {
+            put(first, &pixels)?;
+            first += pixels.dim(1)?;
+            Ok::<_, candle_core::Error>(())
+        })?;
+        Ok(())
+    })?;
+    assert_close("VAE decoder in tiles", &Tensor::from_vec(got, want.shape(), &Device::Cpu)?, &want);
+
+    let pixels = golden.at("in.pixels").permute((0, 2, 3, 4, 1))?.contiguous()?;
+    let want = golden.at("out.moments").permute((0, 2, 3, 4, 1))?.contiguous()?;
+    let encoder = Encoder::load(&config, golden.weights(None).pp("encoder"))?;
+    let (_, f, h, w, _) = want.dims5()?;
+    let c = config.latent_channels;
+    let got = assemble(&tiling, 1, [f, h, w, c + 1], &|x| x, |tile, put| {
+        let part = pixels.narrow(2, tile.y * space, tile.height * space)?;
+        let part = part.narrow(3, tile.x * space, tile.width * space)?;
+        put(0, &encoder.moments(pixels.dim(1)?, 1, |first, count| part.narrow(1, first, count), |_| ())?)
+    })?;
+    let got = Tensor::from_vec(got, (1, f, h, w, c + 1), &Device::Cpu)?;
+    // one log-variance for all channels, which the reference repeats
+    assert_close("VAE encoder in tiles", &got, &want.narrow(4, 0, c + 1)?.contiguous()?);
+    Ok(())
 }
 
 fn encoder(name: &str) -> Result<()> {

@@ -7,7 +7,7 @@ use common::{Clip, Golden, Scratch, generate, golden_path, reel};
 use reel::geometry::{Geometry, Grid};
 use reel::models::ltx::config::{TransformerConfig, VaeConfig};
 use reel::models::ltx::transformer::{Block, Modulation, Transformer};
-use reel::models::ltx::vae::Decoder;
+use reel::models::ltx::vae::{Decoder, Pace};
 use reel::nn::rope::Rope;
 use reel::noise::Noise;
 use reel::text::t5::{T5, T5Config};
@@ -35,17 +35,15 @@ fn decoding_in_groups_equals_decoding_at_once() -> Result<()> {
         let decoder = Decoder::load(&config, golden.weights(None).pp("decoder"))?;
         let latents = golden.at("in.latents").permute((0, 2, 3, 4, 1))?.contiguous()?;
         let whole = decoder.decode(&latents, 0.05, Noise::new(7))?;
-        for groups in [&[1, 1, 1, 1][..], &[2, 2], &[1, 3], &[3, 1], &[1, 2, 1]] {
-            let mut decoding = decoder.start(0.05, Noise::new(7));
-            let (mut at, mut made) = (0, vec![]);
-            for count in groups {
-                let group = latents.narrow(1, at, *count)?;
-                at += count;
-                made.extend(decoder.push(&group, at == 4, &mut decoding)?);
-            }
+        for (group, parts) in [(1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (1, 8), (2, 3), (4, 5)] {
+            let mut made = vec![];
+            decoder.frames(&latents, Pace { group, parts }, 0.05, Noise::new(7), |frames| {
+                made.push(frames);
+                Ok::<_, candle_core::Error>(())
+            })?;
             let made = Tensor::cat(&made, 1)?;
             assert_eq!(made.dims(), whole.dims());
-            assert!(bits(&made) == bits(&whole), "{name} in groups of {groups:?}");
+            assert!(bits(&made) == bits(&whole), "{name} in groups of {group}, {parts} parts");
         }
     }
     Ok(())
@@ -79,6 +77,41 @@ fn one_thread_or_two_give_the_same_bytes() {
     };
     assert!(bytes("1") == bytes("2"), "{file}");
     assert!(tiny(&["--threads", "1"]) == tiny(&["--threads", "2"]), "frames");
+}
+
+#[test]
+fn tiles_larger_than_the_picture_are_no_tiles() {
+    let whole = tiny(&["--vae-tile", "none"]);
+    assert!(tiny(&[]) == whole && tiny(&["--vae-tile", "64x48"]) == whole, "one tile");
+    let tiled = tiny(&["--vae-tile", "32x32", "--vae-overlap", "16"]);
+    assert!(tiled != whole, "tiles have no effect");
+    // blended, not torn: this is a smooth picture of 48 x 32, in tiles that see two thirds of it
+    let apart = tiled.frames.iter().flatten().zip(whole.frames.iter().flatten()).map(|(a, b)| a.abs_diff(*b) as u64);
+    let (sum, count) = apart.fold((0, 0u64), |(sum, count), d| (sum + d, count + 1));
+    assert!(sum < 12 * count, "{} of 255 apart on average", sum as f64 / count as f64);
+}
+
+/// What the plan says with `flags`.
+fn plan(flags: &[&str]) -> Value {
+    let all = [&["generate", "a red ball on the sand", "--model", "tiny", "--dry-run", "--json"], &SMALL[..], flags];
+    serde_json::from_slice(&reel(&all.concat()).stdout).unwrap()
+}
+
+#[test]
+fn less_memory_gives_the_same_frames() {
+    let plenty = plan(&[]);
+    let most = plenty["memory"].as_u64().unwrap();
+    // blocks that do not stay, and frames in smaller groups, change nothing; tiles are not allowed to help
+    let least = (0..).map(|i| most - i * (most / 200)).take(60).filter(|bytes| {
+        let plan = plan(&["--vae-tile", "none", "--memory", &bytes.to_string()]);
+        plan["fits"] == true && plan["memory"].as_u64().unwrap() <= *bytes
+    });
+    let least = least.min().unwrap().to_string();
+    let flags = ["--vae-tile", "none", "--memory", &least];
+    let cut = plan(&flags);
+    assert!(cut["resident_blocks"].as_u64() < cut["blocks"].as_u64(), "{cut}");
+    assert!(cut["decode"]["latent_frames"].as_u64() < plenty["decode"]["latent_frames"].as_u64(), "{cut}");
+    assert!(tiny(&flags) == tiny(&[]));
 }
 
 #[test]

@@ -67,6 +67,13 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=10_000), help_heading = "Clock")]
     repeat: u16,
 
+    /// Denoising steps of a whole run [default: the model's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000), help_heading = "Grid")]
+    steps: Option<u16>,
+    /// The most memory that a whole run may use, such as 8GiB [default: what is free, less a margin]
+    #[arg(long, value_name = "SIZE", value_parser = crate::plan::parse_size, help_heading = "Grid")]
+    memory: Option<u64>,
+
     /// auto, cpu, cuda, cuda:N or metal
     #[arg(long, value_name = "WHERE", default_value = "auto", help_heading = "Clock")]
     device: String,
@@ -146,6 +153,8 @@ fn child(spec: &Spec, device: &str) -> Result<Value> {
     flag("--dtype", clap::ValueEnum::to_possible_value(&spec.dtype).map(|value| value.get_name().to_string()));
     flag("--quantize", cell.quantize.map(|kind| kind.name().to_string()));
     flag("--threads", spec.threads.map(|n| n.to_string()));
+    flag("--steps", cell.steps.map(|n| n.to_string()).filter(|_| cell.part == Part::Run));
+    flag("--memory", cell.memory.map(|n| n.to_string()).filter(|_| cell.part == Part::Run));
     flag("--warmup", Some(cell.warmup.to_string()));
     flag("--repeat", Some(cell.repeat.to_string()));
     let output = command.stderr(std::process::Stdio::inherit()).output().context("cannot run the program again")?;
@@ -180,6 +189,10 @@ impl Args {
         } else {
             self.random_weights.iter().map(|name| Weights::Random(name.to_lowercase())).collect()
         };
+        let whole = self.part.is_empty() && self.random_weights.is_empty() || self.part.contains(&Part::Run);
+        for (given, flag) in [(self.steps.is_some(), "--steps"), (self.memory.is_some(), "--memory")] {
+            ensure!(whole || !given, "{flag} is for a whole run\n  fix: --part run, or leave it out");
+        }
         let mut specs = vec![];
         for weights in &weights {
             let has = parts(weights)?;
@@ -233,6 +246,8 @@ impl Args {
                                         tokens,
                                         layers: self.layers.map(usize::from),
                                         quantize,
+                                        steps: self.steps.map(usize::from),
+                                        memory: self.memory,
                                         warmup: self.warmup as usize,
                                         repeat: self.repeat as usize,
                                     };
@@ -336,6 +351,16 @@ fn table(rows: &[Value]) -> String {
     let mut text = head;
     for row in &cells {
         text += &line(&|i| row[i].clone());
+    }
+    for stage in rows.iter().filter_map(|row| row["stages"].as_array()).flatten() {
+        let size = |key: &str| stage[key].as_u64().map(crate::plan::shown).unwrap_or_default();
+        text += &format!(
+            "  {:8} planned {:>8}  measured {:>8}  {} s\n",
+            word(&stage["stage"]),
+            size("planned"),
+            size("memory"),
+            stage["seconds"].as_f64().map(seconds).unwrap_or_default()
+        );
     }
     if let Some(peak) = rows.iter().filter_map(|row| row["peak_gflops"].as_f64()).next() {
         text +=

@@ -1,8 +1,9 @@
 //! `reel generate`.
 
 use super::Failure;
-use super::making::{Making, fetch, prompt};
+use super::making::{Making, fetch, print_plan, prompt};
 use crate::generate::Job;
+use crate::outlook;
 use crate::request::{Keyframe, Request};
 use crate::video::resize::Fit;
 use std::path::PathBuf;
@@ -37,6 +38,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<(), Failure> {
     let progress = args.making.common.apply()?;
     let pull = args.making.pull;
+    let (dry_run, json) = (args.making.dry_run, args.making.json);
     let request = || -> anyhow::Result<Request> {
         Ok(Request {
             image: args.image,
@@ -49,7 +51,15 @@ pub fn run(args: Args) -> Result<(), Failure> {
         })
     };
     let request = request().map_err(Failure::BadInput)?;
-    fetch(pull, &request, &progress)?;
+    if dry_run && let Some((plan, report)) = outlook::of_absent(&request).map_err(Failure::BadInput)? {
+        return print_plan(&plan, &report, json);
+    }
+    fetch(pull && !dry_run, &request, &progress)?;
     let job = Job::prepare(&request, &progress).map_err(Failure::BadInput)?;
+    if dry_run {
+        let (plan, report) = job.plan();
+        return print_plan(plan, &report, json);
+    }
+    job.fits().map_err(Failure::BadInput)?;
     job.run(&progress).map_err(Failure::Failed)
 }

@@ -1,7 +1,7 @@
 //! `reel extend`, `reel bridge` and `reel loop`.
 
 use super::Failure;
-use super::making::{Making, fetch, prompt};
+use super::making::{Making, fetch, print_plan, prompt};
 use crate::join::{Asked, Join};
 use crate::request::Request;
 use std::path::PathBuf;
@@ -83,12 +83,18 @@ fn join(
 ) -> Result<(), Failure> {
     let progress = joining.making.common.apply()?;
     let pull = joining.making.pull;
+    let (dry_run, json) = (joining.making.dry_run, joining.making.json);
     let context = joining.context.map(|n| n as usize);
     let asked = Asked { before, after, closed, context, colour_match: !joining.no_colour_match };
     let request =
         || -> anyhow::Result<Request> { Ok(Request { fps: joining.fps, ..joining.making.request(prompt(text)?)? }) };
     let request = request().map_err(Failure::BadInput)?;
-    fetch(pull, &request, &progress)?;
+    fetch(pull && !dry_run, &request, &progress)?;
     let join = Join::prepare(&request, &asked, &progress).map_err(Failure::BadInput)?;
+    if dry_run {
+        let (plan, report) = join.plan();
+        return print_plan(plan, &report, json);
+    }
+    join.fits().map_err(Failure::BadInput)?;
     join.run(&progress).map_err(Failure::Failed)
 }

@@ -1,8 +1,9 @@
 //! Flags that all making verbs share.
 
-use super::{Common, Failure};
+use super::{Common, Failure, print};
 use crate::device::{Dtype, Quantize};
 use crate::models::ltx::Convention;
+use crate::plan::{self, Plan, Report, Tiles};
 use crate::progress::Progress;
 use crate::request::{Lora, Request, Scene};
 use std::path::PathBuf;
@@ -125,6 +126,21 @@ pub struct Making {
     /// auto: as stored on a CPU, bf16 on a GPU
     #[arg(long, value_enum, value_name = "TYPE", default_value_t, hide_default_value = true, help_heading = "Machine")]
     dtype: Dtype,
+    /// The most memory to use, such as 8GiB [default: what is free, less a margin]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = plan::parse_size, help_heading = "Machine")]
+    memory: Option<u64>,
+    /// Encode and decode in tiles of this many pixels, or `none` [default: where memory asks for it]
+    #[arg(long, value_name = "WxH|none", allow_hyphen_values = true, value_parser = tiles, help_heading = "Machine")]
+    vae_tile: Option<Tiles>,
+    /// Pixels that neighbouring tiles share [default: a third of the shorter side]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, requires = "vae_tile", help_heading = "Machine")]
+    vae_overlap: Option<usize>,
+    /// Say what the run will take, from file headers alone, and stop
+    #[arg(long, help_heading = "Machine")]
+    pub dry_run: bool,
+    /// With --dry-run: as JSON
+    #[arg(long, requires = "dry_run", help_heading = "Machine")]
+    pub json: bool,
     #[command(flatten)]
     pub common: Common,
 }
@@ -150,6 +166,14 @@ pub fn size(text: &str) -> Result<(usize, usize), String> {
     let sides =
         text.split_once(['x', 'X', '×']).and_then(|(w, h)| Some((w.trim().parse().ok()?, h.trim().parse().ok()?)));
     sides.ok_or_else(|| "expected WIDTHxHEIGHT in pixels, such as 704x480".to_string())
+}
+
+fn tiles(text: &str) -> Result<Tiles, String> {
+    if text.eq_ignore_ascii_case("none") {
+        return Ok(Tiles::None);
+    }
+    let (width, height) = size(text).map_err(|e| format!("{e}, or `none`"))?;
+    Ok(Tiles::Of(width, height))
 }
 
 /// A seed as torch takes it: negative numbers are read as two's complement.
@@ -212,6 +236,9 @@ impl Making {
             force: self.force,
             device: Some(self.device),
             dtype: self.dtype,
+            memory: self.memory,
+            vae_tile: self.vae_tile.unwrap_or_default(),
+            vae_overlap: self.vae_overlap,
             ..Default::default()
         })
     }
@@ -246,4 +273,10 @@ pub fn prompt(text: String) -> anyhow::Result<String> {
     let text = std::io::read_to_string(std::io::stdin());
     let text = text.map_err(|e| anyhow::anyhow!("the prompt on standard input is not text: {e}\n  fix: give UTF-8"))?;
     Ok(text.trim_end_matches(['\n', '\r']).to_string())
+}
+
+/// What `--dry-run` prints: data, and so on standard output.
+pub fn print_plan(plan: &Plan, report: &Report, json: bool) -> Result<(), Failure> {
+    let text = if json { format!("{}\n", plan.json(report)) } else { plan.table(report) };
+    print(text.as_bytes())
 }

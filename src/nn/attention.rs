@@ -29,7 +29,7 @@ pub struct Attention<'a> {
 }
 
 /// Scores that the plain form holds at a time, in elements: 64 Mi (256 MiB in f32).
-const SCORES: usize = 1 << 26;
+pub const SCORES: usize = 1 << 26;
 
 impl Attention<'_> {
     /// softmax(q kᵀ scale + bias) v.

@@ -43,7 +43,12 @@ impl Conv3d {
     /// - `weight`: (out, in, kt, kh, kw). `bias`: (out).
     pub fn new(weight: &Tensor, bias: Tensor, stride: [usize; 3]) -> Result<Self> {
         let (outputs, inputs, kt, kh, kw) = weight.dims5()?;
-        let rows = channels_last(weight)?.reshape((outputs, kt * kh * kw * inputs))?;
+        let flat = (outputs, kt * kh * kw * inputs);
+        let rows = if is_stand_in(weight) {
+            (0..5).try_fold(weight.clone(), |one, _| one.get(0))?.broadcast_as(flat)? // which takes no memory either
+        } else {
+            channels_last(weight)?.reshape(flat)?
+        };
         Ok(Self { weight: Matrix::new(rows), bias, kernel: [kt, kh, kw], inputs, stride })
     }
 
@@ -106,9 +111,6 @@ impl Conv3d {
 /// (out, in, kt, kh, kw) -> (out, kt, kh, kw, in), contiguous.
 fn channels_last(weight: &Tensor) -> Result<Tensor> {
     let order = (0, 2, 3, 4, 1);
-    if is_stand_in(weight) {
-        return weight.permute(order);
-    }
     if !weight.device().is_cpu() || weight.track_op() || !weight.is_contiguous() {
         return weight.permute(order)?.contiguous();
     }

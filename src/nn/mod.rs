@@ -15,8 +15,10 @@ pub mod matrix;
 pub mod norm;
 mod read;
 pub mod rope;
+pub mod spread;
 pub mod stream;
 pub mod table;
+pub mod tiles;
 pub mod timestep;
 pub mod vars;
 

@@ -337,7 +337,7 @@ impl Tensors {
 }
 
 /// Elements that may as well be widened: 1 GiB in f32.
-const SMALL: usize = 1 << 28;
+pub const SMALL: usize = 1 << 28;
 
 /// In what a CPU multiplies by blocks, where matrices are to be kept in `stored`: in bf16, unless f32 was asked for. Rounding
 /// what was read out of blocks to bf16 once more is little beside what was lost when they were made (relative error of

@@ -2,7 +2,7 @@
 //! time and straight from the mapped file, so that memory holds nothing but the blocks.
 
 use super::gguf::{self, Part};
-use super::open::{Entry, Raw, Tensors, Type};
+use super::open::{Entry, Raw, SMALL, Tensors, Type};
 use super::source::plain;
 use crate::nn::kernel::blocks::Blocks;
 use crate::nn::kernel::encode::encode;
@@ -149,18 +149,19 @@ impl Tensors {
         (most.1 * 2 > self.elements()).then_some(most.0)
     }
 
-    /// Bytes that all of them take as [`Tensors::load`] keeps them.
-    pub fn kept_bytes(&self, stored: Option<DType>) -> u64 {
-        let kept = |(name, entry): (&String, &Entry)| {
-            let count = entry.shape.iter().product();
+    /// The bytes that each takes as [`Tensors::load`] keeps it, by name.
+    pub fn kept_bytes(&self, stored: Option<DType>, compute: DType) -> impl Iterator<Item = (&str, u64)> {
+        let stored = stored.or((self.elements() <= SMALL).then_some(compute));
+        self.entries.iter().map(move |(name, entry)| {
+            let count: usize = entry.shape.iter().product();
             let bytes = match (self.becomes(name, entry), entry.dtype, stored) {
                 (Some(kind), ..) | (None, Type::Blocks(kind), _) => kind.size(count),
-                (None, Type::Plain(_), Some(stored)) if entry.shape.len() > 1 => count * stored.size_in_bytes(),
+                (None, Type::Plain(_), _) if entry.shape.len() < 2 => count * compute.size_in_bytes(),
+                (None, Type::Plain(_), Some(stored)) => count * stored.size_in_bytes(),
                 _ => entry.raw().bytes.len(),
             };
-            bytes as u64
-        };
-        self.entries.iter().map(kept).sum()
+            (name.as_str(), bytes as u64)
+        })
     }
 
     /// Matrices that are to be quantised and cannot be, because their rows do not divide into blocks.

@@ -64,6 +64,8 @@ pub fn command(folder: &Path, args: &[&str]) -> Command {
     for home in ["HF_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"] {
         command.env(home, folder.join("no-home"));
     }
+    // the machine's own history is none of the tests' business
+    command.env("XDG_STATE_HOME", Path::new(env!("CARGO_TARGET_TMPDIR")).join("state"));
     // a backtrace in an error shows only where one is asked for
     command.env("RUST_BACKTRACE", "1");
     command

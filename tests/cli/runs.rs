@@ -299,3 +299,56 @@ fn what_cannot_be_timed_is_said() {
         );
     }
 }
+
+/// A plan is data: it is printed, nothing is written, and nothing is made.
+#[test]
+fn a_dry_run_says_what_a_run_will_take() {
+    let scratch = Scratch::new();
+    let (out, said) = works(&scratch, &["generate", "a red ball", "--seed", "3", "--dry-run", "--size", "60x50"]);
+    let table = text(&out);
+    for word in
+        ["tiny: 60x50, 17 frames", "made as 64x64", "denoise", "at most", "free", "a-red-ball-3", "download  nothing"]
+    {
+        assert!(table.contains(word), "{word}\n{table}");
+    }
+    assert!(said.lines().all(|line| !line.starts_with("error")), "{said}");
+
+    // one that is not here, by what the catalogue knows
+    let absent = ["generate", "a boat", "--model", "ltx-13b-0.9.8-dev", "--dry-run", "--memory", "8GiB"];
+    let plan: Value = serde_json::from_slice(&works(&scratch, &[&absent[..], &["--json"]].concat()).0).unwrap();
+    // its recipe evaluates the prompt, the negative prompt, and the prompt with attention weakened
+    assert_eq!((&plan["fits"], &plan["blocks"], &plan["passes"]), (&true.into(), &48.into(), &3.into()), "{plan}");
+    assert!(plan["memory"].as_u64().unwrap() <= 8 << 30 && plan["resident_blocks"].as_u64().unwrap() < 48, "{plan}");
+    let bytes: u64 = plan["downloads"].as_array().unwrap().iter().map(|file| file["bytes"].as_u64().unwrap()).sum();
+    assert!(bytes > 30_000_000_000, "{plan}");
+    let table = text(&works(&scratch, &absent).0);
+    assert!(table.contains("48 blocks stay in memory") && table.contains("t5-xxl-fp16"), "{table}");
+    assert!(table.contains("in two passes: 800x448, then 1600x896") && table.contains("spatial-upscaler"), "{table}");
+
+    // what does not fit is said, with what would
+    let (out, _) = works(&scratch, &["generate", "a boat", "--dry-run", "--memory", "10MB"]);
+    assert!(text(&out).contains("it does not fit") && text(&out).contains("fix: --memory"), "{}", text(&out));
+    assert!(scratch.listing().is_empty());
+}
+
+/// The second run knows how long the first one took.
+#[test]
+fn a_forecast_is_made_from_earlier_runs() {
+    let scratch = Scratch::new();
+    let state = scratch.path("state");
+    let run = |args: &[&str]| {
+        let output = command(&scratch.0, args).env("XDG_STATE_HOME", &state).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let plan = |flags: &[&str]| run(&short(&[&["--dry-run"], flags].concat()));
+    assert!(plan(&[]).contains("no earlier run"), "{}", plan(&[]));
+    run(&short(&["-o", "a.gif"]));
+    let history = std::fs::read_to_string(state.join("reel/history.jsonl")).unwrap();
+    assert_eq!(history.lines().count(), 3, "{history}"); // text, denoise, decode
+    assert!(!history.contains("red ball"), "{history}");
+    assert!(plan(&["-o", "b.gif"]).contains("by earlier runs on this machine"), "{}", plan(&["-o", "b.gif"]));
+    let plan: Value = serde_json::from_str(&plan(&["-o", "b.gif", "--json"])).unwrap();
+    assert!(plan["stages"].as_array().unwrap().iter().all(|stage| stage["seconds"].as_f64().is_some_and(|s| s > 0.0)));
+    assert!(scratch.listing().iter().all(|(path, _)| path.starts_with(&state) || path.ends_with("a.gif")));
+}

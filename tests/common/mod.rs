@@ -115,11 +115,16 @@ impl Drop for Scratch {
     }
 }
 
+/// Where runs of the tests leave their history.
+fn state() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("state")
+}
+
 /// Runs the program; it has to succeed.
 pub fn reel(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_reel"));
-    // no model and no catalogue of whoever runs the tests
-    command.args(args).env_remove("REEL_MODEL").env("XDG_CONFIG_HOME", "no-home");
+    // no model, no catalogue and no history of whoever runs the tests
+    command.args(args).env_remove("REEL_MODEL").env("XDG_CONFIG_HOME", "no-home").env("XDG_STATE_HOME", state());
     let output = command.output().unwrap();
     assert!(output.status.success(), "reel {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     output

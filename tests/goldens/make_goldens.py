@@ -23,6 +23,7 @@ and in its metadata `config` (the config.json of the part), `about`, and the thr
     rope               rotary tables at the two real widths, at coordinates of a real clip
     vae_090 vae_091 vae_095   the three VAE layouts, narrow, with patch size 1 to keep whole videos small
     vae_tiny           the VAE layout of the embedded model, patch size 4
+    vae_tiles          a VAE laid out as 0.9.5, encoding and decoding in three by three overlapping tiles
     schedules          sigmas and timesteps, one Euler step of each kind, guidance
     guidance           a transformer with self-attention left out of some blocks; STG, CFG-star and rescaling (in float64, by
                        the formulas of LTX-Video, which diffusers lacks); steps with fresh noise
@@ -369,6 +370,29 @@ def vae_tiny():
         spatial_compression_ratio=16, temporal_compression_ratio=4)
     return vae(7, "VAE laid out as the embedded model's: strides 4 x 16 x 16", config,
                (1, 9, 4, 2, 3), (1, 3, 13, 48, 16))
+
+
+def vae_tiles():
+    """Tiles of 3 x 4 latents that share 1, over 6 x 8 latents: three by three, the last ones narrower."""
+    config = dict(
+        latent_channels=6, patch_size=1, timestep_conditioning=True,
+        block_out_channels=(4, 8, 8, 8, 16), down_block_types=("LTXVideo095DownBlock3D",) * 4,
+        layers_per_block=(1, 1, 1, 1, 1), spatio_temporal_scaling=(True,) * 4,
+        downsample_type=("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
+        decoder_block_out_channels=(4, 8, 16), decoder_layers_per_block=(1, 2, 1, 1),
+        decoder_spatio_temporal_scaling=(True, True, True), decoder_inject_noise=(False,) * 4,
+        upsample_residual=(False, True, True), upsample_factor=(1, 2, 2),
+        spatial_compression_ratio=8, temporal_compression_ratio=8)
+    golden = vae(9, "VAE in overlapping tiles", config, (1, 6, 2, 6, 8), (1, 3, 9, 48, 64))
+
+    def run(model, x):
+        model.enable_tiling(tile_sample_min_height=24, tile_sample_min_width=32,
+                            tile_sample_stride_height=16, tile_sample_stride_width=24)
+        return {"moments": model.tiled_encode(x["pixels"]),
+                "video": model.tiled_decode(x["latents"], x["timestep"], return_dict=False)[0]}
+
+    golden.run = run
+    return golden
 
 
 def schedules():
@@ -784,7 +808,7 @@ def two_passes(model, still, case):
 
 
 GOLDENS = [t5, transformer_block, transformer, rope, vae_090, vae_091, vae_095, vae_tiny, schedules,
-           pipeline_090, pipeline_091, pipeline_095, lora, guidance, upscaler, upscaler_2d, upscaler_time]
+           pipeline_090, pipeline_091, pipeline_095, lora, guidance, upscaler, upscaler_2d, upscaler_time, vae_tiles]
 
 
 # ---- text for the tests inside src ----------------------------------------------------------------------------------

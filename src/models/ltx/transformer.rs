@@ -149,7 +149,10 @@ pub struct Transformer {
     time_linear: Linear,
     caption_1: Linear,
     caption_2: Linear,
+    /// Those that stay in memory, from the first on.
     blocks: Vec<Block>,
+    /// How the others are opened, each when it runs.
+    later: (TransformerConfig, Vars),
     table: Tensor, // (2, d)
     proj_out: Linear,
     width: usize,
@@ -158,15 +161,22 @@ pub struct Transformer {
 
 impl Transformer {
     pub fn load(config: &TransformerConfig, vb: Vars) -> Result<Self> {
+        Self::load_part(config, vb, config.layers)
+    }
+
+    /// - `resident`: how many blocks are loaded once and stay; the others are opened each time they run, and let go after.
+    pub fn load_part(config: &TransformerConfig, vb: Vars, resident: usize) -> Result<Self> {
         let d = config.width();
         let blocks = vb.pp("transformer_blocks");
+        let resident = resident.min(config.layers);
         Ok(Self {
             proj_in: Linear::load(config.in_channels, d, true, vb.pp("proj_in"))?,
             time_embedder: TimestepEmbedder::load(d, vb.pp("time_embed.emb"))?,
             time_linear: Linear::load(d, 6 * d, true, vb.pp("time_embed.linear"))?,
             caption_1: Linear::load(config.caption_channels, d, true, vb.pp("caption_projection.linear_1"))?,
             caption_2: Linear::load(d, d, true, vb.pp("caption_projection.linear_2"))?,
-            blocks: (0..config.layers).map(|i| Block::load(config, blocks.pp(i.to_string()))).collect::<Result<_>>()?,
+            blocks: (0..resident).map(|i| Block::load(config, blocks.pp(i.to_string()))).collect::<Result<_>>()?,
+            later: (config.clone(), blocks),
             table: vb.get((2, d), "scale_shift_table")?.to_dtype(vb.dtype())?,
             proj_out: Linear::load(d, config.out_channels, true, vb.pp("proj_out"))?,
             width: d,
@@ -223,9 +233,14 @@ impl Transformer {
         let (temb, emb) = self.time(&distinct, x.device())?;
         let time = Modulation { rows: temb, index: index.clone() };
 
+        let rope_of = |i: usize| (!blocks.contains(&i)).then_some(rope);
         let mut h = self.proj_in.forward(&x.to_dtype(self.dtype)?)?; // (1, n, d)
         for (i, block) in self.blocks.iter().enumerate() {
-            h = block.forward(&h, context, &time, (!blocks.contains(&i)).then_some(rope))?;
+            h = block.forward(&h, context, &time, rope_of(i))?;
+        }
+        let (config, later) = &self.later;
+        for i in self.blocks.len()..config.layers {
+            h = Block::load(config, later.pp(i.to_string()))?.forward(&h, context, &time, rope_of(i))?;
         }
         // shift, then scale, of the last norm
         let ada = Modulation { rows: Tensor::cat(&[&emb, &emb], 1)?, index }.with(&self.table)?;

@@ -75,6 +75,12 @@ impl Kept {
     }
 }
 
+/// Bytes that a block of this size really takes.
+pub fn taken(bytes: u64) -> u64 {
+    let size = usize::try_from(bytes).unwrap_or(usize::MAX);
+    Layout::from_size_align(size, 1).ok().and_then(large).map_or(bytes, |layout| layout.size() as u64)
+}
+
 /// What a large block is made as: sizes in steps of an eighth, so that nearly equal ones serve for each other.
 fn large(layout: Layout) -> Option<Layout> {
     if layout.size() < LARGE {

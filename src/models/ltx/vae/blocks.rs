@@ -6,6 +6,7 @@ use crate::nn::conv3d::{Around, Conv3d};
 use crate::nn::linear::Linear;
 use crate::nn::matrix::Matrix;
 use crate::nn::norm::{Bent, Norm};
+use crate::nn::spread::spread;
 use crate::nn::stream::{FRAMES, Stream};
 use crate::nn::table::Table;
 use crate::nn::timestep::TimestepEmbedder;
@@ -221,6 +222,11 @@ impl Resnets {
         })
     }
 
+    /// One by one, for those who feed them so.
+    pub fn each(&self) -> &[Resnet] {
+        &self.resnets
+    }
+
     /// (1, 4 c), where there is a timestep.
     pub fn embed(&self, timestep: Option<f32>, like: &candle_core::Device) -> Result<Option<Tensor>> {
         match (&self.time_embedder, timestep) {
@@ -322,6 +328,9 @@ fn fold(x: &Tensor, [st, sh, sw]: [usize; 3]) -> Result<Tensor> {
 
 /// Channels into space and time: (b, f, h, w, 8 c) -> (b, 2 f, 2 h, 2 w, c), channel = c 8 + (t 2 + i) 2 + j.
 fn unfold(x: &Tensor) -> Result<Tensor> {
+    if let Some(y) = spread(x, [2, 2, 2], |c, t, i, j| c * 8 + (t * 2 + i) * 2 + j)? {
+        return Ok(y);
+    }
     let (b, f, h, w, c) = x.dims5()?;
     let c = c / 8;
     x.reshape(vec![b, f, h, w, c, 2, 2, 2])?

@@ -101,19 +101,40 @@ impl Encoder {
     /// A clip of 1 + k `time` frames.
     /// - `pixels`: (1, frames, H, W, 3) in [-1, 1]. `group`: latent frames to encode at a time; any number gives the same.
     ///   `after`: called with the number of frames done after each group.
-    pub fn encode(&self, pixels: &Tensor, group: usize, mut after: impl FnMut(usize)) -> Result<Posterior> {
-        let frames = pixels.dim(FRAMES)?;
+    pub fn encode(&self, pixels: &Tensor, group: usize, after: impl FnMut(usize)) -> Result<Posterior> {
+        let read = |first, count| pixels.narrow(FRAMES, first, count);
+        self.posterior(&self.moments(pixels.dim(FRAMES)?, group, read, after)?)
+    }
+
+    /// Means and log-variances, as they come: (1, f, h, w, c + 1).
+    /// - `read`: (first frame, how many) -> (1, frames, H, W, 3) in [-1, 1].
+    pub fn moments(
+        &self,
+        frames: usize,
+        group: usize,
+        mut read: impl FnMut(usize, usize) -> Result<Tensor>,
+        mut after: impl FnMut(usize),
+    ) -> Result<Tensor> {
         let mut stream = Stream::new();
         let (mut first, mut parts) = (0, vec![]);
         while first < frames {
             let count = if first == 0 { 1 + (group - 1) * self.time } else { group * self.time };
             let count = count.min(frames - first);
             stream.next_group(first + count == frames);
-            parts.extend(self.push(&pixels.narrow(FRAMES, first, count)?, &mut stream)?);
+            parts.extend(self.push(&read(first, count)?, &mut stream)?);
             first += count;
             after(count);
         }
-        let moments = Tensor::cat(&parts, FRAMES)?;
+        Tensor::cat(&parts, FRAMES)
+    }
+
+    /// Channels of [`Encoder::moments`].
+    pub fn moment_channels(&self) -> usize {
+        self.channels + 1
+    }
+
+    /// - `moments`: of [`Encoder::moments`].
+    pub fn posterior(&self, moments: &Tensor) -> Result<Posterior> {
         let (low, high) = LOG_VARIANCE;
         Ok(Posterior {
             mean: moments.narrow(4, 0, self.channels)?.contiguous()?,

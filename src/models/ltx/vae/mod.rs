@@ -9,7 +9,7 @@ mod blocks;
 mod decoder;
 mod encoder;
 
-pub use decoder::Decoder;
+pub use decoder::{Decoder, Pace};
 pub use encoder::{Encoder, Posterior};
 
 use super::config::VaeConfig;

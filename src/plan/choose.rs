@@ -1,0 +1,308 @@
+//! How a run is cut to fit a memory. In this order, each stage by itself, and only as far as it has to be:
+//! 1. text: always layer by layer; no choice is left. What does not fit needs a smaller text encoder.
+//! 2. denoise: as many of the transformer's blocks stay in memory as fit, from the first on; the others are opened at each
+//!    step and let go again. That costs reading them anew; nothing in the result changes.
+//! 3. encode and decode: fewer latent frames at a time, down to one; and the frames that the decoder makes of it in parts,
+//!    down to one frame. Nothing in the result changes.
+//! 4. encode and decode: overlapping tiles, halved until they fit. That changes the pictures a little where tiles meet.
+//!
+//! Attention needs no choice: its scores never exist all at once, on any device.
+
+use super::{Model, Need, Stage, Task, geometry, need, needs, shown};
+use crate::device::Compute;
+use crate::geometry::Extent;
+use crate::models::ltx::vae::Pace;
+use crate::nn::tiles::Tiling;
+use crate::pixels::{self, Cut};
+use crate::weights::catalogue;
+use anyhow::{Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+/// Parts that the frames of one latent frame are cut into at most, in the decoder: at its end there are so many.
+const MOST_PARTS: usize = 8;
+
+/// What a run may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Budget {
+    /// `--memory`.
+    Asked(u64),
+    /// What is free, less a margin.
+    Free(u64),
+    /// Nobody knows: a GPU's, or another system's.
+    Unknown,
+}
+
+impl Budget {
+    pub fn bytes(self) -> Option<u64> {
+        match self {
+            Budget::Asked(bytes) | Budget::Free(bytes) => Some(bytes),
+            Budget::Unknown => None,
+        }
+    }
+}
+
+/// `--vae-tile`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Tiles {
+    /// Where memory asks for it.
+    #[default]
+    Auto,
+    None,
+    /// Width and height in pixels.
+    Of(usize, usize),
+}
+
+/// How a run is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choices {
+    /// Blocks of the transformer that stay in memory, from the first on.
+    pub resident: usize,
+    pub encode: Cut,
+    pub decode: Cut,
+}
+
+impl Choices {
+    /// What is done where memory is plenty.
+    pub fn plenty(model: &Model, task: &Task, tiling: Option<Tiling>) -> Self {
+        let group = pixels::group(task.canvas().width, task.canvas().height, geometry(model));
+        let cut = Cut { pace: Pace { group, parts: 1 }, tiling };
+        Self { resident: model.transformer.0.layers, encode: cut, decode: cut }
+    }
+}
+
+/// `--vae-tile` and `--vae-overlap` in latents.
+/// - Errors on sizes that are no whole number of latents.
+pub fn tiling(tiles: Tiles, overlap: Option<usize>, space: usize) -> Result<Option<Tiling>> {
+    let Tiles::Of(width, height) = tiles else { return Ok(None) };
+    ensure!(
+        width > 0 && height > 0 && width.is_multiple_of(space) && height.is_multiple_of(space),
+        "--vae-tile {width}x{height}: each side has to be a multiple of {space}\n  fix: --vae-tile {}x{}",
+        width.next_multiple_of(space).max(space),
+        height.next_multiple_of(space).max(space)
+    );
+    let (width, height) = (width / space, height / space);
+    let most = width.min(height).saturating_sub(1);
+    let overlap = match overlap {
+        None => pixels::overlap(height, width),
+        Some(overlap) => {
+            ensure!(
+                overlap.is_multiple_of(space) && overlap / space <= most,
+                "--vae-overlap {overlap}: it has to be a multiple of {space}, at most {} with this tile\n  fix: --vae-overlap {}",
+                most * space,
+                overlap.next_multiple_of(space).min(most * space)
+            );
+            overlap / space
+        }
+    };
+    Ok(Some(Tiling { height, width, overlap }))
+}
+
+/// Cuts a run so that each stage stays within `budget`.
+/// - `tiles`: as asked for. `tiling`: that in latents.
+/// - Errors where a stage cannot be cut so far; the error names what would fit.
+pub fn choose(
+    model: &Model,
+    task: &Task,
+    (tiles, tiling): (Tiles, Option<Tiling>),
+    budget: Budget,
+    compute: &Compute,
+) -> Result<Choices> {
+    let mut choices = Choices::plenty(model, task, tiling);
+    let Some(most) = budget.bytes() else { return Ok(choices) };
+    let of = |choices: &Choices, stage: Stage| need(model, task, choices, compute, stage);
+    let fits = |choices: &Choices, stage: Stage| of(choices, stage).is_none_or(|need| need.memory() <= most);
+    let refuse = |choices: &Choices, stage: Stage| match of(choices, stage) {
+        Some(need) => refusal(model, task, &need, (tiles, tiling), budget, compute),
+        None => Ok(()),
+    };
+    if !fits(&choices, Stage::Text) {
+        refuse(&choices, Stage::Text)?;
+    }
+    // bytes fall with every block that is not kept, but for the first one: then the largest has to pass
+    while choices.resident > 0 && !fits(&choices, Stage::Denoise) {
+        choices.resident -= 1;
+    }
+    if !fits(&choices, Stage::Denoise) {
+        refuse(&choices, Stage::Denoise)?;
+    }
+    let space = geometry(model).space;
+    let (h, w) = (task.canvas().height / space, task.canvas().width / space);
+    for stage in [Stage::Encode, Stage::Decode] {
+        let cut = |choices: &mut Choices, cut: Cut| match stage {
+            Stage::Encode => choices.encode = cut,
+            _ => choices.decode = cut,
+        };
+        let mut now = choices.decode;
+        while !fits(&choices, stage) {
+            let Cut { pace: Pace { group, parts }, tiling } = now;
+            now = if group > 1 {
+                Cut { pace: Pace { group: group / 2, parts }, tiling }
+            } else if parts < MOST_PARTS && stage == Stage::Decode {
+                Cut { pace: Pace { group, parts: 2 * parts }, tiling }
+            } else if let Some(smaller) = pixels::smaller(tiling, h, w).filter(|_| tiles == Tiles::Auto) {
+                Cut { pace: Pace { group, parts }, tiling: Some(smaller) }
+            } else {
+                refuse(&choices, stage)?;
+                break;
+            };
+            cut(&mut choices, now);
+        }
+        if stage == Stage::Encode {
+            choices.decode = Choices::plenty(model, task, tiling).decode;
+        }
+    }
+    Ok(choices)
+}
+
+/// Why a stage cannot be had, and what could.
+fn refusal(
+    model: &Model,
+    task: &Task,
+    need: &Need,
+    tiles: (Tiles, Option<Tiling>),
+    budget: Budget,
+    compute: &Compute,
+) -> Result<()> {
+    let Extent { width, height, frames } = task.clip;
+    let (most, allows) = match budget {
+        Budget::Asked(bytes) => (bytes, format!("--memory allows {}", shown(bytes))),
+        Budget::Free(bytes) => (bytes, format!("{} are free", shown(bytes))),
+        Budget::Unknown => return Ok(()),
+    };
+    let what = match need.stage {
+        Stage::Text => "encoding the prompt",
+        Stage::Encode => "encoding what is held",
+        Stage::Denoise => "one denoising step",
+        Stage::Decode => "decoding",
+    };
+    let mut fixes = vec![];
+    let tried = |fixed: &Task| choose_quietly(model, fixed, tiles, budget, compute);
+    match need.stage {
+        Stage::Text => {
+            let encoders = catalogue::entries().iter().filter(|entry| entry.kind == catalogue::Kind::TextEncoder);
+            let smaller = encoders.filter(|e| e.size().is_some_and(|bytes| bytes < model.text.1.total()));
+            fixes.extend(smaller.map(|e| format!("--text-encoder {}", e.name)).take(3));
+        }
+        Stage::Denoise | Stage::Encode | Stage::Decode => {
+            let candidates = smaller_tasks(model, task);
+            let found = candidates.iter().find(|(fixed, _)| tried(fixed));
+            fixes.extend(found.map(|(_, flag)| flag.clone()));
+        }
+    }
+    if matches!(need.stage, Stage::Encode | Stage::Decode) && tiles.0 != Tiles::Auto {
+        fixes.insert(0, "leave out --vae-tile, or make it smaller".to_string());
+    }
+    if matches!(budget, Budget::Asked(_)) {
+        fixes.push(format!("--memory {}", rounded_up(need.memory())));
+    }
+    if fixes.is_empty() {
+        fixes.push("a smaller model, or a machine with more memory".to_string());
+    }
+    bail!(
+        "{width}x{height}, {frames} frames: {what} with this model needs at least {} of memory, and {allows}\n  fix: {}",
+        shown(need.memory().max(most + 1)),
+        fixes.join(", or ")
+    )
+}
+
+/// A size that can be typed and is at least `bytes`: `4.3GiB`, `812MiB`.
+fn rounded_up(bytes: u64) -> String {
+    const MIB: u64 = 1 << 20;
+    match bytes.div_ceil(MIB) {
+        mib if mib < 1024 => format!("{mib}MiB"),
+        mib => format!("{:.1}GiB", (mib as f64 / 102.4).ceil() / 10.0),
+    }
+}
+
+/// Whether a task can be cut to fit: as [`choose`], without looking for a way out.
+fn choose_quietly(
+    model: &Model,
+    task: &Task,
+    (tiles, tiling): (Tiles, Option<Tiling>),
+    budget: Budget,
+    compute: &Compute,
+) -> bool {
+    let Some(most) = budget.bytes() else { return true };
+    let space = geometry(model).space;
+    let (h, w) = (task.canvas().height / space, task.canvas().width / space);
+    let mut cut = Cut { pace: Pace { group: 1, parts: MOST_PARTS }, tiling };
+    loop {
+        let choices = Choices { resident: 0, encode: cut, decode: cut };
+        if needs(model, task, &choices, compute).iter().all(|need| need.memory() <= most) {
+            return true;
+        }
+        match pixels::smaller(cut.tiling, h, w).filter(|_| tiles == Tiles::Auto) {
+            Some(tiling) => cut.tiling = Some(tiling),
+            None => return false,
+        }
+    }
+}
+
+/// How often a size that does not fit is made smaller, and the frames that are tried with each where it is not enough.
+const MOST_SIZES: usize = 20;
+const FEW_FRAMES: usize = 97;
+
+/// The same with less to make, and the flag that asks for it: fewer frames first, then smaller pictures.
+fn smaller_tasks(model: &Model, task: &Task) -> Vec<(Task, String)> {
+    let geometry = geometry(model);
+    let mut all = vec![];
+    let with = |clip: Extent| {
+        let legal = geometry.legal(clip);
+        let tokens = geometry.grid(legal).tokens();
+        let scale = tokens as f64 / geometry.grid(task.legal).tokens().max(1) as f64;
+        let windows = task.windows.iter().map(|&(n, steps)| ((n as f64 * scale) as usize, steps)).collect();
+        let frames = geometry.grid(legal).frames;
+        // each pass shrinks with the whole
+        let share = |now: usize, whole: usize, side: usize| {
+            (side * now).div_ceil(whole.max(1)).next_multiple_of(geometry.space)
+        };
+        let canvas = |canvas: &Extent| Extent {
+            width: share(canvas.width, task.legal.width, legal.width),
+            height: share(canvas.height, task.legal.height, legal.height),
+            frames: legal.frames,
+        };
+        let canvases = task.canvases.iter().map(canvas).collect();
+        Task { clip, legal, canvases, windows, scenes: vec![frames], ..task.clone() }
+    };
+    let mut frames = task.clip.frames;
+    while frames > geometry.time + 1 {
+        frames = (frames / 2 / geometry.time).max(1) * geometry.time + 1;
+        let clip = Extent { frames, ..task.clip };
+        all.push((with(clip), format!("--frames {frames}")));
+    }
+    let sizes = |frames: usize, flag: &str, all: &mut Vec<(Task, String)>| {
+        let (mut width, mut height) = (task.clip.width, task.clip.height);
+        for _ in 0..MOST_SIZES {
+            let less = |side: usize| (side * 3 / 4 / geometry.space).max(1) * geometry.space;
+            (width, height) = (less(width), less(height));
+            all.push((with(Extent { width, height, frames }), format!("--size {width}x{height}{flag}")));
+        }
+    };
+    sizes(task.clip.frames, "", &mut all);
+    let few = task.clip.frames.min(FEW_FRAMES);
+    sizes(few, &format!(" --frames {few}"), &mut all);
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_is_rounded_up() {
+        assert_eq!(rounded_up(1), "1MiB");
+        assert_eq!(rounded_up(4_500_000_000), "4.2GiB");
+        assert!(super::super::parse_size(&rounded_up(4_500_000_000)).unwrap() >= 4_500_000_000);
+    }
+
+    #[test]
+    fn tiles_are_whole_latents() {
+        let of = |tiles, overlap| tiling(tiles, overlap, 32);
+        assert_eq!(of(Tiles::Auto, None).unwrap(), None);
+        let tile = of(Tiles::Of(512, 256), None).unwrap();
+        assert_eq!(tile, Some(Tiling { height: 8, width: 16, overlap: 2 }));
+        assert!(of(Tiles::Of(500, 256), None).unwrap_err().to_string().contains("--vae-tile 512x256"));
+        assert!(of(Tiles::Of(512, 256), Some(256)).is_err());
+        assert_eq!(of(Tiles::Of(32, 32), None).unwrap().map(|t| t.overlap), Some(0));
+    }
+}

@@ -1,0 +1,54 @@
+//! What the transformer and the text encoder take while they run, from shapes alone.
+
+use super::count::{Count, Widths};
+use crate::models::ltx::config::TransformerConfig;
+use crate::nn::kernel::memory::taken;
+use crate::text::t5::T5Config;
+
+/// Scores that the plain form of attention holds at a time, with their exponentials and shares: see `nn::attention`.
+const PLAIN_SCORES: u64 = 3 * crate::nn::attention::SCORES as u64;
+
+/// Bytes that looking at one row of a mapped table brings into memory: the system reads pages around it too.
+const ROW: u64 = 64 << 10;
+
+/// One pass of the transformer over `tokens` tokens and a prompt of `text`.
+pub fn transformer(config: &TransformerConfig, tokens: usize, text: usize, widths: Widths) -> Count {
+    let (n, m, d) = (tokens as u64, text as u64, config.width() as u64);
+    let Widths { activation: a, operand: e, plain } = widths;
+    let mut count = Count::default();
+    let latents = taken(n * config.in_channels as u64 * 4);
+    count.take_blocks(4 * latents); // state and noise, velocities of the two prompts
+    count.take_blocks(2 * taken(2 * n * d)); // sines and cosines
+    count.take_blocks(2 * taken(m * d * a)); // contexts
+    let (stream, narrow) = (taken(n * d * a), taken(n * d * e));
+    count.take_blocks(stream);
+    // attention: what the norm hands on; queries, keys, values; both turned, keys and values once more as panels; the answer
+    let panels = if plain { PLAIN_SCORES * a + 6 * stream } else { 5 * narrow };
+    let attention = narrow + 2 * stream + narrow + panels;
+    // the MLP, while the stream is there as it came, after the first attention and after the second
+    let mlp = narrow + 2 * stream + taken(4 * n * d * e) + stream;
+    count.take_blocks(attention.max(mlp));
+    let layer = 6 * n * d * d + 2 * m * d * d + 2 * n * n * d + 2 * n * m * d + 8 * n * d * d;
+    let ends = n * d * (config.in_channels + config.out_channels) as u64;
+    count.operations = 2 * (config.layers as u64 * layer + ends);
+    count
+}
+
+/// The text encoder over prompts of `tokens`, layer by layer.
+pub fn text(config: &T5Config, tokens: &[usize], widths: Widths) -> Count {
+    let (d, inner, ff) = (config.d_model as u64, (config.heads * config.d_kv) as u64, config.d_ff as u64);
+    let mut count = Count::default();
+    let longest = tokens.iter().copied().max().unwrap_or(0) as u64;
+    for &n in tokens {
+        let n = n as u64;
+        count.take(n * d * widths.activation);
+        let layer = 4 * n * d * inner + 2 * n * n * inner + 3 * n * d * ff;
+        count.operations += 2 * config.layers as u64 * layer;
+        count.take_blocks(2 * taken(n * n * config.heads as u64 * widths.activation)); // the bias of its positions
+    }
+    count.take_blocks(tokens.iter().sum::<usize>() as u64 * ROW); // of the embedding
+    let n = longest;
+    count.take_blocks(n * (2 * d + 4 * inner) * widths.activation);
+    count.take_blocks(2 * taken(n * ff * widths.activation));
+    count
+}

@@ -1,0 +1,188 @@
+//! What weights take in memory once they are loaded, from file headers or, for a model that is not here, from its sizes.
+
+use crate::checkpoint::Checkpoint;
+use crate::device::Compute;
+use crate::models::ltx::config::{TransformerConfig, VaeConfig};
+use crate::models::ltx::transformer::Transformer;
+use crate::models::ltx::vae::{Decoder, Encoder};
+use crate::nn::kernel::{Math, is_half};
+use crate::nn::vars::{Source, Vars};
+use crate::text::t5::{T5, T5Config};
+use crate::weights::catalogue::Entry;
+use crate::weights::open::{SMALL, Tensors};
+use crate::weights::random;
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Shape, Tensor};
+use std::sync::{Arc, Mutex};
+
+/// Bytes of a network's weights: those of each layer that can be read by itself, and of all else.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Weights {
+    pub layers: Vec<u64>,
+    pub rest: u64,
+}
+
+impl Weights {
+    pub fn total(&self) -> u64 {
+        self.rest + self.layers.iter().sum::<u64>()
+    }
+
+    /// With only the first `resident` layers in memory, and one more while it is at work.
+    pub fn with_layers(&self, resident: usize) -> u64 {
+        let resident = resident.min(self.layers.len());
+        let passing = self.layers[resident..].iter().max().copied().unwrap_or(0);
+        self.rest + self.layers[..resident].iter().sum::<u64>() + passing
+    }
+
+    /// - `prefix`: what stands before a layer's number. `within`: only weights below this prefix count.
+    fn sort<'a>(kept: impl Iterator<Item = (&'a str, u64)>, prefix: &str, within: &str) -> Self {
+        let mut all = Self::default();
+        for (name, bytes) in kept.filter(|(name, _)| name.starts_with(within)) {
+            if EMBEDDINGS.contains(&name) {
+                continue; // it is left where it lies, and few of its rows are ever looked at
+            }
+            let number = name.strip_prefix(prefix).and_then(|rest| rest.split('.').next());
+            match number.and_then(|number| number.parse::<usize>().ok()).filter(|_| !prefix.is_empty()) {
+                Some(i) => {
+                    let count = all.layers.len().max(i + 1);
+                    all.layers.resize(count, 0);
+                    all.layers[i] += bytes;
+                }
+                None => all.rest += bytes,
+            }
+        }
+        all
+    }
+}
+
+/// What stands before a block's number.
+const BLOCKS: &str = "transformer_blocks.";
+const TEXT_LAYERS: &str = "encoder.block.";
+
+/// The text encoder's words.
+const EMBEDDINGS: [&str; 2] = ["shared.weight", "encoder.embed_tokens.weight"];
+
+/// A model as plans see it.
+#[derive(Clone, Debug)]
+pub struct Model {
+    pub name: String,
+    pub transformer: (TransformerConfig, Weights),
+    pub text: (T5Config, Weights),
+    pub vae: VaeConfig,
+    pub encoder: Weights,
+    pub decoder: Weights,
+    /// Between two passes, where there are two: bytes of the upscaler's weights, and its channels.
+    pub upscaler: Option<(u64, usize)>,
+    /// Bytes of a number that products read, of the transformer, the text encoder and the VAE.
+    pub operands: [u64; 3],
+}
+
+impl Model {
+    /// Of files that are here.
+    pub fn of(checkpoint: &Checkpoint, compute: &Compute) -> Self {
+        let kept = |tensors: &Tensors, prefix: &str, within: &str| {
+            Weights::sort(tensors.kept_bytes(compute.stored, compute.dtype), prefix, within)
+        };
+        let operand = |tensors: &Tensors| operand(tensors.math(compute.stored), compute);
+        let (transformer, text, vae) = (&checkpoint.transformer, &checkpoint.text, &checkpoint.vae);
+        Self {
+            name: checkpoint.name.clone(),
+            transformer: (transformer.0.clone(), kept(&transformer.1, BLOCKS, "")),
+            text: (text.0.clone(), kept(&text.1, TEXT_LAYERS, "")),
+            vae: vae.0.clone(),
+            encoder: kept(&vae.1, "", "encoder."),
+            decoder: kept(&vae.1, "", "decoder."),
+            upscaler: None,
+            operands: [operand(&transformer.1), operand(&text.1), operand(&vae.1)],
+        }
+    }
+
+    /// Of a catalogue entry whose files are not here: sizes by what it matches, types as released.
+    /// - Errors on an entry whose sizes are unknown.
+    pub fn of_entry(entry: &Entry, compute: &Compute) -> Result<Self> {
+        let sizes = random::sizes();
+        let config = |name: &str| sizes.iter().find(|size| size.0 == name).map(|size| size.2.clone());
+        let unknown = || format!("the sizes of `{}` are not known before it is here", entry.name);
+        let known = entry.matches.as_ref().with_context(unknown)?;
+        let vae = format!("vae-{}", known.vae.as_deref().with_context(unknown)?);
+        let vae = VaeConfig::parse(&config(&vae).with_context(unknown)?, &vae)?;
+        let name = if known.layers == Some(48) { "13b" } else { "2b" };
+        let mut json = config(name).with_context(unknown)?;
+        for (key, value) in
+            [("num_layers", known.layers), ("num_attention_heads", known.heads), ("attention_head_dim", known.head_dim)]
+        {
+            json[key] = value.with_context(unknown)?.into();
+        }
+        let transformer = TransformerConfig::parse(&json, name)?;
+        let text = T5Config::parse(&config("t5-xxl").with_context(unknown)?, "t5-xxl")?;
+        // 0.9.0 is the only release in f32; the text encoder is f16
+        let own = if known.vae.as_deref() == Some("0.9.0") { DType::F32 } else { DType::BF16 };
+        let record = |own: DType, build: &dyn Fn(Vars) -> candle_core::Result<()>| record(own, compute, build);
+        let of_transformer = record(own, &|vb| Transformer::load(&transformer, vb).map(|_| ()))?;
+        let of_text = record(DType::F16, &|vb| T5::load(&text, vb)?.touch())?;
+        let of_decoder = record(own, &|vb| Decoder::load(&vae, vb.pp("decoder")).map(|_| ()))?;
+        let of_encoder = record(own, &|vb| Encoder::load(&vae, vb.pp("encoder")).map(|_| ()))?;
+        let sort = |all: &[(String, u64)], prefix: &str| {
+            Weights::sort(all.iter().map(|(name, kept)| (name.as_str(), *kept)), prefix, "")
+        };
+        let half = compute.stored.unwrap_or(own) == DType::BF16;
+        let product = operand(if half { Math::Bf16 } else { Math::F32 }, compute);
+        let of_words = if compute.stored == Some(DType::BF16) { Math::Bf16 } else { Math::F32 };
+        Ok(Self {
+            name: entry.name.clone(),
+            transformer: (transformer, sort(&of_transformer, BLOCKS)),
+            text: (text, sort(&of_text, TEXT_LAYERS)),
+            vae,
+            encoder: sort(&of_encoder, ""),
+            decoder: sort(&of_decoder, ""),
+            upscaler: None,
+            operands: [product, operand(of_words, compute), product],
+        })
+    }
+}
+
+/// Bytes of a number that products read.
+fn operand(math: Math, compute: &Compute) -> u64 {
+    match compute.device.is_cpu() {
+        true if is_half(math) => 2,
+        true => 4,
+        false => compute.dtype.size_in_bytes() as u64,
+    }
+}
+
+/// Every tensor that `build` asks for, as it would be kept.
+fn record(
+    own: DType,
+    compute: &Compute,
+    build: &dyn Fn(Vars) -> candle_core::Result<()>,
+) -> Result<Vec<(String, u64)>> {
+    let seen = Arc::new(Mutex::new(vec![]));
+    build(Vars::new(Recorder(seen.clone()), compute.dtype, Device::Cpu))?;
+    let seen = seen.lock().map(|seen| seen.clone()).unwrap_or_default();
+    let all: usize = seen.iter().map(|(_, shape): &Shaped| shape.iter().product::<usize>()).sum();
+    let stored = compute.stored.or((all <= SMALL).then_some(compute.dtype)).unwrap_or(own);
+    let kept = |shape: &[usize]| {
+        let dtype = if shape.len() < 2 { compute.dtype } else { stored };
+        (shape.iter().product::<usize>() * dtype.size_in_bytes()) as u64
+    };
+    Ok(seen.iter().map(|(name, shape)| (name.clone(), kept(shape))).collect())
+}
+
+/// Hands out stand-ins of the right shape over one element, and writes down what was asked for.
+struct Recorder(Arc<Mutex<Vec<Shaped>>>);
+
+/// A tensor's name and shape.
+type Shaped = (String, Vec<usize>);
+
+impl Source for Recorder {
+    fn get(&self, shape: &Shape, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        if let Ok(mut seen) = self.0.lock() {
+            seen.push((name.to_string(), shape.dims().to_vec()));
+        }
+        Tensor::zeros((), dtype, device)?.broadcast_as(shape.clone())
+    }
+
+    fn contains(&self, _: &str) -> bool {
+        true
+    }
+}
