@@ -6,9 +6,9 @@ use super::open::{Entry, Raw, SMALL, Tensors, Type};
 use super::source::plain;
 use crate::nn::kernel::blocks::Blocks;
 use crate::nn::kernel::encode::encode;
-use crate::nn::matrix::rows;
+use crate::nn::matrix::{Kind, Matrix, rows};
 use anyhow::{Context, Result};
-use candle_core::{DType, bail};
+use candle_core::{DType, Device, Tensor, bail};
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 
@@ -193,6 +193,34 @@ pub(super) fn in_numbers(name: &str) -> bool {
 pub(super) fn blocks(kind: Blocks, raw: &Raw) -> candle_core::Result<Vec<u8>> {
     let Some(own) = raw.dtype.kind() else { bail!("a matrix of {}", raw.dtype) };
     let mut out = vec![0; kind.size(raw.shape.iter().product())];
-    encode(kind, rows(raw.bytes, own)?, &mut out);
+    match (rows(raw.bytes, own), own) {
+        (Ok(rows), _) => encode(kind, rows, &mut out),
+        // in a file that begins or lies at an odd place
+        (Err(_), Kind::Plain(dtype)) => {
+            let copy = Tensor::from_raw_buffer(raw.bytes, dtype, raw.shape, &Device::Cpu)?;
+            Matrix::new(copy).rows(|rows| encode(kind, rows, &mut out))?
+        }
+        (Err(error), _) => return Err(error),
+    }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use safetensors::Dtype;
+
+    /// A file may begin anywhere: numbers at odd addresses become the same blocks.
+    #[test]
+    fn numbers_may_lie_askew() {
+        let values: Vec<u8> = (0..3 * 256).flat_map(|i| half::f16::from_f32((i as f32).sin()).to_le_bytes()).collect();
+        let padded: Vec<u8> = [vec![0; 2], values].concat();
+        let made = |shift: usize| {
+            let mut bytes = padded.clone();
+            bytes.rotate_left(2 - shift);
+            let raw = Raw { dtype: Type::Plain(Dtype::F16), shape: &[3, 256], bytes: &bytes[shift..][..3 * 512] };
+            [Blocks::Q8_0, Blocks::Q4K].map(|kind| blocks(kind, &raw).unwrap())
+        };
+        assert_eq!(made(0), made(1));
+    }
 }
