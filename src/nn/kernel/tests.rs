@@ -128,6 +128,27 @@ fn rounded(x: &[f32]) -> Vec<f64> {
     x.chunks(int8::BLOCK).flat_map(block).collect()
 }
 
+/// A value that is no number spoils its row, as in any other product, and no other row.
+#[test]
+fn quantised_products_of_no_numbers() {
+    for dot in Dot::all() {
+        for form in [Form::Q8_0, Form::Q4K] {
+            for (lost, value) in [(3, f32::NAN), (29, f32::NAN), (40, f32::INFINITY)] {
+                let (k, n) = (256, 5);
+                let mut x = values(2 * k, 1);
+                x[lost] = value;
+                let (bytes, _) = quantised(form, n, k);
+                let (x, weights) = (Activations { x: &x, stride: k, rows: 2, k }, Quantised { form, bytes: &bytes });
+                let run = |y: &mut [_]| int8::product_on(dot, &x, weights, n, Finish::default(), y, n);
+                // SAFETY: a product writes all of its result.
+                let y: Vec<f32> = unsafe { filled(2 * n, run) };
+                assert!(y[..n].iter().all(|y| !y.is_finite()), "{form:?} by {dot:?}: {y:?}");
+                assert!(y[n..].iter().all(|y| y.is_finite()), "{form:?} by {dot:?}: {y:?}");
+            }
+        }
+    }
+}
+
 /// Some rows of (k) in ggml's form, and what they stand for.
 fn quantised(form: Form, n: usize, k: usize) -> (Vec<u8>, Vec<f64>) {
     let (count, size) = form.block();

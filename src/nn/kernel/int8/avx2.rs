@@ -196,7 +196,9 @@ fn quantise<E: Element>(x: &[E], a: &mut [MaybeUninit<Block>]) {
         for x in x.chunks_exact(8) {
             most.iter_mut().zip(x).for_each(|(most, x)| *most = larger(*most, x.to_f32().abs()));
         }
-        let scale = most.into_iter().fold(0.0, larger) / 127.0;
+        // what is no number has no largest value, and must not become one
+        let number = !x.iter().any(|x| x.to_f32().is_nan());
+        let scale = if number { most.into_iter().fold(0.0, larger) / 127.0 } else { f32::NAN };
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         let block = block.write(Block { scale, ..Block::default() });
         let mut sum = 0;
@@ -204,7 +206,7 @@ fn quantise<E: Element>(x: &[E], a: &mut [MaybeUninit<Block>]) {
             // adding 1.5 * 2^23 rounds to a whole number, which then stands in the low bits
             let whole = (x.to_f32() * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
             *q = whole as i8;
-            sum += whole;
+            sum += i32::from(*q);
         }
         (block.start, block.total) = (-128 * sum, scale * sum as f32);
     }

@@ -2,8 +2,7 @@
 
 #![allow(unsafe_op_in_unsafe_fn)] // the bodies are loads, stores and intrinsics
 
-use super::super::micro::Element;
-use super::super::micro::Micro;
+use super::super::micro::{Element, Micro};
 use super::super::pack::Weights;
 use super::super::simd;
 use super::{BLOCK, Block, Bytes, Form, Quantised, six_bits};
@@ -162,7 +161,9 @@ impl<const OFFSET: bool> Bytes for Vnni<OFFSET> {
     unsafe fn quantise<E: Element>(x: &[E], a: &mut [MaybeUninit<Block>]) {
         for (x, block) in x.chunks_exact(BLOCK).zip(a) {
             let (a, b): (__m512, __m512) = (simd::load(x.as_ptr()), simd::load(x.as_ptr().add(16)));
-            let scale = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b))) / 127.0;
+            let most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
+            // what is no number has no largest value, and must not become one
+            let scale = if _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, b) == 0 { most / 127.0 } else { f32::NAN };
             let inverse = _mm512_set1_ps(if scale > 0.0 { 1.0 / scale } else { 0.0 });
             let (a, b) = (_mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse)));
             let sum = _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
