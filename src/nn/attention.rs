@@ -11,6 +11,7 @@ use super::read::{Lines, Read, is_lines, lines};
 use super::rope::Rope;
 use super::{activation::softmax, linear::with_operand};
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use std::f32::consts::LOG2_E;
 
 /// How queries, keys and values meet.
 #[derive(Clone, Copy)]
@@ -194,11 +195,12 @@ impl Job for Run<'_> {
         let head_dim = self.d / self.heads;
         let to = attend::head_stride::<K>(head_dim);
         let stride = kernel::row_stride(self.heads * to, size_of::<K::Elem>());
-        let split = |x: &[f32], rows: usize, norm| {
+        let split = |x: &[f32], rows: usize, norm, by| {
             // SAFETY: all of it is written.
-            unsafe { filled(rows * stride, |y| heads::<K>(x, self.d, norm, self.angles, head_dim, to, stride, y)) }
+            unsafe { filled(rows * stride, |y| heads::<K>(x, self.d, norm, self.angles, by, head_dim, to, stride, y)) }
         };
-        let (q, k) = (split(self.q.0, self.n, self.q.1), split(self.k.0, self.m, self.k.1));
+        let q = split(self.q.0, self.n, self.q.1, self.scale * LOG2_E);
+        let k = split(self.k.0, self.m, self.k.1, 1.0);
         // values are read from the second cache by one row at a time, so their distance does not matter
         with_operand::<K, _>(self.v, self.v_stride, self.m, self.d, |v, v_stride| {
             let heads = Heads {
@@ -211,7 +213,6 @@ impl Job for Run<'_> {
                 v_stride,
                 n: self.n,
                 m: self.m,
-                scale: self.scale,
                 bias: self.bias,
             };
             if self.half {

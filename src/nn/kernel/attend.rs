@@ -1,5 +1,7 @@
-//! softmax(q kᵀ) v without the scores: keys come in blocks, and each row keeps its largest score so far, the sum of its
-//! exponentials and the weighted sum of values, which are corrected when a larger score turns up. Memory is linear in tokens.
+//! softmax(q kᵀ) v without the scores: keys come in blocks, and each row keeps the score that its exponentials are relative to,
+//! their sum and the weighted sum of values. That score need not be the largest, only so near that no exponential overflows
+//! and that they do not all vanish: it is zero, and the largest so far, with the sums corrected, once a block shows that zero
+//! will not do. So scores turn into weights in the registers where they were summed. Memory is linear in tokens.
 //!
 //! Source of the method: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); Rabe and Staats,
 //! "Self-attention does not need O(n²) memory" (2021).
@@ -7,8 +9,10 @@
 use super::micro::{Element, Kernel};
 use super::pack::{self, Rows};
 use super::rows::{Bend, bend};
-use super::simd::{self, Simd};
+use super::simd::Simd;
 use rayon::prelude::*;
+use std::f32::consts::LOG2_E;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 /// Keys of a block: with their values they stay in the second cache while a task's queries pass.
@@ -17,9 +21,12 @@ const BLOCK: usize = 512;
 const QUERIES: usize = 192;
 /// A score of no key.
 const NEVER: f32 = -1e30;
+/// What a row's weights come to where the score that they are relative to will do: so little that they can be multiplied with
+/// values, so much that none which matters beside the largest is lost (numbers end at 2^127 and 2^-126).
+const FIT: std::ops::Range<f32> = 1.0 / (1u64 << 40) as f32..(1u64 << 60) as f32;
 
 /// What attention runs over, in the kernel's type. Heads lie side by side in a row; those of q and k are filled up with zeros
-/// to whole steps.
+/// to whole steps. q is multiplied with the scale of the scores and with log2 e, so that weights are powers of two.
 pub struct Heads<'a, E> {
     pub heads: usize,
     pub head_dim: usize,
@@ -32,9 +39,7 @@ pub struct Heads<'a, E> {
     /// Queries and keys.
     pub n: usize,
     pub m: usize,
-    /// Multiplied with each score.
-    pub scale: f32,
-    /// (heads, n, m), added to scores.
+    /// (heads, n, m), added to scores, which are powers of e here.
     pub bias: Option<&'a [f32]>,
 }
 
@@ -50,7 +55,7 @@ struct Target<E>(*mut E);
 unsafe impl<E> Sync for Target<E> {}
 unsafe impl<E> Send for Target<E> {}
 
-/// y = softmax(q kᵀ scale + bias) v, head by head.
+/// y = softmax(q kᵀ + bias) v, head by head.
 /// - `y`: (n, heads * head_dim), `apart` from row to row, in f32 or the kernel's type; what lies between is set to zero.
 pub fn attend<K: Kernel, T: Element>(x: &Heads<K::Elem>, y: &mut [MaybeUninit<T>], apart: usize) {
     let (n, m, hd) = (x.n, x.m, x.head_dim);
@@ -122,11 +127,117 @@ unsafe fn as_rows<E: Element>(x: &[E]) -> Rows<'_> {
 }
 
 /// What the rows of one tile know so far.
-struct State {
+struct State<K> {
+    /// What each row's exponents are relative to.
     top: Vec<f32>,
-    sum: Vec<f32>,
+    /// (MR, LANES)
+    sums: Vec<f32>,
     /// (columns, MR, NR)
     out: Vec<f32>,
+    kernel: PhantomData<K>,
+}
+
+impl<K: Kernel> State<K> {
+    fn sum(&self, row: usize) -> f32 {
+        let lanes = &self.sums[row * K::V::LANES..][..K::V::LANES];
+        // SAFETY: that is one register; K fits this CPU.
+        unsafe {
+            K::vectorised(
+                #[inline(always)]
+                || K::V::load(lanes.as_ptr()).sum(),
+            )
+        }
+    }
+}
+
+/// One head's queries of a tile before a block of keys.
+struct Meeting<'a, K: Kernel> {
+    x: &'a Heads<'a, K::Elem>,
+    head: usize,
+    /// First query, and how many.
+    first: usize,
+    rows: usize,
+    /// First key of the block, and how many.
+    key: usize,
+    count: usize,
+    /// The block's panels.
+    keys: &'a [K::Elem],
+}
+
+impl<K: Kernel> Meeting<'_, K> {
+    fn panels(&self) -> usize {
+        self.count.div_ceil(K::NR)
+    }
+
+    /// The queries and one panel, as products read them: pointer, elements from row to row, panel, values of k.
+    fn factors(&self, panel: usize) -> (*const K::Elem, usize, *const K::Elem, usize) {
+        let hs = head_stride::<K>(self.x.head_dim);
+        let q = self.x.q[self.first * self.x.stride + self.head * hs..].as_ptr();
+        (q, self.x.stride, self.keys[panel * hs * K::NR..][..hs * K::NR].as_ptr(), hs)
+    }
+
+    /// What is added to the scores of a panel: its bias less `top`, and for keys that are not there, `NEVER`.
+    fn start(&self, panel: usize, top: impl Fn(usize) -> f32, start: &mut [f32]) {
+        let here = K::NR.min(self.count - panel * K::NR);
+        for (r, start) in start.chunks_mut(K::NR).take(self.rows).enumerate() {
+            start[..here].fill(-top(r));
+            start[here..].fill(NEVER);
+            if let Some(bias) = self.x.bias {
+                let row = (self.head * self.x.n + self.first + r) * self.x.m + self.key + panel * K::NR;
+                start.iter_mut().zip(&bias[row..][..here]).for_each(|(x, bias)| *x += bias * LOG2_E);
+            }
+        }
+    }
+
+    /// Makes the largest score of the block what each row is relative to, if it is larger than that.
+    fn raise(&self, state: &mut State<K>, tile: &mut [f32]) {
+        let old = state.top.clone();
+        for panel in 0..self.panels() {
+            self.start(panel, |_| 0.0, tile);
+            let (q, stride, keys, hs) = self.factors(panel);
+            let here = (keys.cast(), 0);
+            // SAFETY: q has `rows` rows of hs elements by `attend`'s checks; the panel is whole; the tile has MR rows of NR,
+            // whole registers of them; K fits this CPU.
+            unsafe {
+                K::micro(self.rows, q, stride, keys, hs, tile.as_mut_ptr(), K::NR, here, true);
+                K::vectorised(
+                    #[inline(always)]
+                    || {
+                        for (top, row) in state.top.iter_mut().zip(tile.chunks(K::NR)).take(self.rows) {
+                            let mut most = K::V::splat(*top);
+                            for part in row.chunks_exact(K::V::LANES) {
+                                most = most.max(K::V::load(part.as_ptr()));
+                            }
+                            *top = most.top();
+                        }
+                    },
+                )
+            }
+        }
+        for (r, (old, new)) in old.into_iter().zip(&state.top).enumerate().filter(|(_, (old, new))| old < new) {
+            let by = (old - new).exp2();
+            state.sums[r * K::V::LANES..][..K::V::LANES].iter_mut().for_each(|x| *x *= by);
+            for out in state.out.chunks_exact_mut(K::MR * K::NR) {
+                out[r * K::NR..][..K::NR].iter_mut().for_each(|x| *x *= by);
+            }
+        }
+    }
+
+    /// The weights of the block's keys, rows `share` apart; their sums are added to what was.
+    fn weigh(&self, state: &mut State<K>, tile: &mut [f32], weights: &mut [K::Elem], share: usize) {
+        assert!(weights.len() >= (self.rows - 1) * share + self.panels() * K::NR && tile.len() == K::MR * K::NR);
+        for panel in 0..self.panels() {
+            // one for all the panels that are whole
+            if panel == 0 || self.x.bias.is_some() || (panel + 1) * K::NR > self.count {
+                self.start(panel, |r| state.top[r], tile);
+            }
+            let (q, stride, keys, hs) = self.factors(panel);
+            let (weights, sums) = (weights[panel * K::NR..].as_mut_ptr(), state.sums.as_mut_ptr());
+            // SAFETY: q has `rows` rows of hs elements by `attend`'s checks; the panel is whole; weights has that many rows
+            // and the tile MR rows of NR, as asserted, and sums a register for each of MR; K fits this CPU.
+            unsafe { K::weigh(self.rows, q, stride, keys, hs, tile.as_ptr(), weights, share, sums) }
+        }
+    }
 }
 
 fn run<K: Kernel, T: Element>(
@@ -145,44 +256,35 @@ fn run<K: Kernel, T: Element>(
     let size = K::MR * K::NR;
     let parts = queries.len().div_ceil(K::MR);
     let bound = |part: usize| queries.start + queries.len() * part / parts;
-    let mut states: Vec<State> = (0..parts)
-        .map(|_| State { top: vec![NEVER; K::MR], sum: vec![0.0; K::MR], out: vec![0.0; columns * size] })
-        .collect();
-    let widest = blocks.iter().map(|(_, keys)| keys.div_ceil(K::NR)).max().unwrap_or(0);
-    let mut scores = vec![0f32; widest * size];
-    let share = widest * K::NR + 32; // no power of two, so that the rows of a tile do not share cache sets
+    let new = || State::<K> {
+        top: vec![0.0; K::MR],
+        sums: vec![0.0; K::MR * K::V::LANES],
+        out: vec![0.0; columns * size],
+        kernel: PhantomData,
+    };
+    let mut states: Vec<_> = (0..parts).map(|_| new()).collect();
+    let widest = blocks.iter().map(|(_, keys)| keys.next_multiple_of(K::NR)).max().unwrap_or(0);
+    let share = widest + 32; // no power of two, so that the rows of a tile do not share cache sets
     let mut weights = vec![K::Elem::default(); K::MR * share];
+    let mut before = vec![0f32; K::MR * K::V::LANES];
+    let mut tile = vec![0f32; size];
     let mut value_block = values;
     let here = (weights.as_ptr().cast::<u8>(), 0); // the second cache holds all that is wanted soon
-    for &(k0, count) in blocks {
-        let panels = count.div_ceil(K::NR);
-        let keys = &keys[k0 / K::NR * hs * K::NR..];
+    for &(key, count) in blocks {
         let value_rows = count.next_multiple_of(K::STEP);
         for (part, state) in states.iter_mut().enumerate() {
             let (first, rows) = (bound(part), bound(part + 1) - bound(part));
-            let width = panels * K::NR;
-            for panel in 0..panels {
-                let q = x.q[first * x.stride + h * hs..].as_ptr();
-                let tile = scores[panel * K::NR..].as_mut_ptr();
-                // SAFETY: q has `rows` rows of hs elements by `attend`'s checks; the panel is whole; K fits this CPU.
-                unsafe {
-                    K::micro(rows, q, x.stride, keys[panel * hs * K::NR..].as_ptr(), hs, tile, width, here, false)
+            let keys = &keys[key / K::NR * hs * K::NR..];
+            let meeting = Meeting::<K> { x, head: h, first, rows, key, count, keys };
+            before.copy_from_slice(&state.sums);
+            meeting.weigh(state, &mut tile, &mut weights, share);
+            if !(0..rows).all(|r| FIT.contains(&state.sum(r))) {
+                state.sums.copy_from_slice(&before);
+                if key == 0 {
+                    state.top.fill(NEVER);
                 }
-            }
-            for (r, scores) in scores.chunks_mut(width).take(rows).enumerate() {
-                if let Some(bias) = x.bias {
-                    // bias is added after scaling, which comes with the exponential
-                    let bias = &bias[(h * x.n + first + r) * x.m + k0..][..count];
-                    scores.iter_mut().zip(bias).for_each(|(s, bias)| *s += bias / x.scale);
-                }
-                scores[count..].fill(NEVER);
-            }
-            // SAFETY: K was chosen for this CPU.
-            unsafe {
-                K::vectorised(
-                    #[inline(always)]
-                    || soften::<K>(&scores, width, rows, x.scale, &mut weights, share, state),
-                )
+                meeting.raise(state, &mut tile);
+                meeting.weigh(state, &mut tile, &mut weights, share);
             }
             for (column, out) in state.out.chunks_mut(size).enumerate() {
                 let panel = value_block[column * value_rows * K::NR..].as_ptr();
@@ -197,8 +299,9 @@ fn run<K: Kernel, T: Element>(
     let mut row = vec![0f32; columns * K::NR];
     for (part, state) in states.iter().enumerate() {
         for r in 0..bound(part + 1) - bound(part) {
+            let sum = state.sum(r);
             for (row, out) in row.chunks_mut(K::NR).zip(state.out.chunks(size)) {
-                row.iter_mut().zip(&out[r * K::NR..]).for_each(|(y, x)| *y = x / state.sum[r]);
+                row.iter_mut().zip(&out[r * K::NR..]).for_each(|(y, x)| *y = x / sum);
             }
             let at = (bound(part) + r) * apart + h * x.head_dim;
             // SAFETY: these rows and columns are this task's own and lie within the result by `attend`'s checks; K was
@@ -210,59 +313,6 @@ fn run<K: Kernel, T: Element>(
                     || bend::<K::V, T>(&Bend::default(), &row[..x.head_dim], y),
                 )
             }
-        }
-    }
-}
-
-/// Scores -> their exponentials, relative to each row's largest so far, in the kernel's type; sums and results so far are
-/// corrected to match.
-/// - `scores`: `rows` rows of `width`, one after the other. `weights`: rows `share` apart.
-///
-/// # Safety
-/// K fits this CPU; the width is a multiple of its panels'.
-#[inline(always)]
-unsafe fn soften<K: Kernel>(
-    scores: &[f32],
-    width: usize,
-    rows: usize,
-    scale: f32,
-    weights: &mut [K::Elem],
-    share: usize,
-    state: &mut State,
-) {
-    assert!(scores.len() >= rows * width && weights.len() >= (rows - 1) * share + width);
-    assert!(width.is_multiple_of(K::NR) && K::NR.is_multiple_of(2 * K::V::LANES));
-    let lanes = K::V::LANES;
-    let factor = scale * std::f32::consts::LOG2_E;
-    // SAFETY: positions stay below the lengths asserted above, in whole registers.
-    unsafe {
-        for r in 0..rows {
-            let row = scores[r * width..].as_ptr();
-            let (mut a, mut b) = (K::V::load(row), K::V::load(row.add(lanes)));
-            for i in (0..width).step_by(2 * lanes) {
-                a = a.max(K::V::load(row.add(i)));
-                b = b.max(K::V::load(row.add(i + lanes)));
-            }
-            let most = a.max(b).top();
-            let top = if most > state.top[r] { most } else { state.top[r] };
-            let target = weights[r * share..].as_mut_ptr();
-            let (by, shift) = (K::V::splat(factor), K::V::splat(-top * factor));
-            let (mut a, mut b) = (K::V::splat(0.0), K::V::splat(0.0));
-            for i in (0..width).step_by(2 * lanes) {
-                let x = simd::exp2_for::<K::V, K::Elem>(K::V::load(row.add(i)).madd(by, shift));
-                let y = simd::exp2_for::<K::V, K::Elem>(K::V::load(row.add(i + lanes)).madd(by, shift));
-                (a, b) = (a.add(x), b.add(y));
-                simd::store(x, target.add(i));
-                simd::store(y, target.add(i + lanes));
-            }
-            let old = simd::exp2(K::V::splat((state.top[r] - top) * factor)).top();
-            state.sum[r] = state.sum[r] * old + a.add(b).sum();
-            if old != 1.0 {
-                for out in state.out.chunks_exact_mut(K::MR * K::NR) {
-                    out[r * K::NR..][..K::NR].iter_mut().for_each(|x| *x *= old);
-                }
-            }
-            state.top[r] = top;
         }
     }
 }

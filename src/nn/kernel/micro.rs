@@ -5,7 +5,7 @@
 
 #![allow(unsafe_op_in_unsafe_fn)] // every line of these bodies is a load, a store or an intrinsic
 
-use super::simd::{Quad, Simd};
+use super::simd::{self, Quad, Simd};
 use half::bf16;
 
 /// One instruction set's innermost loop over one kind of numbers.
@@ -52,8 +52,49 @@ pub trait Micro: 'static {
     );
 }
 
+/// Values of the largest tile.
+const TILE: usize = 12 * 32;
+
 /// A loop over numbers that stand for themselves.
-pub trait Kernel: Micro<Elem: Element> {}
+pub trait Kernel: Micro<Elem: Element> {
+    /// weights = 2^(start + a b), rounded to elements, and what they come to before that is added to `sums`.
+    /// - `start`: `rows` rows of NR, side by side. `weights`: `rows` rows of NR, `share` apart. `sums`: a register a row.
+    ///
+    /// # Safety
+    /// As for `micro`, and of `start`, `weights` and `sums` all that is said above is there.
+    unsafe fn weigh(
+        rows: usize,
+        a: *const Self::Elem,
+        stride: usize,
+        panel: *const Self::Elem,
+        k: usize,
+        start: *const f32,
+        weights: *mut Self::Elem,
+        share: usize,
+        sums: *mut f32,
+    ) {
+        let mut tile = [0f32; TILE];
+        std::ptr::copy_nonoverlapping(start, tile.as_mut_ptr(), rows * Self::NR);
+        let here = (tile.as_ptr().cast(), 0); // a panel of keys is in the cache
+        Self::micro(rows, a, stride, panel, k, tile.as_mut_ptr(), Self::NR, here, true);
+        Self::vectorised(
+            #[inline(always)]
+            || {
+                for r in 0..rows {
+                    let sum = sums.add(r * Self::V::LANES);
+                    let mut total = Self::V::load(sum);
+                    for i in (0..Self::NR).step_by(Self::V::LANES) {
+                        let x =
+                            simd::exp2_for::<Self::V, Self::Elem>(Self::V::load(tile.as_ptr().add(r * Self::NR + i)));
+                        total = total.add(x);
+                        simd::store(x, weights.add(r * share + i));
+                    }
+                    total.store(sum);
+                }
+            },
+        )
+    }
+}
 
 /// f32 or bf16: what activations may be rounded to before they are multiplied.
 pub trait Element: Copy + Default + Send + Sync + 'static {
@@ -175,6 +216,7 @@ pub use x86::{Avx2, Avx512, Avx512Bf16};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use super::super::simd::Simd;
     use super::{Kernel, Micro};
     use half::bf16;
     use std::arch::x86_64::*;
@@ -182,7 +224,21 @@ mod x86 {
     /// Pairs of bf16 products added up in f32.
     pub struct Avx512Bf16;
 
-    impl Kernel for Avx512Bf16 {}
+    impl Kernel for Avx512Bf16 {
+        unsafe fn weigh(
+            rows: usize,
+            a: *const bf16,
+            stride: usize,
+            panel: *const bf16,
+            k: usize,
+            start: *const f32,
+            weights: *mut bf16,
+            share: usize,
+            sums: *mut f32,
+        ) {
+            by_rows!(rows, weigh_pairs(a, stride, panel, k, start, weights, share, sums), 1 2 3 4 5 6 7 8 9 10 11 12)
+        }
+    }
 
     impl Micro for Avx512Bf16 {
         type Elem = bf16;
@@ -256,6 +312,42 @@ mod x86 {
             }
             _mm512_storeu_ps(c, x);
             _mm512_storeu_ps(c.add(16), y);
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    unsafe fn weigh_pairs<const ROWS: usize>(
+        a: *const bf16,
+        stride: usize,
+        panel: *const bf16,
+        k: usize,
+        start: *const f32,
+        weights: *mut bf16,
+        share: usize,
+        sums: *mut f32,
+    ) {
+        let mut tile: [[__m512; 2]; ROWS] =
+            std::array::from_fn(|i| [0, 16].map(|at| __m512::load(start.add(i * 32 + at))));
+        let mut b = panel.cast::<__m512i>();
+        let mut a = a;
+        for _ in 0..k / 2 {
+            let b0: __m512bh = std::mem::transmute(_mm512_loadu_si512(b));
+            let b1: __m512bh = std::mem::transmute(_mm512_loadu_si512(b.add(1)));
+            for (i, tile) in tile.iter_mut().enumerate() {
+                let pair: __m512bh =
+                    std::mem::transmute(_mm512_set1_epi32(a.add(i * stride).cast::<i32>().read_unaligned()));
+                tile[0] = _mm512_dpbf16_ps(tile[0], pair, b0);
+                tile[1] = _mm512_dpbf16_ps(tile[1], pair, b1);
+            }
+            a = a.add(2);
+            b = b.add(2);
+        }
+        for (i, tile) in tile.iter().enumerate() {
+            let [x, y] = tile.map(|x| x.exp2_coarse());
+            let sum = sums.add(i * 16);
+            __m512::load(sum).add(x.add(y)).store(sum);
+            let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(y, x));
+            _mm512_storeu_si512(weights.add(i * share).cast(), both);
         }
     }
 

@@ -153,13 +153,14 @@ pub struct Angles<'a> {
     pub sin: &'a [f32],
 }
 
-/// Rows as attention reads them: normed over all heads, turned, and with heads `to` elements apart, between zeros.
-/// - `x`: (rows, d). `y`: (rows, stride), all of which is written.
+/// Rows as attention reads them: normed over all heads, turned, multiplied, and with heads `to` elements apart, between zeros.
+/// - `x`: (rows, d). `by`: multiplied with each value. `y`: (rows, stride), all of which is written.
 pub fn heads<K: Kernel>(
     x: &[f32],
     d: usize,
     norm: Option<(&[f32], f32)>,
     angles: Option<Angles>,
+    by: f32,
     head_dim: usize,
     to: usize,
     stride: usize,
@@ -181,6 +182,7 @@ pub fn heads<K: Kernel>(
                         if let Some(Angles { cos, sin }) = angles {
                             turn::<K::V>(&mut row, &cos[at * (d / 2)..][..d / 2], &sin[at * (d / 2)..][..d / 2]);
                         }
+                        row.iter_mut().for_each(|x| *x *= by);
                         for (h, row) in row.chunks(head_dim).enumerate() {
                             let (y, rest) = y[h * to..][..to].split_at_mut(head_dim);
                             bend::<K::V, K::Elem>(&Bend::default(), row, y);

@@ -28,10 +28,10 @@ pub trait Simd: Copy {
     unsafe fn min(self, b: Self) -> Self;
     /// self times 2^n, where n is an integer in -126..=127 and `shifted` = n + [`ROUND`].
     unsafe fn times_power(self, shifted: Self) -> Self;
-    /// 2^x within 1e-4, for x below 127.
+    /// 2^x within 1e-4; below 2^-126 at most that, above 2^127 at least that.
     #[inline(always)]
     unsafe fn exp2_coarse(self) -> Self {
-        let x = self.max(Self::splat(-126.0));
+        let x = self.max(Self::splat(-126.0)).min(Self::splat(127.0));
         let shifted = x.add(Self::splat(ROUND));
         let r = x.sub(shifted.sub(Self::splat(ROUND)));
         let p = Self::splat(5.517_167e-2);

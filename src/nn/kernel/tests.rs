@@ -10,6 +10,7 @@ use super::rows::{self, Act, Angles, Bend, Norm};
 use super::{Isa, Job, Math, dispatch_on, row_stride, simd};
 use crate::noise::Noise;
 use half::{bf16, f16};
+use std::f64::consts::LN_2;
 
 /// Of sums of products, relative to the sum of their magnitudes: f32 keeps 24 bits, and some hundred terms are added.
 const SUMS: f64 = 1e-6;
@@ -290,8 +291,11 @@ impl Job for Attentions {
     type Done = ();
 
     fn run<K: Kernel>(self) {
-        // odd heads, one key, more keys than a block, more queries than a task
-        for (n, m, heads, head_dim) in [(1, 1, 1, 2), (7, 29, 3, 10), (5, 600, 2, 33), (210, 40, 1, 64)] {
+        // odd heads, one key, more keys than a block, more queries than a task; then keys whose scores outgrow those of the
+        // first, in the same block and in the next one
+        let sizes = [(1, 1, 1, 2), (7, 29, 3, 10), (5, 600, 2, 33), (210, 40, 1, 64), (5, 90, 1, 30), (14, 700, 2, 31)];
+        for (n, m, heads, head_dim) in sizes {
+            let outgrown = if matches!(m, 90 | 700) { m - 50 } else { m };
             let to = attend::head_stride::<K>(head_dim);
             let (stride, v_stride, apart) = (heads * to + 3, heads * head_dim + 5, heads * head_dim + 1);
             let spread = |rows: usize, seed: u64| {
@@ -301,7 +305,10 @@ impl Job for Attentions {
                 }
                 read_as::<K::Elem>(&x)
             };
-            let ((q, qs), (k, ks)) = (spread(n, 8), spread(m, 9));
+            let ((q, qs), (mut k, mut ks)) = (spread(n, 8), spread(m, 9));
+            for (i, k) in k.iter_mut().enumerate().skip(outgrown * stride) {
+                (*k, ks[i]) = (K::Elem::from_f32(16.0 * k.to_f32()), 16.0 * ks[i]);
+            }
             let (v, vs) = read_as::<K::Elem>(&values(m * v_stride, 10));
             let bias = values(heads * n * m, 11);
             let heads = Heads {
@@ -314,8 +321,7 @@ impl Job for Attentions {
                 v: &v,
                 n,
                 m,
-                scale: 0.7,
-                bias: (n != 210).then_some(&bias),
+                bias: (n != 210 && n != 14).then_some(&bias),
             };
             // SAFETY: attention writes all of its result.
             let y: Vec<f32> = unsafe { filled(n * apart, |y| attend::attend::<K, f32>(&heads, y, apart)) };
@@ -324,14 +330,14 @@ impl Job for Attentions {
                     let score = |key: usize| {
                         let dot: f64 =
                             (0..head_dim).map(|c| qs[row * stride + h * to + c] * ks[key * stride + h * to + c]).sum();
-                        dot * 0.7 + heads.bias.map_or(0.0, |b| b[(h * n + row) * m + key] as f64)
+                        dot * LN_2 + heads.bias.map_or(0.0, |b| b[(h * n + row) * m + key] as f64)
                     };
                     let scores: Vec<f64> = (0..m).map(score).collect();
                     let top = scores.iter().fold(f64::MIN, |a, &b| a.max(b));
                     let sum: f64 = scores.iter().map(|s| (s - top).exp()).sum();
                     for c in 0..head_dim {
                         let terms = (0..m).map(|key| (scores[key] - top).exp() * vs[key * v_stride + h * head_dim + c]);
-                        let limit = if K::Elem::HALF { HALF_WEIGHTS * 4.0 } else { SUMS * 20.0 };
+                        let limit = if K::Elem::HALF { HALF_WEIGHTS * 4.0 } else { SUMS * top.abs().max(10.0) * 2.0 };
                         let got = y[row * apart + h * head_dim + c];
                         close(&format!("{}, {n} x {m}", self.0), got, terms.sum::<f64>() / sum, limit);
                     }
@@ -407,7 +413,9 @@ impl Job for Turned {
         let turn = Some(Angles { cos: &cos, sin: &sin });
         // SAFETY: all of it is written.
         let y: Vec<K::Elem> = unsafe {
-            filled(count * stride, |y| rows::heads::<K>(&x, d, Some((&weight, 1e-5)), turn, head_dim, to, stride, y))
+            filled(count * stride, |y| {
+                rows::heads::<K>(&x, d, Some((&weight, 1e-5)), turn, 0.5, head_dim, to, stride, y)
+            })
         };
         let widen = |e: K::Elem| {
             // SAFETY: f32 or bf16, as `HALF` says.
@@ -426,8 +434,8 @@ impl Job for Turned {
             for c in 0..d {
                 let (cos, sin) = (cos[row * d / 2 + c / 2] as f64, sin[row * d / 2 + c / 2] as f64);
                 let want = match c % 2 {
-                    0 => normed(c) * cos - normed(c + 1) * sin,
-                    _ => normed(c) * cos + normed(c - 1) * sin,
+                    0 => 0.5 * (normed(c) * cos - normed(c + 1) * sin),
+                    _ => 0.5 * (normed(c) * cos + normed(c - 1) * sin),
                 };
                 let limit = if K::Elem::HALF { want.abs() / 256.0 + 1e-6 } else { ROWS * 8.0 };
                 close(&self.0, widen(y[row * stride + c / head_dim * to + c % head_dim]), want, limit);
