@@ -3,6 +3,7 @@
 
 use crate::weights::catalogue::Remote;
 use anyhow::{Context, Result};
+use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
@@ -10,9 +11,10 @@ use std::path::{Component, Path, PathBuf};
 
 /// One repository's part of the cache.
 pub struct Folder {
+    names: CacheRepo,
     root: PathBuf,
     path: PathBuf,
-    name: String,
+    revision: String,
     links: bool,
 }
 
@@ -28,13 +30,15 @@ pub struct Removed {
 
 impl Folder {
     /// - `links`: whether snapshots may hold links.
-    pub fn new(cache: &Path, repo: &str, links: bool) -> Self {
-        let name = format!("models--{}", repo.replace('/', "--"));
-        Self { root: cache.to_path_buf(), path: cache.join(&name), name, links }
+    pub fn new(cache: &Path, remote: &Remote, links: bool) -> Self {
+        let revision = remote.revision.to_string();
+        let repo = Repo::with_revision(remote.repo.to_string(), RepoType::Model, revision.clone());
+        let (root, path) = (cache.to_path_buf(), cache.join(repo.folder_name()));
+        Self { names: Cache::new(root.clone()).repo(repo), root, path, revision, links }
     }
 
     pub fn blob(&self, etag: &str) -> PathBuf {
-        self.path.join("blobs").join(etag)
+        self.names.blob_path(etag)
     }
 
     /// What is there of a blob that is being downloaded.
@@ -42,18 +46,12 @@ impl Folder {
         self.blob(&format!("{etag}.incomplete"))
     }
 
-    fn snapshot(&self, commit: &str) -> PathBuf {
-        self.path.join("snapshots").join(commit)
-    }
-
     pub fn pointer(&self, commit: &str, file: &str) -> PathBuf {
-        file.split('/').fold(self.snapshot(commit), |path, part| path.join(part))
+        self.names.pointer_path(commit).join(file)
     }
 
-    /// The commit that a revision stood for when it was last asked about.
-    fn commit_of(&self, revision: &str) -> Option<String> {
-        let text = fs::read_to_string(revision.split('/').fold(self.path.join("refs"), |path, part| path.join(part)));
-        text.ok().map(|text| text.trim().to_string()).filter(|commit| !commit.is_empty())
+    fn locks(&self) -> PathBuf {
+        self.root.join(".locks").join(self.path.file_name().unwrap_or_default())
     }
 
     fn commits(&self) -> Vec<String> {
@@ -65,11 +63,12 @@ impl Folder {
 
     /// The file, where it is here: of the commit that was pulled, of the revision, or of any other commit when its blob is the
     /// one that is known.
-    pub fn find(&self, remote: &Remote, commit: Option<&str>, sha256: Option<&str>) -> Option<PathBuf> {
-        let exact = [Some(remote.revision.to_string()), commit.map(str::to_string), self.commit_of(remote.revision)];
-        let here = |commit: &String| Some(self.pointer(commit, remote.file)).filter(|path| path.is_file());
+    pub fn find(&self, file: &str, commit: Option<&str>, sha256: Option<&str>) -> Option<PathBuf> {
+        let of = |commit: &str| self.pointer(commit, file);
+        let exact = [Some(of(&self.revision)), commit.map(of), self.names.get(file)];
         let known = |path: &PathBuf| sha256.is_some() && self.etag_of(path).as_deref() == sha256;
-        exact.iter().flatten().find_map(here).or_else(|| self.commits().iter().filter_map(here).find(known))
+        let others = self.commits().into_iter().map(|commit| of(&commit)).filter(known);
+        exact.into_iter().flatten().chain(others).find(|path| path.is_file())
     }
 
     /// The name of the blob that a pointer leads to, where it is a link into the blobs.
@@ -86,7 +85,7 @@ impl Folder {
 
     /// Makes the folders that a download writes to.
     pub fn prepare(&self) -> Result<()> {
-        for folder in [self.path.join("blobs"), self.root.join(".locks").join(&self.name)] {
+        for folder in [self.path.join("blobs"), self.locks()] {
             fs::create_dir_all(&folder).with_context(|| format!("cannot make the folder `{}`", folder.display()))?;
         }
         // tells backup programs that this can be had again
@@ -100,7 +99,7 @@ impl Folder {
     /// Holds a blob against other pulls, Python's included, until the file is dropped or the process ends.
     /// - `waiting`: called once when another one has it.
     pub fn lock(&self, etag: &str, waiting: impl FnOnce()) -> Result<File> {
-        let path = self.root.join(".locks").join(&self.name).join(format!("{etag}.lock"));
+        let path = self.locks().join(format!("{etag}.lock"));
         let what = || format!("cannot lock `{}`", path.display());
         let file = File::options().create(true).write(true).truncate(false).open(&path).with_context(what)?;
         match file.try_lock() {
@@ -118,19 +117,19 @@ impl Folder {
 
     /// Whether another process pulls this blob.
     pub fn is_locked(&self, etag: &str) -> bool {
-        let path = self.root.join(".locks").join(&self.name).join(format!("{etag}.lock"));
+        let path = self.locks().join(format!("{etag}.lock"));
         File::open(path).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
     }
 
     /// Gives a blob its place in a snapshot, and the revision its commit. The blob has to be locked.
     /// - `fresh`: nothing else refers to the blob yet, so it may be moved where links are impossible.
-    pub fn link(&self, remote: &Remote, commit: &str, etag: &str, fresh: bool) -> Result<PathBuf> {
-        let (blob, pointer) = (self.blob(etag), self.pointer(commit, remote.file));
+    pub fn link(&self, file: &str, commit: &str, etag: &str, fresh: bool) -> Result<PathBuf> {
+        let (blob, pointer) = (self.blob(etag), self.pointer(commit, file));
         let what = || format!("cannot write `{}`", pointer.display());
         let folder = pointer.parent().context("a file of a snapshot lies in a folder")?;
         fs::create_dir_all(folder).with_context(what)?;
         if self.etag_of(&pointer).as_deref() != Some(etag) {
-            let depth = remote.file.split('/').count() + 1; // the file's own folders, the commit, `snapshots`
+            let depth = file.split('/').count() + 1; // the file's own folders, the commit, `snapshots`
             let target: PathBuf = std::iter::repeat_n("..", depth).chain(["blobs", etag]).collect();
             // not in the snapshot, where one that a killed process left would count as a use of the blob; the lock makes it ours
             let temporary = self.blob(&format!("{etag}.pointer"));
@@ -146,9 +145,9 @@ impl Folder {
             };
             fs::rename(from, &pointer).with_context(what)?;
         }
-        if remote.revision != commit {
-            let path = remote.revision.split('/').fold(self.path.join("refs"), |path, part| path.join(part));
-            write_whole(&path, commit.as_bytes())?;
+        if self.revision != commit {
+            // not `create_ref`, which empties the file first: a kill in between would leave a revision without a commit
+            write_whole(&self.path.join("refs").join(&self.revision), commit.as_bytes())?;
         }
         Ok(pointer)
     }
@@ -172,7 +171,7 @@ impl Folder {
             }
             remove_file(&pointer)?;
             removed.any = true;
-            let snapshot = self.snapshot(&commit);
+            let snapshot = self.names.pointer_path(&commit);
             // folders that are empty now
             for folder in pointer.ancestors().skip(1).take_while(|folder| folder.starts_with(&snapshot)) {
                 if fs::remove_dir(folder).is_err() {
@@ -209,7 +208,7 @@ impl Folder {
     fn used(&self) -> Vec<(String, String)> {
         let mut found = vec![];
         for commit in self.commits() {
-            let top = self.snapshot(&commit);
+            let top = self.names.pointer_path(&commit);
             let mut folders = vec![top.clone()];
             while let Some(folder) = folders.pop() {
                 for entry in fs::read_dir(folder).into_iter().flatten().flatten() {

@@ -3,6 +3,7 @@
 use super::settings::Settings;
 use crate::weights::catalogue::{Remote, is_sha256};
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use hf_hub::{Repo, RepoType};
 use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
@@ -78,8 +79,10 @@ impl<'a> Hub<'a> {
     }
 
     fn address(&self, remote: &Remote, revision: &str) -> String {
-        let revision = revision.replace('/', "%2F");
-        format!("{}/{}/resolve/{revision}/{}", self.settings.endpoint, remote.repo, escaped(remote.file))
+        let repo = Repo::with_revision(remote.repo.to_string(), RepoType::Model, revision.to_string());
+        // hf-hub's own address of a file leaves its name as it is, blanks and all
+        let (repo, revision, file) = (repo.url(), repo.url_revision(), escaped(remote.file));
+        format!("{}/{repo}/resolve/{revision}/{file}", self.settings.endpoint)
     }
 
     /// What `remote` is now.

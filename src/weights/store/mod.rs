@@ -1,10 +1,10 @@
 //! The local store of weights: the Hugging Face cache, shared with Python. A file that is there is used from there; one that is
 //! not is pulled, checked against its SHA-256, and only then takes its name.
 //!
-//! The crate hf-hub is not used. Its 0.5 sends the token on to the host that a redirect names (`Api::metadata`), adds a whole
-//! answer to what is there when a server does not know ranges, checks no hash and knows neither HF_TOKEN, HF_HUB_CACHE nor
-//! HF_HUB_OFFLINE; what is left, the names of folders, is a few lines in `cache`. Its 1.0 brings an asynchronous runtime and 200
-//! crates more.
+//! The crate hf-hub names what lies where in the cache and at which address. Asking and fetching are ours: its 0.5 sends the
+//! token on to the host that a redirect names (`Api::metadata`), adds a whole answer to what is there when a server does not
+//! know ranges, checks no hash, and knows neither HF_TOKEN, HF_HUB_CACHE nor HF_HUB_OFFLINE. Its 1.0 brings an asynchronous
+//! runtime and 200 crates more.
 
 mod cache;
 mod hub;
@@ -90,7 +90,7 @@ impl Store {
     }
 
     fn folder(&self, remote: &Remote) -> Folder {
-        Folder::new(&self.settings.cache, remote.repo, self.settings.links)
+        Folder::new(&self.settings.cache, remote, self.settings.links)
     }
 
     fn record(&self, entry: &Entry) -> Option<Record> {
@@ -101,7 +101,7 @@ impl Store {
     pub fn find(&self, entry: &Entry) -> Option<PathBuf> {
         let (remote, record) = (entry.remote()?, self.record(entry));
         let known = record.as_ref().and_then(|r| r.sha256.as_deref()).or(entry.sha256.as_deref());
-        self.folder(&remote).find(&remote, record.as_ref().map(|r| r.commit.as_str()), known)
+        self.folder(&remote).find(remote.file, record.as_ref().map(|r| r.commit.as_str()), known)
     }
 
     pub fn state(&self, entry: &Entry) -> State {
@@ -308,7 +308,7 @@ impl Store {
             } else {
                 stage.here(item.bytes.unwrap_or(0));
             }
-            let path = item.folder.link(&item.remote, &item.meta.commit, &etag, fresh)?;
+            let path = item.folder.link(item.remote.file, &item.meta.commit, &etag, fresh)?;
             record.write(&self.settings.data, name)?;
             stage.note(&format!("`{name}` is here: {}", path.display()));
             return Ok(());
