@@ -1,6 +1,7 @@
 //! How long stages took on this machine: one JSON line a finished stage, in the user's state folder. Plans forecast from it, and
 //! nothing else reads it; no output depends on it. It is the machine's own: no prompts, no paths.
 
+use crate::folders::Folder;
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -28,10 +29,7 @@ pub struct Run {
 
 /// The file that runs are kept in; `None` where the system says no place for it.
 pub fn place() -> Option<PathBuf> {
-    let folder = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let state = folder("XDG_STATE_HOME").filter(|path| path.is_absolute());
-    let state = state.or_else(|| Some(folder("HOME").or_else(|| folder("USERPROFILE"))?.join(".local/state")))?;
-    Some(state.join("reel/history.jsonl"))
+    Some(Folder::State.path()?.join("history.jsonl"))
 }
 
 /// All runs, the oldest first. Lines that cannot be read are left out.

@@ -11,7 +11,8 @@
 //! they come. [`join`] puts a made part and footage together, and [`seam`] sees to their colours.
 //!
 //! [`geometry`] holds the arithmetic between pixels and latents, [`nn`] the layers that candle lacks or does slowly,
-//! [`config`] the strict reading of a checkpoint's JSON, [`device`] where and in what precision, [`progress`] what a person
+//! [`config`] the strict reading of a checkpoint's JSON, [`device`] where and in what precision, [`folders`] where the user's files
+//! of this program are, [`progress`] what a person
 //! sees meanwhile, [`mod@bench`] how long each stage takes, [`embedded`] the tiny model that is part of the program.
 
 pub mod bench;
@@ -21,6 +22,7 @@ pub mod condition;
 pub mod config;
 pub mod device;
 pub mod embedded;
+pub mod folders;
 pub mod generate;
 pub mod geometry;
 pub mod guidance;

@@ -120,8 +120,8 @@ fn printing_is_done_in_few_places() {
 
 #[test]
 fn the_environment_is_read_by_flags_and_the_store() {
-    // what Python's variables say of the hub and its cache is the store's; where the system keeps a program's state, history's
-    only("reads the environment", &["env::var", "env::args"], &["cli/", "weights/store/settings.rs", "history.rs"]);
+    // what Python's variables say of the hub and its cache is the store's
+    only("reads the environment", &["env::var", "env::args"], &["cli/", "weights/store/settings.rs", "folders.rs"]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::{Common, Failure, print};
 use crate::device::{Dtype, Quantize};
+use crate::folders::Folder;
 use crate::models::ltx::Convention;
 use crate::plan::{self, Plan, Report, Tiles};
 use crate::progress::Progress;
@@ -246,10 +247,7 @@ impl Making {
 
 /// Where files are kept that can be made again.
 fn cache_folder() -> anyhow::Result<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")));
-    let cache = cache.or_else(|| variable("LOCALAPPDATA"));
-    cache.map(|folder| folder.join("reel")).ok_or_else(|| {
+    Folder::Cache.path().ok_or_else(|| {
         anyhow::anyhow!(
             "--quantize-cache: no folder for it is known\n  fix: set XDG_CACHE_HOME, or leave --quantize-cache out"
         )

@@ -9,9 +9,9 @@ mod selftest;
 mod usage;
 
 use crate::device;
+use crate::folders::Folder;
 use crate::progress::{self, Mode, Progress};
 use crate::weights::catalogue;
-use crate::weights::store::settings::own_catalogue;
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 use std::io::Write;
 use std::process::ExitCode;
@@ -106,7 +106,7 @@ pub fn run() -> ExitCode {
     };
     // the self-test compares what was built, and so goes by what was built
     if !matches!(cli.verb, Verb::Selftest(_) | Verb::Completions { .. } | Verb::Licenses)
-        && let Some(Err(e)) = own_catalogue().map(|path| catalogue::add_own(&path))
+        && let Some(Err(e)) = Folder::Config.path().map(|folder| catalogue::add_own(&folder.join("weights.toml")))
     {
         progress::error(&e, mode);
         return ExitCode::from(2);

@@ -1,6 +1,8 @@
 //! What the environment says about the hub and its cache; the variables mean what they mean to Python's `huggingface_hub`.
 
+use crate::folders::{Folder, home};
 use anyhow::{Context, Result, ensure};
+use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -66,7 +68,8 @@ impl Settings {
     /// `var`: the value of a variable; an empty one counts as absent.
     fn from(var: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
         let path = |name: &str| var(name).map(|text| expanded(&text, var));
-        let home = || home(var).context("there is no home folder\n  fix: set HF_HOME to a folder for downloads");
+        let os = |name: &str| var(name).map(OsString::from);
+        let home = || home(&os).context("there is no home folder\n  fix: set HF_HOME to a folder for downloads");
         let hf_home = match (path("HF_HOME"), path("XDG_CACHE_HOME")) {
             (Some(folder), _) => folder,
             (None, Some(cache)) => cache.join("huggingface"),
@@ -74,10 +77,7 @@ impl Settings {
         };
         let cache =
             path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| hf_home.join("hub"));
-        let data = match path("XDG_DATA_HOME") {
-            Some(folder) => folder.join("reel"),
-            None => home().map(|home| home.join(".local/share/reel")).unwrap_or_else(|_| hf_home.join("reel")),
-        };
+        let data = Folder::Data.find(&os).unwrap_or_else(|| hf_home.join("reel"));
         let truth =
             |name: &str| var(name).is_some_and(|v| ["1", "ON", "YES", "TRUE"].contains(&v.to_uppercase().as_str()));
         let file = path("HF_TOKEN_PATH").unwrap_or_else(|| hf_home.join("token"));
@@ -104,24 +104,13 @@ impl Settings {
     }
 }
 
-/// The user's own catalogue: `$XDG_CONFIG_HOME/reel/weights.toml`, else `~/.config/reel/weights.toml`.
-pub fn own_catalogue() -> Option<PathBuf> {
-    let var = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let config = var("XDG_CONFIG_HOME").map(PathBuf::from).or_else(|| Some(home(&var)?.join(".config")))?;
-    Some(config.join("reel/weights.toml"))
-}
-
-fn home(var: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
-    var("HOME").or_else(|| var("USERPROFILE")).map(PathBuf::from)
-}
-
 fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
 
 /// A leading `~` and `$NAME` or `${NAME}` anywhere, as Python expands them; an unknown name stays as it is.
 fn expanded(text: &str, var: &dyn Fn(&str) -> Option<String>) -> PathBuf {
-    let text = match (text.strip_prefix('~'), home(var)) {
+    let text = match (text.strip_prefix('~'), home(&|name| var(name).map(OsString::from))) {
         (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with('/') => format!("{}{rest}", home.display()),
         _ => text.to_string(),
     };
