@@ -2,6 +2,7 @@
 
 use crate::server::{COMMIT, Reply, Server, sha256, well_behaved};
 use crate::*;
+use std::io::{Read, Write};
 use std::sync::Mutex;
 
 /// Larger than one read, and no multiple of anything.
@@ -254,6 +255,23 @@ fn a_server_that_stays_busy_is_given_up() {
 }
 
 #[test]
+fn a_wait_may_be_said_as_a_date() {
+    let (scratch, bytes) = (Scratch::new(), content(99));
+    let limited = |until: &'static str| {
+        hub(&bytes, move |_, before, reply| match before {
+            0 => Reply::status(429).with("date", "Fri, 20 Nov 2026 07:28:00 GMT").with("retry-after", until),
+            _ => reply,
+        })
+    };
+    let far = limited("Sat, 21 Nov 2026 07:28:00 GMT");
+    assert_words(&pull(&scratch.store(&far), &entry("x", None)).unwrap_err(), &["asks to wait 86400 s"]);
+    let begun = std::time::Instant::now();
+    pull(&scratch.store(&limited("Fri, 20 Nov 2026 07:28:01 GMT")), &entry("x", None)).unwrap();
+    assert!(begun.elapsed() >= Duration::from_secs(1), "it did not wait");
+    scratch.assert_whole(&bytes);
+}
+
+#[test]
 fn nobody_there() {
     let (scratch, bytes) = (Scratch::new(), content(99));
     let server = hub(&bytes, |_, _, reply| reply);
@@ -262,6 +280,20 @@ fn nobody_there() {
     assert_words(&pull(&nobody, &entry("x", None)).unwrap_err(), &["no connection to `127.0.0.1:", "4 times over"]);
     let nonsense = Store::new(Settings { endpoint: "nonsense".to_string(), ..scratch.settings(&server) });
     assert_words(&pull(&nonsense, &entry("x", None)).unwrap_err(), &["no http address", "HF_ENDPOINT"]);
+    // no resolver knows names of this ending (RFC 6761)
+    let unknown = Store::new(Settings { endpoint: "http://hub.invalid".to_string(), ..scratch.settings(&server) });
+    assert_words(&pull(&unknown, &entry("x", None)).unwrap_err(), &["`hub.invalid` cannot be found", "4 times over"]);
+    // a server that knows no encryption answers what it does not understand as it can
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("https://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n"); // the other end may be gone
+            let _ = stream.read_to_end(&mut vec![]);
+        }
+    });
+    let plain = Store::new(Settings { endpoint, ..scratch.settings(&server) });
+    assert_words(&pull(&plain, &entry("x", None)).unwrap_err(), &["without encryption", "HF_ENDPOINT with http://"]);
 }
 
 #[test]
@@ -321,17 +353,20 @@ fn a_range_that_is_refused_or_another_is_no_end() {
 #[test]
 fn a_file_that_changes_meanwhile_is_asked_about_again() {
     let (scratch, old, new) = (Scratch::new(), content(LEN), content(LEN + 1000)[1000..].to_vec());
-    let now: &'static Mutex<Vec<u8>> = Box::leak(Box::new(Mutex::new(old.clone())));
-    let later = new.clone();
-    let server = Server::start(move |request, before| {
-        let mut now = now.lock().unwrap();
-        let reply = well_behaved(request, &now);
-        if request.method == "GET" && before == 0 {
-            *now = later.clone();
-            return reply.cut(100_001);
-        }
-        reply
-    });
+    // the old one until some of it has been sent
+    let changing = || {
+        let (now, later) = (Mutex::new(old.clone()), new.clone());
+        Server::start(move |request, before| {
+            let mut now = now.lock().unwrap();
+            let reply = well_behaved(request, &now);
+            if request.method == "GET" && before == 0 {
+                *now = later.clone();
+                return reply.cut(100_001);
+            }
+            reply
+        })
+    };
+    let server = changing();
     pull(&scratch.store(&server), &entry("x", None)).unwrap();
     scratch.assert_whole(&new);
     // what had come of the old one stays its own
@@ -340,17 +375,7 @@ fn a_file_that_changes_meanwhile_is_asked_about_again() {
 
     // where the catalogue knows the old one, the new one is not simply taken
     let scratch = Scratch::new();
-    *now.lock().unwrap() = old.clone();
-    let later = new.clone();
-    let server = Server::start(move |request, before| {
-        let mut now = now.lock().unwrap();
-        let reply = well_behaved(request, &now);
-        if request.method == "GET" && before == 0 {
-            *now = later.clone();
-            return reply.cut(100_001);
-        }
-        reply
-    });
+    let server = changing();
     let error = pull(&scratch.store(&server), &entry("x", Some(&old))).unwrap_err();
     assert_words(&error, &[&sha256(&old), &sha256(&new), "--accept-hash"]);
     scratch.assert_nothing();

@@ -379,3 +379,31 @@ fn hub_errors_reach_the_user() {
     assert_eq!(said.code, Some(0), "{}", said.talk);
     assert!(said.talk.contains("did not answer in 300ms; trying again in 1 s"), "{}", said.talk);
 }
+
+#[test]
+#[cfg(unix)]
+fn a_disk_that_takes_no_more_keeps_what_it_took() {
+    let (scratch, mini) = (Scratch::new(), Mini::new());
+    let server = mini.serve(|_, _, reply| reply);
+    // files of at most 64 blocks: the write that goes beyond comes back short, then fails, as on a full disk
+    let full = "trap '' XFSZ; ulimit -f 64; exec \"$0\" models pull mini";
+    let reel = command(&scratch, &server, &[]);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", full, env!("CARGO_BIN_EXE_reel")]).current_dir(&scratch.0).stdin(Stdio::null());
+    reel.get_envs().for_each(|(name, value)| match value {
+        Some(value) => drop(shell.env(name, value)),
+        None => drop(shell.env_remove(name)),
+    });
+    let said = told(shell.output().unwrap());
+    assert_eq!(said.code, Some(1), "{}", said.talk);
+    let whole = reel::progress::human_bytes(mini.model.len() as u64);
+    assert_words(
+        &said.talk,
+        &[".incomplete`", "takes no file so long", &format!(" of {whole} are kept, and "), " are free"],
+    );
+    let kept = std::fs::metadata(scratch.partial(&mini.model)).unwrap().len();
+    assert!(kept > 0 && kept < mini.model.len() as u64, "{kept}");
+    works(&scratch, &server, &["models", "pull", "mini"]);
+    let again = server.requests("GET").iter().map(Request::from).nth(1);
+    assert_eq!(again, Some(kept as usize), "it goes on from what was kept");
+}

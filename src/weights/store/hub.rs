@@ -4,9 +4,10 @@ use super::settings::Settings;
 use crate::weights::catalogue::{Remote, is_sha256};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use hf_hub::{Repo, RepoType};
+use httpdate::parse_http_date;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use ureq::http::{Method, Response, Uri, header};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
@@ -143,7 +144,7 @@ impl<'a> Hub<'a> {
                 request = request.header(header::RANGE, format!("bytes={from}-"));
             }
             let request = request.body(()).map_err(|e| Trouble::Final(e.into()))?;
-            let response = self.agent.run(request).map_err(|e| self.unanswered(e))?;
+            let response = self.agent.run(request).map_err(|e| self.unanswered(e, &address))?;
             let text = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
             commit = text("x-repo-commit").map(str::to_string).or(commit);
             linked_etag = text("x-linked-etag").map(normalised).or(linked_etag);
@@ -166,15 +167,23 @@ impl<'a> Hub<'a> {
     }
 
     /// A request that brought no answer.
-    fn unanswered(&self, error: ureq::Error) -> Trouble {
+    fn unanswered(&self, error: ureq::Error, address: &str) -> Trouble {
         use ureq::Error::*;
-        let host = host(&self.settings.endpoint);
+        let host = host(address);
+        let unknown = || Trouble::Again(format!("`{host}` cannot be found: no network, or no such name"), None);
         match error {
             Timeout(_) => Trouble::Again(format!("`{host}` did not answer in {:?}", self.settings.timeout), None),
-            HostNotFound => Trouble::Again(format!("`{host}` cannot be found: no network?"), None),
-            Io(e) if e.kind() == ErrorKind::InvalidData => Trouble::Final(anyhow!(
-                "no safe connection to `{host}`: {e}\n  fix: where a network has certificates of its own, set SSL_CERT_FILE to them"
-            )),
+            HostNotFound => unknown(),
+            Rustls(e) => Trouble::Final(unsafe_connection(&host, &e)),
+            Io(e) if e.kind() == ErrorKind::InvalidData => {
+                let rustls = e.get_ref().and_then(|e| e.downcast_ref());
+                Trouble::Final(match rustls {
+                    Some(rustls) => unsafe_connection(&host, rustls),
+                    None => anyhow!("`{host}` answers what cannot be read: {e}\n  fix: check HF_ENDPOINT"),
+                })
+            }
+            // the standard library has no kind of its own for it
+            Io(e) if e.to_string().starts_with("failed to lookup address") => unknown(),
             Io(e) => Trouble::Again(format!("no connection to `{host}`: {e}"), None),
             ConnectionFailed | Protocol(_) => Trouble::Again(format!("`{host}` broke off: {error}"), None),
             error => {
@@ -211,9 +220,8 @@ impl<'a> Hub<'a> {
                 "`{hub}` has no `{file}` in {repo} at revision `{revision}` ({status})\n  fix: correct the entry in a weights.toml of your own (see the README)"
             ))),
             408 | 425 | 429 | 500..=599 => {
-                let rest =
-                    response.headers().get(header::RETRY_AFTER).and_then(|v| v.to_str().ok()?.trim().parse().ok());
-                let rest = rest.map(Duration::from_secs);
+                let text = |name| response.headers().get(name).and_then(|v| v.to_str().ok());
+                let rest = text(header::RETRY_AFTER).and_then(|after| wait(after, text(header::DATE)));
                 let why = format!("`{hub}` answers {status}");
                 match rest {
                     Some(rest) if rest > LONGEST_REST => Err(Trouble::Final(anyhow!(
@@ -229,6 +237,49 @@ impl<'a> Hub<'a> {
             ))),
         }
     }
+}
+
+/// How long `Retry-After` asks to wait: seconds, or a date, which is past where the wait is none.
+/// - `now`: the server's `Date`, whose clock the date is by; else this machine's.
+fn wait(after: &str, now: Option<&str>) -> Option<Duration> {
+    let after = after.trim();
+    let date = || {
+        let now = now.and_then(|now| parse_http_date(now).ok()).unwrap_or_else(SystemTime::now);
+        Some(parse_http_date(after).ok()?.duration_since(now).unwrap_or_default())
+    };
+    after.parse().ok().map(Duration::from_secs).or_else(date)
+}
+
+/// Why a connection is not encrypted to whom it should be, and what to do.
+fn unsafe_connection(host: &str, error: &rustls::Error) -> anyhow::Error {
+    use rustls::{CertificateError::*, Error::*};
+    let (what, fix) = match error {
+        InvalidCertificate(UnknownIssuer) => (
+            format!("the certificate of `{host}` is by nobody who is trusted here"),
+            "where a network has certificates of its own, set SSL_CERT_FILE to them",
+        ),
+        InvalidCertificate(Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }) => (
+            format!("the certificate of `{host}` is out of date, by this machine's clock"),
+            "set the clock, if it is wrong; else only the host's owner can mend it",
+        ),
+        InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => (
+            format!("`{host}` shows the certificate of another host"),
+            "check HF_ENDPOINT; a network that wants a login first does this too",
+        ),
+        InvalidCertificate(e) if e.to_string().contains("CaUsedAsEndEntity") => (
+            format!("`{host}` shows an authority's certificate in place of its own, as self-signed ones are"),
+            "give the host a certificate that the authority signed, and set SSL_CERT_FILE to the authority's",
+        ),
+        InvalidMessage(_) => (
+            format!("`{host}` answers without encryption where https asks for it"),
+            "where that is meant, begin HF_ENDPOINT with http://; else check the address and the proxy settings",
+        ),
+        other => (
+            format!("no safe connection to `{host}`: {other}"),
+            "where a network has certificates of its own, set SSL_CERT_FILE to them",
+        ),
+    };
+    anyhow!("{what}\n  fix: {fix}")
 }
 
 /// The certificates of a PEM file.
@@ -328,6 +379,26 @@ mod tests {
         // what stands before an @ is no host
         assert_ne!(origin("https://hub.example@evil.example/x").unwrap(), hub);
         assert!(origin("file:///x").is_err() && origin("x").is_err());
+    }
+
+    #[test]
+    fn waits_are_seconds_or_dates() {
+        let date = Some("Wed, 21 Oct 2015 07:27:00 GMT");
+        assert_eq!(wait(" 7 ", date), Some(Duration::from_secs(7)));
+        assert_eq!(wait("Wed, 21 Oct 2015 07:28:01 GMT", date), Some(Duration::from_secs(61)));
+        assert_eq!(wait("Wednesday, 21-Oct-15 07:28:01 GMT", date), Some(Duration::from_secs(61)));
+        assert_eq!(wait("Wed, 21 Oct 2015 07:26:00 GMT", date), Some(Duration::ZERO));
+        assert_eq!(wait("Wed, 21 Oct 2015 07:28:01 GMT", None), Some(Duration::ZERO)); // by this machine's clock
+        assert_eq!((wait("soon", date), wait("-1", date)), (None, None));
+    }
+
+    #[test]
+    fn certificates_that_do_not_do_are_told_apart() {
+        use rustls::{CertificateError::*, Error::InvalidCertificate};
+        let said = |error| unsafe_connection("hub.example", &InvalidCertificate(error)).to_string();
+        assert!(said(UnknownIssuer).contains("nobody who is trusted") && said(UnknownIssuer).contains("SSL_CERT_FILE"));
+        assert!(said(Expired).contains("out of date") && said(NotValidForName).contains("another host"));
+        assert!(said(BadSignature).contains("no safe connection to `hub.example`"));
     }
 
     #[test]

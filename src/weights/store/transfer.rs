@@ -2,6 +2,7 @@
 //! the hash is taken over every byte, those of earlier runs too.
 
 use super::hub::{Hub, Meta, Trouble};
+use crate::plan::free_disk;
 use crate::progress::{Bytes, human_bytes};
 use crate::weights::catalogue::Remote;
 use anyhow::{Context, Result, anyhow};
@@ -103,6 +104,7 @@ impl Part {
 /// - `waits`: between attempts that brought nothing. An attempt that brings bytes starts them anew.
 pub fn fetch(hub: &Hub, wanted: &Wanted, path: &Path, waits: &[Duration], stage: &mut Bytes) -> Result<Fetched, Ended> {
     let mut part = Part::open(path, wanted, stage).map_err(Ended::Failed)?;
+    let disk = |error, path| disk(error, path, wanted.bytes);
     // bytes that did not come in one piece from the start may be of anywhere; a whole file that is wrong is the server's fault
     let mut pieced = part.bytes > 0;
     let (mut failed, mut anew) = (0, false);
@@ -172,7 +174,7 @@ pub fn pause(why: &str, wait: Duration, note: impl FnOnce(&str)) {
 fn attempt(hub: &Hub, wanted: &Wanted, path: &Path, part: &mut Part, stage: &mut Bytes) -> Result<(), Trouble> {
     let from = if part.ranges { part.bytes } else { 0 };
     let response = hub.bytes(&wanted.remote, wanted.meta, from)?;
-    let on_disk = |e| match disk(e, path) {
+    let on_disk = |e| match disk(e, path, wanted.bytes) {
         Ended::Failed(error) => Trouble::Final(error),
         Ended::Changed => Trouble::Changed,
     };
@@ -239,13 +241,25 @@ fn ranges(text: &str) -> Option<(Option<u64>, Option<u64>)> {
     Some((range.split_once('-').and_then(|(start, _)| start.parse().ok()), total.parse().ok()))
 }
 
-/// A disk that does not take what came.
-fn disk(error: std::io::Error, path: &Path) -> Ended {
-    let full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
-    let fix = if full { "make room" } else { "check the disk" };
+/// A disk that does not take what came. What it has taken stays.
+/// - `bytes`: of the whole file, where known.
+fn disk(error: std::io::Error, path: &Path, bytes: Option<u64>) -> Ended {
+    let kept = path.metadata().map_or(0, |m| m.len());
+    let (why, fix) = match error.kind() {
+        ErrorKind::StorageFull => ("the disk is full".to_string(), "make room"),
+        ErrorKind::QuotaExceeded => ("your share of the disk is used up".to_string(), "make room"),
+        // of FAT 4 GiB; `ulimit -f` sets one too
+        ErrorKind::FileTooLarge => {
+            ("the disk, or a limit of the shell, takes no file so long".to_string(), "lift the limit (`ulimit -f`)")
+        }
+        _ => (error.to_string(), "check the disk"),
+    };
+    let of = bytes.map(|bytes| format!(" of {}", human_bytes(bytes))).unwrap_or_default();
+    let free = free_disk(path).map(|free| format!(", and {} are free", human_bytes(free))).unwrap_or_default();
     Ended::Failed(anyhow!(
-        "cannot write `{}`: {error}\n  fix: {fix}, and run the same command again; or set HF_HOME to another disk",
-        path.display()
+        "cannot write `{}`: {why}; {}{of} are kept{free}\n  fix: {fix}, and run the same command again: it goes on from there; or set HF_HOME to another disk",
+        path.display(),
+        human_bytes(kept)
     ))
 }
 
@@ -280,6 +294,20 @@ mod tests {
         assert_eq!(ranges("bytes */21"), Some((None, Some(21))));
         assert_eq!(ranges("bytes 7-20/*"), Some((Some(7), None)));
         assert_eq!((ranges("lines 7-20/21"), ranges("bytes 7")), (None, None));
+    }
+
+    #[test]
+    fn a_disk_that_takes_no_more_is_named_with_what_it_lacks() {
+        let path = std::env::temp_dir().join(format!("reel-disk-{}", std::process::id()));
+        std::fs::write(&path, [7; 1001]).unwrap();
+        for (kind, words) in [(ErrorKind::StorageFull, "the disk is full"), (ErrorKind::QuotaExceeded, "is used up")] {
+            let Ended::Failed(error) = disk(kind.into(), &path, Some(5000)) else { panic!() };
+            let error = error.to_string();
+            for words in [words, "1.00 kB of 5.00 kB are kept", &path.display().to_string(), "make room", " are free"] {
+                assert!(error.contains(words), "no `{words}` in {error}");
+            }
+        }
+        std::fs::remove_file(path).unwrap();
     }
 
     #[test]
