@@ -75,7 +75,9 @@ struct Parts {
     allowed_sigmas: Option<Vec<f64>>,
     text: Option<(T5Config, Tensors)>,
     tokenizer: Option<Tokenizer>,
-    /// Whether the file's name alone says that the model is distilled.
+    /// What the file or the directory is called, in small letters.
+    called: Option<String>,
+    /// Whether that alone says that the model is distilled.
     distilled: bool,
     notes: Vec<String>,
     /// Length of the file, where it is one.
@@ -170,6 +172,7 @@ impl Checkpoint {
             // a GGUF file seldom says how it was distilled, and its name does
             allowed_steps: parts.allowed_sigmas.as_deref().or(parts.distilled.then_some(&[1.0])),
             bytes: parts.bytes,
+            called: parts.called.as_deref(),
         };
         // a name is its own entry; a path is looked for by what the file shows, and so is a name that says nothing of runs
         let says = place.entry.filter(|entry| entry.run != RunDefaults::default());
@@ -316,6 +319,11 @@ fn no_text_encoder(model: &str) -> String {
     )
 }
 
+/// The last name of a path, in small letters.
+fn called(path: &Path) -> Option<String> {
+    path.file_name().map(|name| name.to_string_lossy().to_lowercase())
+}
+
 /// A diffusers directory.
 fn directory(dir: &Path, with_text: bool, vae: Option<(VaeConfig, Tensors)>) -> Result<Parts> {
     let index = dir.join("model_index.json");
@@ -336,6 +344,7 @@ fn directory(dir: &Path, with_text: bool, vae: Option<(VaeConfig, Tensors)>) -> 
     };
     let (scheduler, what) = json(dir.join("scheduler/scheduler_config.json"))?;
     let scheduler = SchedulerConfig::parse(&scheduler, &what)?;
+    let called = called(dir);
     let text_dir = part_folder(dir, "text_encoder").filter(|_| with_text);
     let tokenizer = text_dir.as_ref().and_then(|text_dir| {
         part_folder(dir, "tokenizer").and_then(|dir| Tokenizer::find(&dir)).or_else(|| Tokenizer::find(text_dir))
@@ -349,7 +358,8 @@ fn directory(dir: &Path, with_text: bool, vae: Option<(VaeConfig, Tensors)>) -> 
         allowed_sigmas: None,
         text: text_dir.map(|dir| open_text_encoder(&dir)).transpose()?,
         tokenizer: tokenizer.map(|path| Tokenizer::open(&path)).transpose()?,
-        distilled: false,
+        distilled: called.as_ref().is_some_and(|called| called.contains("distilled")),
+        called,
         notes: vec![],
         bytes: None,
     })
@@ -419,7 +429,7 @@ fn single_file(tensors: Tensors, path: Option<&Path>, vae: Option<(VaeConfig, Te
             path.filter(|_| text.is_some()).and_then(Tokenizer::find).map(|path| Tokenizer::open(&path)).transpose()?
         }
     };
-    let stem = path.and_then(Path::file_stem).map(|stem| stem.to_string_lossy().to_lowercase());
+    let called = path.and_then(called);
     Ok(Parts {
         label: tensors.metadata("name").map(String::from),
         class: None,
@@ -429,7 +439,8 @@ fn single_file(tensors: Tensors, path: Option<&Path>, vae: Option<(VaeConfig, Te
         allowed_sigmas,
         text,
         tokenizer,
-        distilled: config.is_none() && stem.is_some_and(|stem| stem.contains("distilled")),
+        distilled: config.is_none() && called.as_ref().is_some_and(|called| called.contains("distilled")),
+        called,
         notes,
         bytes: path.and_then(|path| path.metadata().ok()).map(|file| file.len()),
     })

@@ -81,6 +81,18 @@ impl Entry {
         Some(Remote { repo: self.repo.as_deref()?, revision, file: self.file.as_deref()? })
     }
 
+    /// The version in its name, such as `0.9.8`, is also in what a file is `called`.
+    fn version_is_in(&self, called: &str) -> bool {
+        let is_version = |part: &&str| part.contains('.') && part.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+        let digit = |text: Option<char>| text.is_some_and(|c| c.is_ascii_digit());
+        self.name.split('-').find(is_version).is_some_and(|version| {
+            called.match_indices(version).any(|(at, _)| {
+                let (before, after) = (&called[..at], &called[at + version.len()..]);
+                !digit(before.chars().next_back()) && !digit(after.chars().next())
+            })
+        })
+    }
+
     /// Bytes of its file, as far as the catalogue knows.
     pub fn size(&self) -> Option<u64> {
         self.bytes.or(self.about_bytes)
@@ -190,6 +202,8 @@ pub struct Facts<'a> {
     pub allowed_steps: Option<&'a [f64]>,
     /// Length of the file, where it is one.
     pub bytes: Option<u64>,
+    /// What the file or the directory is called.
+    pub called: Option<&'a str>,
 }
 
 struct Catalogue {
@@ -288,8 +302,8 @@ fn unknown(name: &str, what: &str, among: impl Iterator<Item = &'static Entry>) 
 /// The entry whose run defaults a file given by path takes.
 ///
 /// A name in the header decides alone. Otherwise the VAE, the sizes and whether there are `allowed_inference_steps` must all
-/// agree; the user's own come first. Of several that do the one is taken that is as long as the file, else the newest. The file's
-/// own list of steps, where it has one, is the better default than the entry's `sigmas`.
+/// agree; the user's own come first. Of several that do the one is taken that is as long as the file, else the one whose version
+/// the file's name says, else the newest. The file's own list of steps, where it has one, is the better default than the entry's `sigmas`.
 pub fn matching(facts: &Facts) -> Option<&'static Entry> {
     let by_name = models()
         .find(|entry| entry.matches.as_ref().is_some_and(|m| m.name.is_some() && m.name.as_deref() == facts.name));
@@ -298,15 +312,17 @@ pub fn matching(facts: &Facts) -> Option<&'static Entry> {
     };
     let best = |own: bool| {
         let as_long = alike(own).find(|entry| facts.bytes.is_some() && entry.bytes == facts.bytes);
-        as_long.or_else(|| alike(own).next())
+        let so_called = || alike(own).find(|entry| facts.called.is_some_and(|called| entry.version_is_in(called)));
+        as_long.or_else(so_called).or_else(|| alike(own).next())
     };
     by_name.or_else(|| best(true)).or_else(|| best(false))
 }
 
 /// Entries that the one found by [`matching`] cannot be told from, and that run otherwise.
 pub fn doubles(entry: &Entry, facts: &Facts) -> Vec<&'static Entry> {
-    let sure =
-        entry.matches.as_ref().is_none_or(|m| m.name.is_some()) || facts.bytes.is_some() && entry.bytes == facts.bytes;
+    let sure = entry.matches.as_ref().is_none_or(|m| m.name.is_some())
+        || facts.bytes.is_some() && entry.bytes == facts.bytes
+        || facts.called.is_some_and(|called| entry.version_is_in(called));
     let others = models().filter(|e| e.own == entry.own && e.matches == entry.matches && e.run != entry.run);
     others.filter(|_| !sure).collect()
 }

@@ -8,7 +8,8 @@ const STEPS: [f64; 8] = [1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.42
 
 fn facts(vae: &str, big: bool, distilled: bool) -> Facts<'_> {
     let (layers, head_dim) = if big { (48, 128) } else { (28, 64) };
-    Facts { name: None, vae, layers, heads: 32, head_dim, allowed_steps: distilled.then_some(&STEPS), bytes: None }
+    let allowed_steps = distilled.then_some(&STEPS[..]);
+    Facts { name: None, vae, layers, heads: 32, head_dim, allowed_steps, bytes: None, called: None }
 }
 
 fn name(facts: &Facts) -> Option<&'static str> {
@@ -184,6 +185,23 @@ fn a_header_finds_its_family() {
 }
 
 #[test]
+fn a_version_in_the_files_name_tells_twins_apart() {
+    let distilled = |called| Facts { called: Some(called), ..facts("0.9.5", false, true) };
+    let both = ["ltxv-2b-0.9.6-distilled-04-25-Q8_0.gguf", "LTXV_2B_v0.9.8_distilled.q4_k.gguf"].map(distilled);
+    assert_eq!(both.map(|facts| name(&facts).unwrap()), ["ltx-2b-0.9.6-distilled", "ltx-2b-0.9.8-distilled"]);
+    assert!(both.iter().all(|facts| doubles(matching(facts).unwrap(), facts).is_empty()));
+    // another version, a longer one and none tell nothing: the newest, which may be the other
+    for called in ["ltxv-0.9.7-distilled.gguf", "ltxv-10.9.6.gguf", "ltxv-0.9.60.gguf", "distilled.gguf"] {
+        let facts = distilled(called);
+        assert_eq!(name(&facts), Some("ltx-2b-0.9.8-distilled"), "{called}");
+        assert_eq!(doubles(matching(&facts).unwrap(), &facts).len(), 1, "{called}");
+    }
+    // the length of a file that is known goes before what it is called
+    let other = named("ltx-2b-0.9.8-distilled").unwrap();
+    assert_eq!(name(&Facts { bytes: other.bytes, ..both[0] }), Some(&*other.name));
+}
+
+#[test]
 fn tiny_is_known_by_its_name_alone() {
     let tiny = Facts { name: Some("tiny"), layers: 8, heads: 4, head_dim: 48, ..facts("0.9.5", false, false) };
     assert_eq!(name(&tiny), Some("tiny"));
@@ -203,6 +221,7 @@ fn every_entry_matches_an_equal_run() {
             head_dim: m.head_dim.unwrap_or(0),
             allowed_steps: m.distilled.then_some(&STEPS),
             bytes: e.bytes,
+            called: None,
         };
         assert_eq!(matching(&facts).map(|found| &found.run), Some(&e.run), "{}", e.name);
         let (same, found) = (Facts { bytes: None, ..facts }, matching(&facts).unwrap());
