@@ -19,8 +19,9 @@ pub struct Held {
 }
 
 /// Opens a still or a clip.
+/// - `flag`: what it was given as, for errors.
 pub fn open(path: &Path, flag: &str, progress: &Progress) -> Result<Reader> {
-    let reader = read::open(path).with_context(|| format!("{flag}: `{}` cannot be used", path.display()))?;
+    let reader = read::open(path).with_context(|| flag.to_string())?;
     reader.notes.iter().for_each(|note| progress.note(&format!("`{}`: {note}", path.display())));
     Ok(reader)
 }
@@ -41,14 +42,12 @@ pub fn size_from_stills(
     geometry: Geometry,
     progress: &Progress,
 ) -> Result<Option<(usize, usize)>> {
-    let first = request
-        .image
-        .as_deref()
-        .or(request.keyframe.first().map(|k| k.file.as_path()))
-        .or(request.last_image.as_deref());
-    let (Some(path), None) = (first, request.size) else { return Ok(None) };
+    let first = request.image.as_deref().map(|file| (file, "--image"));
+    let first = first.or(request.keyframe.first().map(|k| (k.file.as_path(), "--keyframe")));
+    let first = first.or(request.last_image.as_deref().map(|file| (file, "--last-image")));
+    let (Some((path, flag)), None) = (first, request.size) else { return Ok(None) };
     let silent = Progress { quiet: true, ..*progress };
-    let info = open(path, "the first still", &silent)?.info;
+    let info = open(path, flag, &silent)?.info;
     Ok(Some(size_in_aspect(info.width, info.height, default, geometry)))
 }
 

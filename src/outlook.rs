@@ -11,7 +11,7 @@ use crate::models::ltx::Convention;
 use crate::models::ltx::vae::Pace;
 use crate::passes::{Levels, Pass};
 use crate::plan::{self, Budget, Choices, Model, Plan, Report, Stage, Task};
-use crate::progress::{Mode, Progress};
+use crate::progress::{Mode, Progress, human_bytes};
 use crate::request::{Request, Settings};
 use crate::sampler::Schedule;
 use crate::text::tokenizer::Tokenizer;
@@ -137,7 +137,7 @@ impl Outlook {
             .iter()
             .for_each(|remark| progress.note(remark));
         for need in &self.plan.needs {
-            progress.detail(&format!("{}: about {} of memory", need.stage.name(), plan::shown(need.memory())));
+            progress.detail(&format!("{}: about {} of memory", need.stage.name(), human_bytes(need.memory())));
         }
         let Pace { group, parts } = self.plan.choices.decode.pace;
         let parts = if parts > 1 { format!(", and what becomes of them in {parts} parts") } else { String::new() };

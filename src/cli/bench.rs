@@ -353,7 +353,7 @@ fn table(rows: &[Value]) -> String {
         text += &line(&|i| row[i].clone());
     }
     for stage in rows.iter().filter_map(|row| row["stages"].as_array()).flatten() {
-        let size = |key: &str| stage[key].as_u64().map(crate::plan::shown).unwrap_or_default();
+        let size = |key: &str| stage[key].as_u64().map(crate::progress::human_bytes).unwrap_or_default();
         text += &format!(
             "  {:8} planned {:>8}  measured {:>8}  {} s\n",
             word(&stage["stage"]),

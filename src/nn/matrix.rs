@@ -211,7 +211,7 @@ pub fn rows(bytes: &[u8], kind: Kind) -> Result<Rows<'_>> {
 }
 
 /// candle's name of a block format.
-fn ggml(kind: Blocks) -> GgmlDType {
+pub(super) fn ggml(kind: Blocks) -> GgmlDType {
     match kind {
         Blocks::Q4_0 => GgmlDType::Q4_0,
         Blocks::Q4_1 => GgmlDType::Q4_1,

@@ -8,12 +8,13 @@
 //!
 //! Attention needs no choice: its scores never exist all at once, on any device.
 
-use super::{Model, Need, Stage, Task, geometry, need, needs, shown};
+use super::{Model, Need, Stage, Task, geometry, need, needs};
 use crate::device::Compute;
 use crate::geometry::Extent;
 use crate::models::ltx::vae::Pace;
 use crate::nn::tiles::Tiling;
 use crate::pixels::{self, Cut};
+use crate::progress::human_bytes;
 use crate::weights::catalogue;
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -165,8 +166,8 @@ fn refusal(
 ) -> Result<()> {
     let Extent { width, height, frames } = task.clip;
     let (most, allows) = match budget {
-        Budget::Asked(bytes) => (bytes, format!("--memory allows {}", shown(bytes))),
-        Budget::Free(bytes) => (bytes, format!("{} are free", shown(bytes))),
+        Budget::Asked(bytes) => (bytes, format!("--memory allows {}", human_bytes(bytes))),
+        Budget::Free(bytes) => (bytes, format!("{} are free", human_bytes(bytes))),
         Budget::Unknown => return Ok(()),
     };
     let what = match need.stage {
@@ -200,7 +201,7 @@ fn refusal(
     }
     bail!(
         "{width}x{height}, {frames} frames: {what} with this model needs at least {} of memory, and {allows}\n  fix: {}",
-        shown(need.memory().max(most + 1)),
+        human_bytes(need.memory().max(most + 1)),
         fixes.join(", or ")
     )
 }

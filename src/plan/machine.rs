@@ -1,6 +1,7 @@
-//! What the machine has: memory and disk; and how sizes are written and read.
+//! What the machine has: memory and disk; and how sizes are read.
 
 use crate::geometry::Extent;
+use crate::progress::human_bytes;
 use crate::video::write::{Format, Target};
 use anyhow::{Result, ensure};
 use std::path::Path;
@@ -52,8 +53,8 @@ pub fn check_disk(target: &Target, clip: Extent) -> Result<()> {
         need <= free,
         "`{}` needs at least {} on the disk, and {} are free there\n  fix: make room, or give -o on another disk",
         target.path.display(),
-        shown(need),
-        shown(free)
+        human_bytes(need),
+        human_bytes(free)
     );
     Ok(())
 }
@@ -70,17 +71,6 @@ pub fn free_disk(path: &Path) -> Option<u64> {
     {
         let _ = path;
         None
-    }
-}
-
-/// `412 MB`, `8.6 GB`, `275 GB`.
-pub fn shown(bytes: u64) -> String {
-    let gb = bytes as f64 / 1e9;
-    match gb {
-        _ if gb < 1.0 => format!("{:.0} MB", gb * 1e3),
-        _ if gb < 9.95 => format!("{gb:.2} GB"),
-        _ if gb < 99.5 => format!("{gb:.1} GB"),
-        _ => format!("{gb:.0} GB"),
     }
 }
 

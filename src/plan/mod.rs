@@ -14,7 +14,7 @@ mod vae;
 mod weights;
 
 pub use choose::{Budget, Choices, Tiles, choose, tiling};
-pub use machine::{check_disk, forget_peak, free_disk, free_memory, least_disk, parse_size, peak_memory, shown};
+pub use machine::{check_disk, forget_peak, free_disk, free_memory, least_disk, parse_size, peak_memory};
 pub use show::Report;
 pub use weights::Model;
 

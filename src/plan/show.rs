@@ -1,10 +1,9 @@
 //! A plan as `--dry-run` prints it: a table for people, or JSON.
 
-use super::{Budget, Need, Plan, shown};
+use super::{Budget, Need, Plan};
 use crate::geometry::Extent;
 use crate::pixels::Cut;
-use crate::progress::human_bytes as human;
-use crate::progress::human_seconds;
+use crate::progress::{human_bytes, human_seconds};
 use serde_json::{Value, json};
 
 /// What else there is to say of a run, beside its plan.
@@ -55,8 +54,8 @@ impl Plan {
 
     fn why(&self) -> String {
         match self.budget {
-            Budget::Asked(bytes) => format!("--memory {}", shown(bytes)),
-            Budget::Free(bytes) => format!("{} are free", shown(bytes)),
+            Budget::Asked(bytes) => format!("--memory {}", human_bytes(bytes)),
+            Budget::Free(bytes) => format!("{} are free", human_bytes(bytes)),
             Budget::Unknown => "as asked for".to_string(),
         }
     }
@@ -89,26 +88,27 @@ impl Plan {
         let mut rows = vec![["stage", "weights", "at work", "held", "memory", "time"].map(String::from).to_vec()];
         for (i, need) in self.needs.iter().enumerate() {
             let time = report.seconds.get(i).copied().flatten().map(human_seconds).unwrap_or_default();
-            let sizes = [need.weights, need.activations(), need.held, need.memory()].map(shown);
+            let sizes = [need.weights, need.activations(), need.held, need.memory()].map(human_bytes);
             rows.push([vec![need.stage.name().to_string()], sizes.to_vec(), vec![time]].concat());
         }
         text += &columns(&rows);
-        text += &format!("\nmemory    at most {}; {}\n", shown(self.memory()), self.allowed());
+        text += &format!("\nmemory    at most {}; {}\n", human_bytes(self.memory()), self.allowed());
         for remark in self.remarks(report.layers, report.space, report.tiled) {
             text += &format!("          {remark}\n");
         }
         if let Some(out) = &report.out {
-            let disk = report.disk.map(|bytes| format!(", at least {}", human(bytes))).unwrap_or_default();
+            let disk = report.disk.map(|bytes| format!(", at least {}", human_bytes(bytes))).unwrap_or_default();
             text += &format!("output    `{out}`{disk}\n");
         }
         let sizes: Option<Vec<u64>> = report.downloads.iter().map(|d| d.1).collect();
         match (report.downloads.as_slice(), sizes) {
             ([], _) => text += "download  nothing\n",
             (files, sizes) => {
-                let all = sizes.map(|sizes| human(sizes.iter().sum())).unwrap_or_else(|| "size unknown".to_string());
+                let all =
+                    sizes.map(|sizes| human_bytes(sizes.iter().sum())).unwrap_or_else(|| "size unknown".to_string());
                 text += &format!("download  {all}\n");
                 for (name, bytes) in files {
-                    let size = bytes.map(human).unwrap_or_else(|| "size unknown".to_string());
+                    let size = bytes.map(human_bytes).unwrap_or_else(|| "size unknown".to_string());
                     text += &format!("          {name}: {size}\n");
                 }
             }
@@ -130,8 +130,8 @@ impl Plan {
 
     fn allowed(&self) -> String {
         match self.budget {
-            Budget::Asked(bytes) => format!("--memory allows {}", shown(bytes)),
-            Budget::Free(bytes) => format!("{} are free, less a margin", shown(bytes)),
+            Budget::Asked(bytes) => format!("--memory allows {}", human_bytes(bytes)),
+            Budget::Free(bytes) => format!("{} are free, less a margin", human_bytes(bytes)),
             Budget::Unknown => "nobody knows what is free".to_string(),
         }
     }

@@ -209,7 +209,7 @@ impl Tensors {
         } else {
             let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| {
                 anyhow::anyhow!(
-                    "{what} is not a whole safetensors file ({e}; {} bytes)\n  fix: fetch it again and compare its size and SHA-256",
+                    "{what} is not a whole safetensors or GGUF file ({e}; {} bytes)\n  fix: fetch it again and compare its size and SHA-256",
                     bytes.len()
                 )
             })?;

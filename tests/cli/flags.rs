@@ -14,7 +14,7 @@ const FLAGS: &[(&[&str], &[&str])] = &[
     (&["--memory", "3q"], &["--memory", "`3q`", "8GiB"]),
     (&["--memory", "0"], &["--memory", "`0`", "8GiB"]),
     (&["--memory", "-1GB"], &["--memory", "`-1GB`", "8GiB"]),
-    (&["--memory", "10MB"], &["encoding the prompt", "--memory allows 10 MB", "fix: ", "MiB"]),
+    (&["--memory", "10MB"], &["encoding the prompt", "--memory allows 10.0 MB", "fix: ", "MiB"]),
     (&["--memory", "100MB", "--size", "1024x1024"], &["of memory", "--memory allows", "--size", "MiB"]),
     (&["--vae-tile", "30x30"], &["--vae-tile 30x30", "multiple of 16", "--vae-tile 32x32"]),
     (&["--vae-tile", "0x16"], &["--vae-tile 0x16", "fix: --vae-tile 16x16"]),

@@ -61,7 +61,7 @@ fn files_that_are_no_whole_checkpoint() {
     ];
     for (name, bytes) in files {
         let path = scratch.write(&format!("{name}.safetensors"), bytes);
-        no_model(&scratch, path.to_str().unwrap(), &[name, "not a whole safetensors file", "fix:"]);
+        no_model(&scratch, path.to_str().unwrap(), &[name, "not a whole safetensors or GGUF file", "fix:"]);
         // the same where only text is wanted
         refused(&scratch, &["generate", "x", "--text-encoder", path.to_str().unwrap()], &[name, "fix:"]);
         std::fs::remove_file(path).unwrap();
@@ -230,7 +230,7 @@ fn headers_that_lie() {
         let length = (header.len() as u64).to_le_bytes();
         let file = [&length[..], header.as_bytes()].into_iter().chain(data);
         let path = scratch.write("m.safetensors", file.collect::<Vec<_>>().concat());
-        no_model(&scratch, path.to_str().unwrap(), &["m.safetensors", "not a whole safetensors file", "fix:"]);
+        no_model(&scratch, path.to_str().unwrap(), &["m.safetensors", "not a whole safetensors or GGUF file", "fix:"]);
     }
 }
 

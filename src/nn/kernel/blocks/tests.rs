@@ -7,32 +7,17 @@ use crate::nn::kernel::micro::Kernel;
 use crate::nn::kernel::pack::Rows;
 use crate::nn::kernel::product::{Finish, Operand, product};
 use crate::nn::kernel::{Isa, Job, Math, dispatch_on};
+use crate::nn::matrix::ggml;
 use crate::noise::Noise;
 use crate::weights::random;
-use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::quantized::{QStorage, QTensor};
 use candle_core::{Device, Tensor};
 use std::borrow::Cow;
-
-fn candles(kind: Blocks) -> GgmlDType {
-    match kind {
-        Blocks::Q4_0 => GgmlDType::Q4_0,
-        Blocks::Q4_1 => GgmlDType::Q4_1,
-        Blocks::Q5_0 => GgmlDType::Q5_0,
-        Blocks::Q5_1 => GgmlDType::Q5_1,
-        Blocks::Q8_0 => GgmlDType::Q8_0,
-        Blocks::Q2K => GgmlDType::Q2K,
-        Blocks::Q3K => GgmlDType::Q3K,
-        Blocks::Q4K => GgmlDType::Q4K,
-        Blocks::Q5K => GgmlDType::Q5K,
-        Blocks::Q6K => GgmlDType::Q6K,
-        Blocks::Q8K => GgmlDType::Q8K,
-    }
-}
 
 /// What candle reads out of a row of blocks.
 fn candle_reads(kind: Blocks, bytes: &[u8]) -> Vec<f32> {
     let count = bytes.len() / kind.bytes() * kind.values();
-    let storage = QStorage::from_data(Cow::Borrowed(bytes), &Device::Cpu, candles(kind)).unwrap();
+    let storage = QStorage::from_data(Cow::Borrowed(bytes), &Device::Cpu, ggml(kind)).unwrap();
     let all = QTensor::new(storage, (1, count)).unwrap();
     all.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
@@ -40,8 +25,8 @@ fn candle_reads(kind: Blocks, bytes: &[u8]) -> Vec<f32> {
 #[test]
 fn every_format_is_read_as_candle_reads_it() {
     for kind in Blocks::ALL {
-        assert_eq!(kind.bytes(), candles(kind).type_size(), "{}", kind.name());
-        assert_eq!(kind.values(), candles(kind).block_size(), "{}", kind.name());
+        assert_eq!(kind.bytes(), ggml(kind).type_size(), "{}", kind.name());
+        assert_eq!(kind.values(), ggml(kind).block_size(), "{}", kind.name());
         assert_eq!(Blocks::of_number(kind.number()), Some(kind));
         let count = 37 * 256;
         let bytes = random::blocks(kind, count);
@@ -88,7 +73,7 @@ fn what_is_made_is_nearer_than_what_candle_makes() {
     for (what, x) in cases {
         for kind in [Blocks::Q8_0, Blocks::Q4K] {
             let tensor = Tensor::new(x.as_slice(), &Device::Cpu).unwrap();
-            let theirs = QTensor::quantize(&tensor, candles(kind)).unwrap().dequantize(&Device::Cpu).unwrap();
+            let theirs = QTensor::quantize(&tensor, ggml(kind)).unwrap().dequantize(&Device::Cpu).unwrap();
             let theirs = squares(&theirs.to_vec1().unwrap(), &x);
             let ours = squares(&made(kind, &x), &x);
             let relative = (ours / squares(&x, &vec![0.0; x.len()])).sqrt();
