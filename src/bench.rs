@@ -1,34 +1,28 @@
 //! How fast the stages are on this machine, each by itself: loaded once, warmed up, run again and again.
 
-use crate::checkpoint::{Checkpoint, Sources};
+mod load;
+mod whole;
+
+use crate::checkpoint::Sources;
 use crate::device::{Compute, Quantize};
-use crate::generate::{Opened, Take};
-use crate::geometry::{Extent, Geometry};
-use crate::models::ltx::config::{TransformerConfig, VaeConfig};
+use crate::geometry::Extent;
 use crate::models::ltx::transformer::Transformer;
 use crate::models::ltx::vae::{Decoder, Encoder, Pace};
 use crate::nn::kernel::blocks::Blocks;
-use crate::nn::kernel::int8::{self, Form};
-use crate::nn::kernel::{self, Math, peak};
+use crate::nn::kernel::{self};
 use crate::nn::linear::Linear;
 use crate::nn::rope::Rope;
-use crate::nn::vars::Vars;
 use crate::noise::Noise;
 use crate::pixels::group;
 use crate::plan::peak_memory;
-use crate::progress::{Mode, Progress};
-use crate::request::Request;
-use crate::text::t5::{T5, T5Config};
-use crate::video::Frame;
-use crate::video::resize::Fit;
-use crate::video::write::{Target, Writer};
-use crate::weights::open::Tensors;
+use crate::text::t5::T5;
 use crate::weights::random;
-use crate::windows::Direction;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Tensor};
+use load::{Way, text, transformer, vae};
 use serde_json::{Value, json};
 use std::time::Instant;
+use whole::{mux, whole};
 
 /// What can be timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -319,107 +313,6 @@ impl Timer {
 
 type Timed = ((Vec<f64>, Option<f64>), Way);
 
-/// In what most products are made.
-#[derive(Clone, Copy)]
-struct Way {
-    math: Math,
-    /// Of most weights.
-    blocks: Option<Blocks>,
-    /// Whether blocks may be multiplied in whole numbers.
-    whole: bool,
-}
-
-impl Way {
-    fn of(tensors: &Tensors, compute: &Compute) -> Self {
-        Self { math: tensors.math(compute.stored), blocks: tensors.mostly(), whole: true }
-    }
-
-    /// Whether a CPU multiplies in whole numbers: only rows that are whole blocks, which nearly all are.
-    fn is_whole(self) -> bool {
-        self.whole
-            && self.math == Math::Bf16
-            && self.blocks.and_then(Form::of).is_some_and(|form| int8::fits(form, form.block().0))
-    }
-
-    fn name(self) -> &'static str {
-        match self.math {
-            _ if self.is_whole() => "int8",
-            Math::Bf16 => "bf16",
-            Math::F32 => "f32",
-        }
-    }
-
-    fn peak(self, threads: usize) -> f64 {
-        let whole = self.is_whole().then(|| peak::measure_int8(threads)).flatten();
-        whole.unwrap_or_else(|| peak::measure(self.math, threads))
-    }
-}
-
-/// The configuration of one part, its weights, and in what the CPU multiplies them.
-fn text(cell: &Cell, compute: &Compute) -> Result<(T5Config, Vars, Way)> {
-    match &cell.weights {
-        Weights::Model(model) => {
-            let (config, tensors) = checkpoint(cell, model)?.text;
-            Ok((config, tensors.load(compute.stored, compute.dtype, &compute.device), Way::of(&tensors, compute)))
-        }
-        Weights::Random(name) => {
-            let config = cell.random_config(name)?;
-            let (vb, math) = random_weights(cell, compute);
-            Ok((T5Config::parse(&config, name)?, vb, math))
-        }
-    }
-}
-
-fn transformer(cell: &Cell, compute: &Compute) -> Result<(TransformerConfig, Vars, Geometry, Way)> {
-    match &cell.weights {
-        Weights::Model(model) => {
-            let checkpoint = checkpoint(cell, model)?;
-            let geometry = checkpoint.geometry();
-            let (config, tensors) = checkpoint.transformer;
-            let vb = tensors.load(compute.stored, compute.dtype, &compute.device);
-            Ok((config, vb, geometry, Way::of(&tensors, compute)))
-        }
-        Weights::Random(name) => {
-            let config = cell.random_config(name)?;
-            let (vb, math) = random_weights(cell, compute);
-            Ok((TransformerConfig::parse(&config, name)?, vb, Geometry { time: 8, space: 32 }, math)) // of all VAEs
-        }
-    }
-}
-
-fn vae(cell: &Cell, compute: &Compute) -> Result<(VaeConfig, Vars, Geometry, Way)> {
-    match &cell.weights {
-        Weights::Model(model) => {
-            let checkpoint = checkpoint(cell, model)?;
-            let geometry = checkpoint.geometry();
-            let (config, tensors) = checkpoint.vae;
-            let vb = tensors.load(compute.stored, compute.dtype, &compute.device);
-            Ok((config, vb, geometry, Way::of(&tensors, compute)))
-        }
-        Weights::Random(name) => {
-            let config = VaeConfig::parse(&random_size(name)?.1, name)?;
-            let [time, space, _] = config.strides();
-            let (vb, math) = random_weights(cell, compute);
-            Ok((config, vb, Geometry { time, space }, math))
-        }
-    }
-}
-
-fn checkpoint(cell: &Cell, model: &str) -> Result<Checkpoint> {
-    let checkpoint = Checkpoint::open(&cell.sources(model))?;
-    if cell.part == Part::Encode {
-        checkpoint.check_encoder()?;
-    }
-    Ok(checkpoint)
-}
-
-fn random_weights(cell: &Cell, compute: &Compute) -> (Vars, Way) {
-    let stored = compute.stored.unwrap_or(DType::BF16); // as released
-    let math = if stored == DType::BF16 { Math::Bf16 } else { Math::F32 };
-    let quantize = cell.quantize.map(Quantize::blocks);
-    (random::weights(stored, quantize, compute.dtype, &compute.device), Way { math, blocks: quantize, whole: true })
-}
-
 /// Random activations.
 fn normal(shape: &[usize], seed: u64, compute: &Compute) -> Result<Tensor> {
     let x = Tensor::from_vec(Noise::new(seed).normal(shape.iter().product()), shape, &compute.device)?;
@@ -441,88 +334,4 @@ fn product(timer: &Timer, cell: &Cell, compute: &Compute) -> Result<Timed> {
     let x = normal(&[SIDE, SIDE], 5, compute)?;
     let way = Way { math: layer.math(), blocks: cell.quantize.map(Quantize::blocks), whole: true };
     Ok((timer.time(|| settle(&layer.forward(&x)?))?, way))
-}
-
-/// The whole way, with everything that a user waits for but the file.
-fn whole(
-    timer: &Timer,
-    cell: &Cell,
-    compute: &Compute,
-    stages: &mut Vec<(&'static str, u64, Option<u64>, f64)>,
-) -> Result<Timed> {
-    let Weights::Model(model) = &cell.weights else { bail!("a whole run needs a model") };
-    let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
-    let request = Request {
-        prompt: "a red ball bounces on green grass".to_string(),
-        model: Some(model.clone()),
-        text_encoder: cell.text_encoder.clone(),
-        vae: cell.vae.clone(),
-        quantize: cell.quantize,
-        size: Some((cell.clip.width, cell.clip.height)),
-        frames: Some(cell.clip.frames),
-        steps: cell.steps,
-        memory: cell.memory,
-        seed: Some(7),
-        fit: Fit::default(),
-        upscaler: Some("none".to_string()),
-        ..Request::default()
-    };
-    let mut sum = Way { math: Math::F32, blocks: None, whole: true };
-    let timed = timer.time(|| {
-        let opened = Opened::with(&request, compute.clone(), &silent)?;
-        sum = Way::of(&opened.checkpoint.transformer.1, compute);
-        let mut take = Take::new(opened, &request, None, vec![], Direction::Forward, &silent)?;
-        take.outlook.fits()?;
-        take.outlook.watch();
-        let latents = take.latents(&silent)?;
-        take.decode(&latents, &silent, |_| Ok(()))?;
-        let planned = |stage| take.outlook.plan.need(stage).map(|need| need.memory());
-        let watched = take.outlook.watched().into_iter();
-        *stages = watched.filter_map(|(stage, s, peak)| Some((stage.name(), planned(stage)?, peak, s))).collect();
-        Ok(())
-    })?;
-    Ok((timed, sum))
-}
-
-/// A file that goes when the clock has stopped.
-struct Scratch(std::path::PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0); // in the system's temporary folder: it may stay
-    }
-}
-
-/// A clip with something going on in it, into an MP4.
-fn mux(timer: &Timer, cell: &Cell) -> Result<Row> {
-    let Extent { width, height, frames } = cell.clip;
-    let scratch = Scratch(std::env::temp_dir().join(format!("reel-bench-{}.mp4", std::process::id())));
-    let target = Target::parse(&scratch.0.to_string_lossy())?;
-    let noise = Noise::new(6).normal(width * height + frames * 64);
-    let clip: Vec<Frame> = (0..frames)
-        .map(|i| {
-            let value =
-                |at: usize| 128.0 + 8.0 * noise[at / 3 + i * 64] + 60.0 * ((at % (3 * width)) as f32 / 90.0).sin();
-            Frame { width, height, rgb: (0..width * height * 3).map(|at| value(at) as u8).collect() }
-        })
-        .collect();
-    let (seconds, _) = timer.time(|| {
-        let mut writer = Writer::create(&target, width, height, 25.0, frames, 75, true)?;
-        clip.iter().try_for_each(|frame| writer.push(frame))?;
-        writer.finish()
-    })?;
-    let threads = rayon::current_num_threads();
-    let peak_memory = peak_memory();
-    Ok(Row {
-        cell: cell.clone(),
-        threads,
-        dtype: "u8",
-        blocks: None,
-        tokens: None,
-        seconds,
-        operations: None,
-        peak: None,
-        peak_memory,
-        stages: vec![],
-    })
 }

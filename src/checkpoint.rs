@@ -2,6 +2,7 @@
 //! loaded. A diffusers directory, an official single file and the embedded model all become the same struct here.
 
 pub mod parts;
+mod place;
 
 use crate::config::Keys;
 use crate::device::Quantize;
@@ -15,15 +16,15 @@ use crate::request::Lora;
 use crate::sampler::Schedule;
 use crate::text::t5::{T5, T5Config};
 use crate::text::tokenizer::Tokenizer;
-use crate::weights::catalogue::{self, Entry, Facts, Kind, RunDefaults};
+use crate::weights::catalogue::{self, Entry, Facts, RunDefaults};
 use crate::weights::open::{Tensors, weight_files};
-use crate::weights::store::{self, Store};
 use crate::weights::{part_folder, read_json};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use parts::{
-    has_vae, header_config, open_text_encoder, open_vae, part, shapes, text_form, transformer_form, vae_beside,
-    vae_folder, vae_of,
+    LTX_ARCHITECTURE, has_vae, header_config, open_text_encoder, open_vae, part, shapes, text_form, transformer_form,
+    vae_beside, vae_folder, vae_of,
 };
+use place::{locate, locate_text_encoder};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -238,79 +239,7 @@ fn with_fix(error: anyhow::Error) -> anyhow::Error {
     // below the first line stand backtraces, where the environment asks for them
     let said = error.chain().map(|cause| cause.to_string().lines().next().unwrap_or_default().to_string());
     let said = said.collect::<Vec<_>>().join(": ");
-    anyhow::anyhow!(
-        "{said}\n  fix: use a whole checkpoint of LTX-Video 0.9.0 to 0.9.8; if this should be one, fetch it again"
-    )
-}
-
-/// Where a model's files are.
-#[derive(Default)]
-struct Place {
-    /// `None`: in the program.
-    path: Option<PathBuf>,
-    /// What the catalogue adds to the file of a name.
-    text_encoder: Option<PathBuf>,
-    tokenizer: Option<PathBuf>,
-    entry: Option<&'static Entry>,
-}
-
-/// What `--model` means: a catalogue name, or else a path.
-/// - `encoded`: another text encoder is given.
-fn locate(model: &str, encoded: bool, notes: &mut Vec<String>) -> Result<Place> {
-    let path = Path::new(model);
-    match catalogue::find(model) {
-        Ok(entry) if entry.embedded => Ok(Place { entry: Some(entry), ..Place::default() }),
-        Ok(entry) => pulled(entry, encoded, notes),
-        Err(_) if path.exists() => Ok(Place { path: Some(path.to_path_buf()), ..Place::default() }),
-        Err(_) if model.contains(['/', '\\']) || model.ends_with(".safetensors") || model.ends_with(".gguf") => {
-            bail!(
-                "there is no checkpoint at `{model}`: no such file or directory\n  fix: give --model a .safetensors or .gguf file, a directory, or a name of `reel models list`"
-            )
-        }
-        Err(unknown) => Err(unknown),
-    }
-}
-
-/// The files that a name is opened from, all of which have to be here.
-fn pulled(entry: &'static Entry, encoded: bool, notes: &mut Vec<String>) -> Result<Place> {
-    let mut parts = Store::from_env()?.parts(entry, None);
-    // whether an upscaler is needed is known when the run is
-    parts.retain(|(part, _)| part.kind != Kind::Upscaler && !(encoded && part.kind == Kind::TextEncoder));
-    let missing: Vec<&Entry> = parts.iter().filter(|(_, path)| path.is_none()).map(|(part, _)| *part).collect();
-    if !missing.is_empty() {
-        let each: Vec<String> = missing
-            .iter()
-            .map(|part| format!("`{}`, {}, licence: {}", part.name, part.size_text(), part.licence))
-            .collect();
-        bail!(
-            "the weights of `{}` are not here ({})\n  fix: `reel models pull {}` fetches them, or the same command with --pull",
-            entry.name,
-            each.join("; "),
-            entry.name
-        );
-    }
-    let find = |kind: Kind| parts.iter().find(|(part, _)| part.kind == kind).map(|(part, path)| (*part, path.clone()));
-    let path_of = |kind: Kind| find(kind).and_then(|(_, path)| path);
-    if let (Some((variant, _)), Some(own)) = (find(Kind::TextEncoder), &entry.text_encoder)
-        && variant.name != *own
-    {
-        notes.push(format!("text encoder: `{}` (`{own}` is not here)", variant.name));
-    }
-    Ok(Place {
-        path: path_of(Kind::Model),
-        text_encoder: path_of(Kind::TextEncoder),
-        tokenizer: path_of(Kind::Tokenizer),
-        entry: Some(entry),
-    })
-}
-
-/// What `--text-encoder` means: a path, or else a catalogue name.
-fn locate_text_encoder(given: &Path) -> Result<PathBuf> {
-    let entry = given.to_str().and_then(catalogue::named).filter(|entry| entry.kind == Kind::TextEncoder);
-    match entry {
-        Some(entry) if !given.exists() => Store::from_env()?.find(entry).with_context(|| store::not_here(entry)),
-        _ => Ok(given.to_path_buf()),
-    }
+    anyhow!("{said}\n  fix: use a whole checkpoint of LTX-Video 0.9.0 to 0.9.8; if this should be one, fetch it again")
 }
 
 fn no_text_encoder(model: &str) -> String {
@@ -396,7 +325,13 @@ fn single_file(tensors: Tensors, path: Option<&Path>, vae: Option<(VaeConfig, Te
             keys.finish()?;
         }
         None => {
-            let json = names::transformer_config_from_shapes(shapes(&transformer), &what)?;
+            let json = names::transformer_config_from_shapes(shapes(&transformer), &what);
+            let json = json.map_err(|e| match tensors.metadata("general.architecture") {
+                Some(of) if of != LTX_ARCHITECTURE => anyhow!(
+                    "{what} is a GGUF file of the architecture `{of}`, and LTX-Video's is `{LTX_ARCHITECTURE}`\n  fix: pass a transformer of LTX-Video, or a name of `reel models list`"
+                ),
+                _ => e,
+            })?;
             transformer_config = TransformerConfig::parse(&json, &what)?;
             (own_vae_config, scheduler, allowed_sigmas, text_config) = (None, None, None, None);
         }

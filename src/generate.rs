@@ -2,11 +2,13 @@
 //! are written. Each stage is opened when it is needed and freed before the next (see `stages`).
 
 mod denoise;
+mod remarks;
+pub mod shots;
 pub mod two_passes;
 
 use crate::checkpoint::Checkpoint;
-use crate::device::{self, Compute, Quantize};
-use crate::geometry::{Extent, Geometry, Grid};
+use crate::device::{self, Compute};
+use crate::geometry::{Extent, Geometry};
 use crate::inputs::{self, Held};
 use crate::models::ltx::Convention;
 use crate::outlook::{self, Outlook};
@@ -19,10 +21,12 @@ use crate::video::Frame;
 use crate::video::write::{Format, Target, Writer};
 use crate::weights::catalogue::{Entry, RunDefaults};
 use crate::weights::store::Store;
-use crate::windows::{self, Direction, Window};
-use anyhow::{Result, ensure};
+use crate::windows::Direction;
+use anyhow::Result;
 use candle_core::Tensor;
+use remarks::{idle_flags, say_quantized};
 use serde_json::json;
+use shots::{Shot, shots};
 use std::time::Instant;
 
 /// The model that is part of the program.
@@ -47,15 +51,6 @@ pub struct Take {
     shots: Vec<Shot>,
     direction: Direction,
     pub outlook: Outlook,
-}
-
-/// One scene: a clip of its own, cut to the others without a transition.
-pub struct Shot {
-    /// First frame, and how many are wanted.
-    pub start: usize,
-    pub frames: usize,
-    pub grid: Grid,
-    pub windows: Vec<Window>,
 }
 
 /// A model opened for a request, with its size of pictures known.
@@ -281,64 +276,6 @@ impl Take {
     }
 }
 
-/// The scenes of a clip, not yet cut into windows.
-/// - Errors when a scene begins after the clip's end.
-pub fn shots(settings: &Settings, legal: Extent, geometry: Geometry) -> Result<Vec<Shot>> {
-    let frames = settings.clip.frames;
-    let mut starts: Vec<usize> = vec![];
-    for scene in &settings.scenes {
-        let start = (scene.at * settings.fps).round() as usize;
-        ensure!(
-            start < frames && starts.last().is_none_or(|&last| last < start),
-            "--prompt-at {}: the clip has {frames} frames at {} a second, and this scene begins at frame {start}",
-            scene.at,
-            settings.fps
-        );
-        starts.push(start);
-    }
-    let ends = starts.iter().skip(1).copied().chain([frames]);
-    let shot = |(&start, end): (&usize, usize)| {
-        let whole = geometry.legal(Extent { frames: end - start, ..legal });
-        Shot { start, frames: end - start, grid: geometry.grid(whole), windows: vec![] }
-    };
-    Ok(starts.iter().zip(ends).map(shot).collect())
-}
-
-impl Shot {
-    /// Whether the pictures begin in this scene.
-    fn holds(&self, held: &Held) -> bool {
-        (self.start..self.start + self.frames).contains(&held.frame)
-    }
-
-    /// Finds the windows that the scene is made in.
-    /// - `window`: frames that the model makes at once. Errors when a clip to hold lies across two windows.
-    pub fn cut(&mut self, window: usize, held: &[Held], geometry: Geometry, direction: Direction) -> Result<()> {
-        let size = geometry.latent_frame(window.max(1) - 1) + 1;
-        let total = self.grid.frames;
-        let here = || held.iter().filter(|held| self.holds(held));
-        let place = |held: &Held| {
-            let first = held.frame - self.start;
-            (geometry.latent_frame(first), geometry.latent_frame(first + held.frames.len() - 1))
-        };
-        // a clip that the end leads to has to lie within the window made last, with something new before it
-        let last = here().filter(|held| held.frame > self.start).map(|held| total + 1 - place(held).0.min(total)).min();
-        let size = size.max(2);
-        let windows = windows::plan(total, size, last.unwrap_or(1).min(size), direction);
-        for held in here() {
-            let (first, last) = place(held);
-            let mut fresh = windows.iter().map(|window| window.fresh(direction));
-            ensure!(
-                fresh.any(|fresh| fresh.contains(&first) && fresh.contains(&last)),
-                "the {} frames held from frame {} on do not lie within one window of {window} frames\n  fix: hold fewer frames, or make longer windows with --window",
-                held.frames.len(),
-                held.frame
-            );
-        }
-        self.windows = windows;
-        Ok(())
-    }
-}
-
 /// One `generate`: a take and where its frames go.
 pub struct Job {
     take: Take,
@@ -415,83 +352,12 @@ impl Job {
     }
 }
 
-/// What `--quantize` leaves as it is.
-fn say_quantized(checkpoint: &Checkpoint, quantize: Quantize, progress: &Progress) {
-    let parts = [&checkpoint.transformer.1, &checkpoint.text.1];
-    let left: Vec<&str> = parts.iter().flat_map(|part| part.not_quantized()).collect();
-    let made: usize = parts.iter().map(|part| part.quantized_count()).sum();
-    let (name, values) = (quantize.name(), quantize.blocks().values());
-    if parts.iter().any(|part| part.is_kept()) {
-        progress.detail("quantised weights: as kept by an earlier run");
-    } else if made == 0 && left.is_empty() {
-        progress.note(&format!("--quantize {name} has no effect: the weights are quantised already"));
-    } else if !left.is_empty() {
-        progress.note(&format!(
-            "--quantize {name}: {} of {} matrices stay as they are, for their rows do not divide into blocks of {values} (-v lists them)",
-            left.len(),
-            left.len() + made
-        ));
-        left.iter().for_each(|name| progress.detail(&format!("not quantised: {name}")));
-    }
-}
-
 /// Where a request's clip goes.
 pub fn target(request: &Request, settings: &Settings) -> Result<Target> {
     match &request.out {
         Some(path) => Target::parse(path),
         None => Target::parse(&default_name(&request.prompt, settings.seed)),
     }
-}
-
-/// Flags that do nothing in this run, a line each.
-fn idle_flags(request: &Request, settings: &Settings, checkpoint: &Checkpoint, free: bool) -> Vec<String> {
-    let mut notes = vec![];
-    let plans = || settings.passes.iter().map(|pass| &pass.guidance);
-    let scales = plans().flat_map(|plan| plan.scale.values());
-    let most = scales.fold(0.0f64, |a, &b| a.max(b));
-    let stg = plans().any(|plan| plan.needs_stg());
-    if settings.negative.is_none() {
-        if request.negative.is_some() {
-            notes
-                .push(format!("--negative has no effect: guidance is {most}, and the negative prompt is used above 1"));
-        }
-        if request.cfg_star == Some(true) {
-            notes.push(format!("--cfg-star has no effect: guidance is {most}"));
-        }
-        if request.guidance_rescale.is_some_and(|x| x > 0.0) && !stg {
-            notes.push(format!("--guidance-rescale has no effect: guidance is {most}"));
-        }
-    }
-    if request.stg_blocks.is_some() && !stg {
-        notes.push("--stg-blocks has no effect: --stg is 0".to_string());
-    }
-    if settings.passes.len() == 1 {
-        for (given, flag) in
-            [(request.second_sigmas.is_some(), "--second-sigmas"), (request.adain.is_some(), "--adain")]
-        {
-            if given {
-                notes.push(format!("{flag} has no effect: there is one pass"));
-            }
-        }
-    }
-    if !checkpoint.vae.0.timestep_conditioning {
-        for (given, flag) in [(request.decode_timestep, "--decode-timestep"), (request.decode_noise, "--decode-noise")]
-        {
-            if given.is_some() {
-                notes.push(format!("{flag} has no effect: this VAE's decoder takes no timestep"));
-            }
-        }
-    }
-    if free {
-        for (given, flag) in
-            [(request.image_noise.is_some(), "--image-noise"), (request.image_crf.is_some(), "--image-crf")]
-        {
-            if given {
-                notes.push(format!("{flag} has no effect: there is no still or clip to hold"));
-            }
-        }
-    }
-    notes
 }
 
 /// A file name from the prompt's first words and the seed.

@@ -2,8 +2,9 @@
 //! cut to the memory that there is, and finished stages go into the machine's history.
 
 use crate::device::Compute;
+use crate::generate::DEFAULT_MODEL;
+use crate::generate::shots::{Shot, shots};
 use crate::generate::two_passes::canvases;
-use crate::generate::{DEFAULT_MODEL, Shot, shots};
 use crate::geometry::{Extent, Geometry, Grid};
 use crate::history::{self, Run};
 use crate::inputs::Held;

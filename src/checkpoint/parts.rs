@@ -13,6 +13,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
+/// What GGUF files of the transformer call it.
+pub(super) const LTX_ARCHITECTURE: &str = "ltxv";
+
 /// The folder `vae/` of a diffusers directory.
 pub(super) fn vae_folder(dir: &Path) -> Result<(VaeConfig, Tensors)> {
     let path = dir.join("config.json");
@@ -140,7 +143,7 @@ pub(super) fn transformer_form(config: &TransformerConfig, allowed_sigmas: Optio
         json["allowed_inference_steps"] = json!(sigmas);
     }
     Form {
-        architecture: "ltxv",
+        architecture: LTX_ARCHITECTURE,
         config: json.to_string(),
         rename: names::transformer_to_official,
         back: names::transformer_from_official,

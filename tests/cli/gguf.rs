@@ -82,3 +82,14 @@ fn what_is_missing_is_named() {
     no_model(&scratch, model, &text, &["not a T5 encoder", "fix:"]);
     no_model(&scratch, "gone.gguf", &[], &["no checkpoint at `gone.gguf`", "fix:"]);
 }
+
+#[test]
+fn a_file_of_another_model_is_told_by_its_architecture() {
+    let scratch = Scratch::new();
+    let all = Tensors::embedded(TINY, "tiny").unwrap();
+    let (_, raw) = all.iter().next().unwrap();
+    let part = Part { name: "blk.0.attn_q.weight".to_string(), dtype: raw.dtype, shape: raw.shape.to_vec() };
+    let path = scratch.path("other.gguf");
+    gguf::write(&path, &[("general.architecture", "llama")], &[part], |_, to| Ok(to.write_all(raw.bytes)?)).unwrap();
+    no_model(&scratch, path.to_str().unwrap(), &[], &["architecture `llama`", "LTX-Video's is `ltxv`", "fix:"]);
+}

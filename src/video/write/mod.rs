@@ -17,6 +17,8 @@ mod mp4;
 #[cfg(feature = "h264")]
 mod mp4_boxes;
 #[cfg(feature = "h264")]
+mod mp4_encoder;
+#[cfg(feature = "h264")]
 mod mp4_sets;
 mod partial;
 mod rate;

@@ -3,6 +3,7 @@
 use super::super::testing::*;
 use super::super::{Target, Writer};
 use super::*;
+use openh264::OpenH264API;
 use openh264::decoder::{Decoder, DecoderConfig, Flush};
 use openh264::formats::YUVSource;
 

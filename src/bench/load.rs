@@ -1,0 +1,117 @@
+//! What is timed: the parts of a model, or random weights of their sizes, and in what the CPU multiplies them.
+
+use super::{Cell, Part, Weights, random_size};
+use crate::checkpoint::Checkpoint;
+use crate::device::{Compute, Quantize};
+use crate::geometry::Geometry;
+use crate::models::ltx::config::{TransformerConfig, VaeConfig};
+use crate::nn::kernel::blocks::Blocks;
+use crate::nn::kernel::int8::{self, Form};
+use crate::nn::kernel::{Math, peak};
+use crate::nn::vars::Vars;
+use crate::text::t5::T5Config;
+use crate::weights::open::Tensors;
+use crate::weights::random;
+use anyhow::Result;
+use candle_core::DType;
+
+/// In what most products are made.
+#[derive(Clone, Copy)]
+pub struct Way {
+    pub math: Math,
+    /// Of most weights.
+    pub blocks: Option<Blocks>,
+    /// Whether blocks may be multiplied in whole numbers.
+    pub whole: bool,
+}
+
+impl Way {
+    pub fn of(tensors: &Tensors, compute: &Compute) -> Self {
+        Self { math: tensors.math(compute.stored), blocks: tensors.mostly(), whole: true }
+    }
+
+    /// Whether a CPU multiplies in whole numbers: only rows that are whole blocks, which nearly all are.
+    fn is_whole(self) -> bool {
+        self.whole
+            && self.math == Math::Bf16
+            && self.blocks.and_then(Form::of).is_some_and(|form| int8::fits(form, form.block().0))
+    }
+
+    pub fn name(self) -> &'static str {
+        match self.math {
+            _ if self.is_whole() => "int8",
+            Math::Bf16 => "bf16",
+            Math::F32 => "f32",
+        }
+    }
+
+    pub fn peak(self, threads: usize) -> f64 {
+        let whole = self.is_whole().then(|| peak::measure_int8(threads)).flatten();
+        whole.unwrap_or_else(|| peak::measure(self.math, threads))
+    }
+}
+
+/// The configuration of one part, its weights, and in what the CPU multiplies them.
+pub fn text(cell: &Cell, compute: &Compute) -> Result<(T5Config, Vars, Way)> {
+    match &cell.weights {
+        Weights::Model(model) => {
+            let (config, tensors) = checkpoint(cell, model)?.text;
+            Ok((config, tensors.load(compute.stored, compute.dtype, &compute.device), Way::of(&tensors, compute)))
+        }
+        Weights::Random(name) => {
+            let config = cell.random_config(name)?;
+            let (vb, math) = random_weights(cell, compute);
+            Ok((T5Config::parse(&config, name)?, vb, math))
+        }
+    }
+}
+
+pub fn transformer(cell: &Cell, compute: &Compute) -> Result<(TransformerConfig, Vars, Geometry, Way)> {
+    match &cell.weights {
+        Weights::Model(model) => {
+            let checkpoint = checkpoint(cell, model)?;
+            let geometry = checkpoint.geometry();
+            let (config, tensors) = checkpoint.transformer;
+            let vb = tensors.load(compute.stored, compute.dtype, &compute.device);
+            Ok((config, vb, geometry, Way::of(&tensors, compute)))
+        }
+        Weights::Random(name) => {
+            let config = cell.random_config(name)?;
+            let (vb, math) = random_weights(cell, compute);
+            Ok((TransformerConfig::parse(&config, name)?, vb, Geometry { time: 8, space: 32 }, math)) // of all VAEs
+        }
+    }
+}
+
+pub fn vae(cell: &Cell, compute: &Compute) -> Result<(VaeConfig, Vars, Geometry, Way)> {
+    match &cell.weights {
+        Weights::Model(model) => {
+            let checkpoint = checkpoint(cell, model)?;
+            let geometry = checkpoint.geometry();
+            let (config, tensors) = checkpoint.vae;
+            let vb = tensors.load(compute.stored, compute.dtype, &compute.device);
+            Ok((config, vb, geometry, Way::of(&tensors, compute)))
+        }
+        Weights::Random(name) => {
+            let config = VaeConfig::parse(&random_size(name)?.1, name)?;
+            let [time, space, _] = config.strides();
+            let (vb, math) = random_weights(cell, compute);
+            Ok((config, vb, Geometry { time, space }, math))
+        }
+    }
+}
+
+fn checkpoint(cell: &Cell, model: &str) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open(&cell.sources(model))?;
+    if cell.part == Part::Encode {
+        checkpoint.check_encoder()?;
+    }
+    Ok(checkpoint)
+}
+
+fn random_weights(cell: &Cell, compute: &Compute) -> (Vars, Way) {
+    let stored = compute.stored.unwrap_or(DType::BF16); // as released
+    let math = if stored == DType::BF16 { Math::Bf16 } else { Math::F32 };
+    let quantize = cell.quantize.map(Quantize::blocks);
+    (random::weights(stored, quantize, compute.dtype, &compute.device), Way { math, blocks: quantize, whole: true })
+}

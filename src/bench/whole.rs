@@ -1,0 +1,101 @@
+//! A whole run, stage by stage, and the writing of its file.
+
+use super::load::Way;
+use super::{Cell, Row, Timed, Timer, Weights};
+use crate::device::Compute;
+use crate::generate::{Opened, Take};
+use crate::geometry::Extent;
+use crate::nn::kernel::Math;
+use crate::noise::Noise;
+use crate::plan::peak_memory;
+use crate::progress::{Mode, Progress};
+use crate::request::Request;
+use crate::video::Frame;
+use crate::video::resize::Fit;
+use crate::video::write::{Target, Writer};
+use crate::windows::Direction;
+use anyhow::{Result, bail};
+
+/// The whole way, with everything that a user waits for but the file.
+pub fn whole(
+    timer: &Timer,
+    cell: &Cell,
+    compute: &Compute,
+    stages: &mut Vec<(&'static str, u64, Option<u64>, f64)>,
+) -> Result<Timed> {
+    let Weights::Model(model) = &cell.weights else { bail!("a whole run needs a model") };
+    let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
+    let request = Request {
+        prompt: "a red ball bounces on green grass".to_string(),
+        model: Some(model.clone()),
+        text_encoder: cell.text_encoder.clone(),
+        vae: cell.vae.clone(),
+        quantize: cell.quantize,
+        size: Some((cell.clip.width, cell.clip.height)),
+        frames: Some(cell.clip.frames),
+        steps: cell.steps,
+        memory: cell.memory,
+        seed: Some(7),
+        fit: Fit::default(),
+        upscaler: Some("none".to_string()),
+        ..Request::default()
+    };
+    let mut sum = Way { math: Math::F32, blocks: None, whole: true };
+    let timed = timer.time(|| {
+        let opened = Opened::with(&request, compute.clone(), &silent)?;
+        sum = Way::of(&opened.checkpoint.transformer.1, compute);
+        let mut take = Take::new(opened, &request, None, vec![], Direction::Forward, &silent)?;
+        take.outlook.fits()?;
+        take.outlook.watch();
+        let latents = take.latents(&silent)?;
+        take.decode(&latents, &silent, |_| Ok(()))?;
+        let planned = |stage| take.outlook.plan.need(stage).map(|need| need.memory());
+        let watched = take.outlook.watched().into_iter();
+        *stages = watched.filter_map(|(stage, s, peak)| Some((stage.name(), planned(stage)?, peak, s))).collect();
+        Ok(())
+    })?;
+    Ok((timed, sum))
+}
+
+/// A file that goes when the clock has stopped.
+struct Scratch(std::path::PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0); // in the system's temporary folder: it may stay
+    }
+}
+
+/// A clip with something going on in it, into an MP4.
+pub fn mux(timer: &Timer, cell: &Cell) -> Result<Row> {
+    let Extent { width, height, frames } = cell.clip;
+    let scratch = Scratch(std::env::temp_dir().join(format!("reel-bench-{}.mp4", std::process::id())));
+    let target = Target::parse(&scratch.0.to_string_lossy())?;
+    let noise = Noise::new(6).normal(width * height + frames * 64);
+    let clip: Vec<Frame> = (0..frames)
+        .map(|i| {
+            let value =
+                |at: usize| 128.0 + 8.0 * noise[at / 3 + i * 64] + 60.0 * ((at % (3 * width)) as f32 / 90.0).sin();
+            Frame { width, height, rgb: (0..width * height * 3).map(|at| value(at) as u8).collect() }
+        })
+        .collect();
+    let (seconds, _) = timer.time(|| {
+        let mut writer = Writer::create(&target, width, height, 25.0, frames, 75, true)?;
+        clip.iter().try_for_each(|frame| writer.push(frame))?;
+        writer.finish()
+    })?;
+    let threads = rayon::current_num_threads();
+    let peak_memory = peak_memory();
+    Ok(Row {
+        cell: cell.clone(),
+        threads,
+        dtype: "u8",
+        blocks: None,
+        tokens: None,
+        seconds,
+        operations: None,
+        peak: None,
+        peak_memory,
+        stages: vec![],
+    })
+}

@@ -1,0 +1,76 @@
+//! Where the files are that `--model` and `--text-encoder` name.
+
+use crate::weights::catalogue::{self, Entry, Kind};
+use crate::weights::store::{self, Store};
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+
+/// Where a model's files are.
+#[derive(Default)]
+pub struct Place {
+    /// `None`: in the program.
+    pub path: Option<PathBuf>,
+    /// What the catalogue adds to the file of a name.
+    pub text_encoder: Option<PathBuf>,
+    pub tokenizer: Option<PathBuf>,
+    pub entry: Option<&'static Entry>,
+}
+
+/// What `--model` means: a catalogue name, or else a path.
+/// - `encoded`: another text encoder is given.
+pub fn locate(model: &str, encoded: bool, notes: &mut Vec<String>) -> Result<Place> {
+    let path = Path::new(model);
+    match catalogue::find(model) {
+        Ok(entry) if entry.embedded => Ok(Place { entry: Some(entry), ..Place::default() }),
+        Ok(entry) => pulled(entry, encoded, notes),
+        Err(_) if path.exists() => Ok(Place { path: Some(path.to_path_buf()), ..Place::default() }),
+        Err(_) if model.contains(['/', '\\']) || model.ends_with(".safetensors") || model.ends_with(".gguf") => {
+            bail!(
+                "there is no checkpoint at `{model}`: no such file or directory\n  fix: give --model a .safetensors or .gguf file, a directory, or a name of `reel models list`"
+            )
+        }
+        Err(unknown) => Err(unknown),
+    }
+}
+
+/// The files that a name is opened from, all of which have to be here.
+fn pulled(entry: &'static Entry, encoded: bool, notes: &mut Vec<String>) -> Result<Place> {
+    let mut parts = Store::from_env()?.parts(entry, None);
+    // whether an upscaler is needed is known when the run is
+    parts.retain(|(part, _)| part.kind != Kind::Upscaler && !(encoded && part.kind == Kind::TextEncoder));
+    let missing: Vec<&Entry> = parts.iter().filter(|(_, path)| path.is_none()).map(|(part, _)| *part).collect();
+    if !missing.is_empty() {
+        let each: Vec<String> = missing
+            .iter()
+            .map(|part| format!("`{}`, {}, licence: {}", part.name, part.size_text(), part.licence))
+            .collect();
+        bail!(
+            "the weights of `{}` are not here ({})\n  fix: `reel models pull {}` fetches them, or the same command with --pull",
+            entry.name,
+            each.join("; "),
+            entry.name
+        );
+    }
+    let find = |kind: Kind| parts.iter().find(|(part, _)| part.kind == kind).map(|(part, path)| (*part, path.clone()));
+    let path_of = |kind: Kind| find(kind).and_then(|(_, path)| path);
+    if let (Some((variant, _)), Some(own)) = (find(Kind::TextEncoder), &entry.text_encoder)
+        && variant.name != *own
+    {
+        notes.push(format!("text encoder: `{}` (`{own}` is not here)", variant.name));
+    }
+    Ok(Place {
+        path: path_of(Kind::Model),
+        text_encoder: path_of(Kind::TextEncoder),
+        tokenizer: path_of(Kind::Tokenizer),
+        entry: Some(entry),
+    })
+}
+
+/// What `--text-encoder` means: a path, or else a catalogue name.
+pub fn locate_text_encoder(given: &Path) -> Result<PathBuf> {
+    let entry = given.to_str().and_then(catalogue::named).filter(|entry| entry.kind == Kind::TextEncoder);
+    match entry {
+        Some(entry) if !given.exists() => Store::from_env()?.find(entry).with_context(|| store::not_here(entry)),
+        _ => Ok(given.to_path_buf()),
+    }
+}
