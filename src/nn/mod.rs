@@ -13,6 +13,7 @@ pub mod kernel;
 pub mod linear;
 pub mod matrix;
 pub mod norm;
+pub mod paired;
 mod read;
 pub mod rope;
 pub mod spread;

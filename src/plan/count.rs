@@ -3,6 +3,8 @@
 
 use crate::models::ltx::config::{Down, DownBlock, UpBlock};
 use crate::nn::kernel::memory::taken;
+use crate::nn::kernel::winograd;
+use crate::nn::paired::is_paired;
 
 /// Bytes in use, the most of them at once, and the multiplications that were made meanwhile.
 #[derive(Clone, Debug, Default)]
@@ -177,7 +179,17 @@ impl Walk {
 
     /// `Conv3d::forward` over 3 x 3 x 3, of `frames` frames: those that come out.
     fn conv(&mut self, frames: u64, input: Picture, output: Picture, out: u64) -> Frames {
-        self.count.operations += 2 * 27 * output.values(out) * input.c;
+        let paired = !self.widths.plain && self.widths.operand == 2 && is_paired(input.c as usize, output.c as usize);
+        let (products, copy) = match paired {
+            true => (
+                out * winograd::multiplications(input.h, input.w) * input.c * output.c,
+                winograd::bytes(frames, input.h, input.w, input.c, self.widths.operand),
+            ),
+            false => {
+                (27 * output.values(out) * input.c, frames * input.h * (input.w + 2) * input.c * self.widths.operand)
+            }
+        };
+        self.count.operations += 2 * products;
         if self.widths.plain {
             // padded twice; then the sum so far, a tap's rows, their product and the sum with it
             let wide = Picture { h: input.h + 2, w: input.w + 2, ..input };
@@ -189,7 +201,6 @@ impl Walk {
             return Frames { count: out, bytes: y };
         }
         let y = self.make(output, out);
-        let copy = frames * input.h * (input.w + 2) * input.c * self.widths.operand;
         self.count.take(copy);
         self.count.give(copy);
         y

@@ -6,6 +6,7 @@ use crate::models::ltx::config::{TransformerConfig, VaeConfig};
 use crate::models::ltx::transformer::Transformer;
 use crate::models::ltx::vae::{Decoder, Encoder};
 use crate::nn::kernel::{Math, is_half};
+use crate::nn::paired;
 use crate::nn::vars::{Source, Vars};
 use crate::text::t5::{T5, T5Config};
 use crate::weights::catalogue::Entry;
@@ -163,7 +164,7 @@ fn record(
     let stored = compute.stored.or((all <= SMALL).then_some(compute.dtype)).unwrap_or(own);
     let kept = |shape: &[usize]| {
         let dtype = if shape.len() < 2 { compute.dtype } else { stored };
-        (shape.iter().product::<usize>() * dtype.size_in_bytes()) as u64
+        paired::kept_bytes(shape, dtype, compute.dtype) as u64
     };
     Ok(seen.iter().map(|(name, shape)| (name.clone(), kept(shape))).collect())
 }

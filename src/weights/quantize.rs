@@ -7,6 +7,7 @@ use super::source::plain;
 use crate::nn::kernel::blocks::Blocks;
 use crate::nn::kernel::encode::encode;
 use crate::nn::matrix::{Kind, Matrix, rows};
+use crate::nn::paired;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor, bail};
 use std::hash::{Hash, Hasher};
@@ -157,8 +158,12 @@ impl Tensors {
             let bytes = match (self.becomes(name, entry), entry.dtype, stored) {
                 (Some(kind), ..) | (None, Type::Blocks(kind), _) => kind.size(count),
                 (None, Type::Plain(_), _) if entry.shape.len() < 2 => count * compute.size_in_bytes(),
-                (None, Type::Plain(_), Some(stored)) => count * stored.size_in_bytes(),
-                _ => entry.raw().bytes.len(),
+                (None, own, stored) => match (stored, own.kind()) {
+                    (Some(dtype), _) | (None, Some(Kind::Plain(dtype))) => {
+                        paired::kept_bytes(&entry.shape, dtype, compute)
+                    }
+                    _ => entry.raw().bytes.len(),
+                },
             };
             (name.as_str(), bytes as u64)
         })

@@ -14,6 +14,7 @@ pub mod peak;
 pub mod product;
 pub mod rows;
 pub mod simd;
+pub mod winograd;
 
 use micro::Kernel;
 use std::sync::LazyLock;

@@ -92,7 +92,7 @@ pub struct Gate<'a> {
 
 /// Where results go; tasks write rows and columns of their own.
 #[derive(Clone, Copy)]
-struct Target<T>(*mut T);
+pub(super) struct Target<T>(pub(super) *mut T);
 // SAFETY: tasks write disjoint parts of what it points to.
 unsafe impl<T> Sync for Target<T> {}
 unsafe impl<T> Send for Target<T> {}
@@ -137,19 +137,7 @@ pub fn product<K: Micro, T: Element>(
     super::count(out * n * a.pieces.iter().map(|p| p.k).sum::<usize>() * K::VALUES);
     assert!(y.len() == out * apart && apart >= n, "product: {} elements for {out} rows of {n}", y.len());
     let target = Target(y.as_mut_ptr().cast::<T>());
-    // pieces of k that fit the cache
-    let most = (BLOCK_BYTES / (K::NR * size_of::<K::Elem>())).next_multiple_of(K::STEP);
-    let mut pieces = vec![];
-    for piece in &a.pieces {
-        let parts = piece.k.div_ceil(most).max(1);
-        let each = piece.k.div_ceil(parts).next_multiple_of(K::GRAIN).min(piece.k);
-        let mut at = 0;
-        while at < piece.k {
-            let k = each.min(piece.k - at);
-            pieces.push(Piece { shift: piece.shift + at as isize, k0: piece.k0 + at, k, row: piece.row });
-            at += k;
-        }
-    }
+    let pieces = fitting::<K>(&a.pieces);
     let parts = tiles.len().div_ceil((TASK_ROWS / K::MR).max(1)).max(1); // evenly, again
     let blocks: Vec<&[Tile]> =
         (0..parts).map(|i| &tiles[tiles.len() * i / parts..tiles.len() * (i + 1) / parts]).collect();
@@ -163,6 +151,23 @@ pub fn product<K: Micro, T: Element>(
         let columns = strip * TASK_COLUMNS..((strip + 1) * TASK_COLUMNS).min(n);
         run::<K, T>(a, &pieces, block, weights, weights_k, n, columns, &finish, target, apart)
     });
+}
+
+/// Pieces of k whose share of a panel fits the nearest cache.
+pub(super) fn fitting<K: Micro>(pieces: &[Piece]) -> Vec<Piece> {
+    let most = (BLOCK_BYTES / (K::NR * size_of::<K::Elem>())).next_multiple_of(K::STEP);
+    let mut all = vec![];
+    for piece in pieces {
+        let parts = piece.k.div_ceil(most).max(1);
+        let each = piece.k.div_ceil(parts).next_multiple_of(K::GRAIN).min(piece.k);
+        let mut at = 0;
+        while at < piece.k {
+            let k = each.min(piece.k - at);
+            all.push(Piece { shift: piece.shift + at as isize, k0: piece.k0 + at, k, row: piece.row });
+            at += k;
+        }
+    }
+    all
 }
 
 /// That no tile reads beyond the data, and that each reads something.
@@ -184,7 +189,7 @@ fn counts(tile: &Tile, piece: &Piece, height: isize) -> bool {
 
 thread_local! {
     /// Partial sums of the task at work, kept for the next one: fresh memory would have to be cleared page by page.
-    static SUMS: RefCell<Vec<f32>> = const { RefCell::new(vec![]) };
+    pub(super) static SUMS: RefCell<Vec<f32>> = const { RefCell::new(vec![]) };
 }
 
 /// Bytes that memory comes in.
@@ -311,7 +316,7 @@ fn write<K: Micro, T: Element>(
 /// # Safety
 /// The registers' instruction set is there; `y` has room for the sums.
 #[inline(always)]
-unsafe fn finish_row<V: Simd, T: Element>(
+pub(super) unsafe fn finish_row<V: Simd, T: Element>(
     finish: &Finish,
     sums: &[f32],
     row: usize,

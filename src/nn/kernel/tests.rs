@@ -1,5 +1,7 @@
 //! Every loop against plain f64, for every instruction set that this CPU has, over odd sizes, distances and threads.
 
+mod pairs;
+
 use super::attend::{self, Heads};
 use super::int8::{self, Activations, Dot, Form, Quantised};
 use super::memory::filled;
