@@ -11,7 +11,7 @@ use super::paired::{Paired, is_half_kernel, is_paired};
 use super::read::Read;
 use super::vars::Vars;
 use super::{fast, is_stand_in, stream::FRAMES};
-use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, WithDType, bail};
+use candle_core::{DType, Device, Result, Shape, Tensor, WithDType, bail};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
@@ -74,8 +74,8 @@ impl Conv3d {
         self.kernel[0]
     }
 
-    /// - `x`: (b, f + kt - 1, h, w, in), padded in time. Returns (b, ceil(f / st), ceil(h / sh), ceil(w / sw), out).
-    pub fn forward(&self, x: &Tensor, around: Around) -> Result<Tensor> {
+    /// - `x`: (b, f + kt - 1, h, w, in), padded in time, in parts that follow each other. Returns (b, ceil(f / st), ceil(h / sh), ceil(w / sw), out).
+    pub fn forward(&self, x: &[Tensor], around: Around) -> Result<Tensor> {
         let tracked = self.bias.track_op()
             || around.bent.is_some_and(|bent| bent.track_op())
             || around.residual.is_some_and(|residual| residual.track_op());
@@ -83,12 +83,77 @@ impl Conv3d {
             Weight::Rows(rows) => rows.is_fast(),
             Weight::Paired(_) => true,
         };
-        if fast(x) && readable && !tracked {
-            let residual = around.residual.map(Tensor::contiguous).transpose()?;
-            x.contiguous()?.apply_op1_no_bwd(&Implicit { conv: self, bent: around.bent, residual })
-        } else {
-            self.taps(x, around)
+        if x.iter().all(fast) && readable && !tracked {
+            return self.implicit(x, around);
         }
+        match x {
+            [whole] => self.taps(whole, around),
+            parts => self.taps(&Tensor::cat(parts, FRAMES)?, around),
+        }
+    }
+
+    /// The CPU form. Frames are copied once, in the type that products read and with zeros left and right; then every tap is the
+    /// same rows a constant distance further on, so the products read the copy where it lies. Or they are made in pairs.
+    fn implicit(&self, parts: &[Tensor], around: Around) -> Result<Tensor> {
+        let Conv3d { weight, bias, kernel: [kt, ..], inputs: c, outputs, stride: [st, sh, sw] } = self;
+        let Some(first) = parts.first() else { bail!("conv3d: no frames") };
+        let (b, _, h, w, _) = first.dims5()?;
+        let parts = parts.iter().map(Tensor::contiguous).collect::<Result<Vec<_>>>()?;
+        let reads = parts.iter().map(Read::new).collect::<Result<Vec<_>>>()?;
+        let mut clips: Vec<Vec<&[f32]>> = vec![vec![]; b];
+        for (part, read) in parts.iter().zip(&reads) {
+            let frames = part.dim(FRAMES)?;
+            if part.dims() != [b, frames, h, w, *c] {
+                bail!("conv3d: {:?} where {:?} goes before, in {c} channels", part.dims(), first.dims())
+            }
+            let values = read.slice::<f32>()?.chunks((frames * h * w * c).max(1));
+            clips.iter_mut().zip(values).for_each(|(clip, values)| clip.extend(values.chunks(h * w * c)));
+        }
+        let frames = clips.first().map_or(0, Vec::len);
+        if frames < *kt {
+            bail!("conv3d: {frames} frames for a kernel over {kt}")
+        }
+        let out = [(frames + 1 - kt).div_ceil(*st), h.div_ceil(*sh), w.div_ceil(*sw)];
+        let shape = (b, out[0], out[1], out[2], *outputs);
+        let bias = Read::new(bias)?;
+        let residual = around.residual.map(Tensor::contiguous).transpose()?;
+        let residual = residual.as_ref().map(Read::new).transpose()?;
+        let residual: Option<&[f32]> = residual.as_ref().map(|r| r.slice()).transpose()?;
+        let size = out.iter().product::<usize>() * outputs;
+        if residual.is_some_and(|r| r.len() != b * size) {
+            bail!("conv3d: the residual has another size than {shape:?}")
+        }
+        let read = around.bent.as_ref().map(Bent::read).transpose()?;
+        let how = read.as_ref().map(|read| read.rows(*c, b * frames * h * w)).transpose()?;
+        let how = |pixel: usize| how.as_ref().map_or(Bend::default(), |how| how(pixel));
+        let bias = bias.slice::<f32>()?;
+        let clips = clips.iter().enumerate();
+        let finish = |i: usize| {
+            let residual = residual.map(|r| &r[i * size..][..size]);
+            Finish { bias: Some(bias), residual, ..Finish::default() }
+        };
+        let y = match weight {
+            Weight::Rows(rows) => rows.rows(|weights| {
+                let run = |y: &mut [MaybeUninit<f32>]| {
+                    for ((i, x), y) in clips.zip(y.chunks_mut(size)) {
+                        let job = Run { conv: self, x, size: [h, w], out, how: &how, weights, finish: finish(i), y };
+                        kernel::dispatch(rows.math(), job)
+                    }
+                };
+                // SAFETY: a product writes all of its result.
+                unsafe { filled(b * size, run) }
+            })?,
+            Weight::Paired(paired) => {
+                let run = |y: &mut [MaybeUninit<f32>]| {
+                    for ((i, x), y) in clips.zip(y.chunks_mut(size)) {
+                        paired.convolve(x, [h, w], &how, finish(i), y)
+                    }
+                };
+                // SAFETY: as above.
+                unsafe { filled(b * size, run) }
+            }
+        };
+        Tensor::from_vec(y, shape, &Device::Cpu)
     }
 
     /// The plain form: one matrix product a tap, added up.
@@ -172,76 +237,11 @@ fn every(x: &Tensor, axis: usize, stride: usize) -> Result<Tensor> {
     x.contiguous()?.index_select(&Tensor::new(index, x.device())?, axis)
 }
 
-/// The CPU form. Frames are copied once, in the type that products read and with zeros left and right; then every tap is the
-/// same rows a constant distance further on, so the products read the copy where it lies.
-struct Implicit<'a> {
-    conv: &'a Conv3d,
-    bent: Option<Bent<'a>>,
-    residual: Option<Tensor>,
-}
-
-impl CustomOp1 for Implicit<'_> {
-    fn name(&self) -> &'static str {
-        "conv3d"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (CpuStorage::F32(x), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
-            bail!("conv3d: expected contiguous f32")
-        };
-        let Conv3d { weight, bias, kernel: [kt, ..], inputs, outputs, stride: [st, sh, sw] } = self.conv;
-        let (b, frames, h, w, c) = layout.shape().dims5()?;
-        if c != *inputs || frames < *kt {
-            bail!("conv3d: {:?} for a kernel over {kt} frames of {inputs} channels", layout.dims())
-        }
-        let out = [(frames + 1 - kt).div_ceil(*st), h.div_ceil(*sh), w.div_ceil(*sw)];
-        let shape = (b, out[0], out[1], out[2], *outputs);
-        let bias = Read::new(bias)?;
-        let residual = self.residual.as_ref().map(Read::new).transpose()?;
-        let residual: Option<&[f32]> = residual.as_ref().map(|r| r.slice()).transpose()?;
-        let size = out.iter().product::<usize>() * outputs;
-        if residual.is_some_and(|r| r.len() != b * size) {
-            bail!("conv3d: the residual has another size than {shape:?}")
-        }
-        let read = self.bent.as_ref().map(Bent::read).transpose()?;
-        let how = read.as_ref().map(|read| read.rows(c, b * frames * h * w)).transpose()?;
-        let how = |pixel: usize| how.as_ref().map_or(Bend::default(), |how| how(pixel));
-        let bias = bias.slice::<f32>()?;
-        let dims = [frames, h, w];
-        let clips = x[start..end].chunks(frames * h * w * c).enumerate();
-        let finish = |i: usize| {
-            let residual = residual.map(|r| &r[i * size..][..size]);
-            Finish { bias: Some(bias), residual, ..Finish::default() }
-        };
-        let y = match weight {
-            Weight::Rows(rows) => rows.rows(|weights| {
-                let run = |y: &mut [MaybeUninit<f32>]| {
-                    for ((i, x), y) in clips.zip(y.chunks_mut(size)) {
-                        let job = Run { conv: self.conv, x, dims, out, how: &how, weights, finish: finish(i), y };
-                        kernel::dispatch(rows.math(), job)
-                    }
-                };
-                // SAFETY: a product writes all of its result.
-                unsafe { filled(b * size, run) }
-            })?,
-            Weight::Paired(paired) => {
-                let run = |y: &mut [MaybeUninit<f32>]| {
-                    for ((i, x), y) in clips.zip(y.chunks_mut(size)) {
-                        paired.convolve(x, dims, &how, finish(i), y)
-                    }
-                };
-                // SAFETY: as above.
-                unsafe { filled(b * size, run) }
-            }
-        };
-        Ok((CpuStorage::F32(y), Shape::from(shape)))
-    }
-}
-
 struct Run<'a, F> {
     conv: &'a Conv3d,
-    x: &'a [f32],
-    dims: [usize; 3],
+    /// Frames of (h, w, in).
+    x: &'a [&'a [f32]],
+    size: [usize; 2],
     out: [usize; 3],
     how: &'a F,
     weights: kernel::pack::Rows<'a>,
@@ -254,7 +254,7 @@ impl<'b, F: Fn(usize) -> Bend<'b> + Sync> Job for Run<'_, F> {
 
     fn run<K: Kernel>(self) {
         let Conv3d { kernel: [kt, kh, kw], inputs: c, stride: [st, sh, sw], .. } = *self.conv;
-        let ([frames, h, w], [of, oh, ow]) = (self.dims, self.out);
+        let (frames, [h, w], [of, oh, ow]) = (self.x.len(), self.size, self.out);
         let side = kw / 2;
         let apart = kernel::row_stride(c, size_of::<K::Elem>()); // from pixel to pixel
         let line = (w + 2 * side) * apart;
@@ -265,7 +265,7 @@ impl<'b, F: Fn(usize) -> Bend<'b> + Sync> Job for Run<'_, F> {
                 let (left, inner) = inner.split_at_mut(side * apart);
                 left.fill(zero);
                 right.fill(zero);
-                let pixels = inner.chunks_mut(apart).zip(self.x[i * w * c..][..w * c].chunks(c));
+                let pixels = inner.chunks_mut(apart).zip(self.x[i / h][i % h * w * c..][..w * c].chunks(c));
                 for (j, (to, from)) in pixels.enumerate() {
                     let how = (self.how)(i * w + j);
                     let (to, rest) = to.split_at_mut(c);
@@ -334,11 +334,11 @@ mod tests {
             let conv = Conv3d::new(&weight, values(&[9], 11)?, stride)?;
             let x = values(&shape, 12)?;
             let plain = conv.taps(&x, Around::default())?;
-            assert!(distance(&conv.forward(&x, Around::default())?, &plain)? < LIMIT);
+            assert!(distance(&conv.forward(std::slice::from_ref(&x), Around::default())?, &plain)? < LIMIT);
             let (scale, residual) = (Table::one(&values(&[shape[4]], 13)?)?, values(plain.dims(), 14)?);
             let bent = Bent::new(Norm::Rms, 1e-6).scale(&scale).silu();
             let around = Around { bent: Some(bent), residual: Some(&residual) };
-            assert!(distance(&conv.forward(&x, around)?, &conv.taps(&x, around)?)? < LIMIT);
+            assert!(distance(&conv.forward(std::slice::from_ref(&x), around)?, &conv.taps(&x, around)?)? < LIMIT);
         }
         Ok(())
     }
@@ -364,8 +364,31 @@ mod tests {
             let bent = Bent::new(Norm::Rms, 1e-6).scale(&scale).silu();
             let around = Around { bent: Some(bent), residual: Some(&residual) };
             let want = exact.taps(&x, around)?;
-            assert!(distance(&conv.forward(&x, around)?, &want)? < HALF);
+            assert!(distance(&conv.forward(std::slice::from_ref(&x), around)?, &want)? < HALF);
             assert!(distance(&conv.taps(&x, around)?, &want)? < HALF); // from what is left of the kernel
+        }
+        Ok(())
+    }
+
+    /// Frames in two windows, in parts, and on more threads: bit for bit the same, in either form.
+    #[test]
+    fn windows_and_threads_change_nothing() -> Result<()> {
+        let weight = values(&[40, 66, 3, 3, 3], 10)?;
+        for weight in [weight.clone(), weight.to_dtype(DType::BF16)?] {
+            let conv = Conv3d::new(&weight, values(&[40], 11)?, [1; 3])?;
+            let x = values(&[2, 7, 26, 9, 66], 12)?;
+            let run = |threads: usize, windows: &[&[(usize, usize)]]| -> Result<Vec<f32>> {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+                let window = |parts: &&[(usize, usize)]| {
+                    let parts = parts.iter().map(|(first, count)| x.narrow(FRAMES, *first, *count));
+                    conv.forward(&parts.collect::<Result<Vec<_>>>()?, Around::default())
+                };
+                let all = pool.install(|| windows.iter().map(window).collect::<Result<Vec<_>>>())?;
+                Tensor::cat(&all, FRAMES)?.flatten_all()?.to_vec1()
+            };
+            let want = run(1, &[&[(0, 7)]])?;
+            assert!(want == run(3, &[&[(0, 7)]])?);
+            assert!(want == run(3, &[&[(0, 1), (1, 2)], &[(1, 3), (4, 1), (5, 2)]])?);
         }
         Ok(())
     }
@@ -379,7 +402,7 @@ mod tests {
         let x = values(&[1, 3, 2, 2, 1], 13)?;
         let want = (x.narrow(FRAMES, 1, 1)? + 0.5)?;
         assert_eq!(
-            conv.forward(&x, Around::default())?.flatten_all()?.to_vec1::<f32>()?,
+            conv.forward(std::slice::from_ref(&x), Around::default())?.flatten_all()?.to_vec1::<f32>()?,
             want.flatten_all()?.to_vec1::<f32>()?
         );
         Ok(())

@@ -57,13 +57,13 @@ impl Paired {
     /// See [`winograd::convolve`].
     pub fn convolve<'b>(
         &self,
-        x: &[f32],
-        dims: [usize; 3],
+        x: &[&[f32]],
+        size: [usize; 2],
         how: &(impl Fn(usize) -> Bend<'b> + Sync),
         finish: Finish,
         y: &mut [MaybeUninit<f32>],
     ) {
-        kernel::dispatch(Math::Bf16, Convolve { paired: self, x, dims, how, finish, y })
+        kernel::dispatch(Math::Bf16, Convolve { paired: self, x, size, how, finish, y })
     }
 
     fn panels<K: Kernel>(&self) -> &Panels<K::Elem> {
@@ -97,8 +97,8 @@ impl Job for Unpack<'_> {
 
 struct Convolve<'a, F> {
     paired: &'a Paired,
-    x: &'a [f32],
-    dims: [usize; 3],
+    x: &'a [&'a [f32]],
+    size: [usize; 2],
     how: &'a F,
     finish: Finish<'a>,
     y: &'a mut [MaybeUninit<f32>],
@@ -108,6 +108,6 @@ impl<'b, F: Fn(usize) -> Bend<'b> + Sync> Job for Convolve<'_, F> {
     type Done = ();
 
     fn run<K: Kernel>(self) {
-        winograd::convolve::<K>(self.x, self.dims, self.how, self.paired.panels::<K>(), self.finish, self.y)
+        winograd::convolve::<K>(self.x, self.size, self.how, self.paired.panels::<K>(), self.finish, self.y)
     }
 }

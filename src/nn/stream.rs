@@ -35,37 +35,33 @@ impl Stream {
         (self.cursor, self.last) = (0, last);
     }
 
-    /// The window that a kernel over `before + 1 + after` frames may run over: `x` with the frames carried from earlier groups
-    /// in front; at the clip's ends the first and the last frame are repeated.
+    /// The window that a kernel over `before + 1 + after` frames may run over, in parts that follow each other: the frames carried
+    /// from earlier groups, then `x`; at the clip's ends the first and the last frame are repeated.
     /// - `None` while there are too few frames for one answer.
-    pub fn window(&mut self, x: Option<&Tensor>, before: usize, after: usize) -> Result<Option<Tensor>> {
+    pub fn window(&mut self, x: Option<&Tensor>, before: usize, after: usize) -> Result<Option<Vec<Tensor>>> {
         let last = self.last;
         let slot = self.slot();
         let mut parts: Vec<Tensor> = slot.frames.take().into_iter().collect();
         if let Some(x) = x {
-            if !slot.started && before > 0 {
-                parts.push(repeat(&x.narrow(FRAMES, 0, 1)?, before)?);
+            if !slot.started {
+                parts.extend(vec![x.narrow(FRAMES, 0, 1)?; before]);
             }
             slot.started = true;
             parts.push(x.clone());
         }
-        if last
-            && after > 0
-            && let Some(end) = parts.last()
-        {
+        if last && let Some(end) = parts.last() {
             let end = end.narrow(FRAMES, end.dim(FRAMES)? - 1, 1)?;
-            parts.push(repeat(&end, after)?);
+            parts.extend(vec![end; after]);
         }
-        if parts.is_empty() {
-            return Ok(None);
+        let mut count = 0;
+        for part in &parts {
+            count += part.dim(FRAMES)?;
         }
-        let all = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, FRAMES)? };
-        let (count, context) = (all.dim(FRAMES)?, before + after);
-        if !last && context > 0 {
-            let keep = context.min(count);
-            slot.frames = Some(all.narrow(FRAMES, count - keep, keep)?.force_contiguous()?);
+        let context = before + after;
+        if !last && context > 0 && count > 0 {
+            slot.frames = Some(latest(&parts, context.min(count))?);
         }
-        Ok(if count > context { Some(all) } else { None })
+        Ok(if count > context { Some(parts) } else { None })
     }
 
     /// The windows of a causal kernel over `before + 1` frames that moves `stride` frames at a time: as [`Stream::window`], with
@@ -165,6 +161,19 @@ fn joined(held: Option<Tensor>, x: Option<&Tensor>) -> Result<Option<Tensor>> {
     }
 }
 
+/// The last `count` frames, copied.
+fn latest(parts: &[Tensor], mut count: usize) -> Result<Tensor> {
+    let mut kept = vec![];
+    for part in parts.iter().rev() {
+        let (frames, some) = (part.dim(FRAMES)?, count.min(part.dim(FRAMES)?));
+        if some > 0 {
+            kept.insert(0, part.narrow(FRAMES, frames - some, some)?);
+        }
+        count -= some;
+    }
+    if let [only] = kept.as_slice() { only.force_contiguous() } else { Tensor::cat(&kept, FRAMES) }
+}
+
 fn repeat(frame: &Tensor, count: usize) -> Result<Tensor> {
     let mut shape = frame.dims().to_vec();
     shape[FRAMES] = count;
@@ -188,7 +197,7 @@ mod tests {
         for (start, count) in [(0, 1), (1, 3), (4, 1)] {
             stream.next_group(start == 4);
             if let Some(window) = stream.window(Some(&clip.narrow(FRAMES, start, count)?), 1, 1)? {
-                let window = frames(&window);
+                let window = frames(&Tensor::cat(&window, FRAMES)?);
                 seen.extend(window.windows(3).map(|w| w.to_vec()));
             }
         }

@@ -130,7 +130,7 @@ impl Walk {
 
     /// `Stream::window`.
     fn window(&mut self, x: u64, picture: Picture, before: u64, after: u64) -> Frames {
-        let (last, one) = (self.last, self.bytes(picture, 1));
+        let (last, plain, one) = (self.last, self.widths.plain, self.bytes(picture, 1));
         let slot = self.slot();
         let held = std::mem::take(&mut slot.frames);
         let (mut total, mut parts) = (held, (held > 0) as u64);
@@ -147,14 +147,25 @@ impl Walk {
         let context = before + after;
         let keep = if last { 0 } else { context.min(total) };
         slot.frames = keep;
-        let all = if parts > 1 { total * one } else { 0 };
-        self.count.take(all);
-        self.count.take(keep * one);
-        self.count.give(held * one);
-        if total > context {
-            return Frames { count: total, bytes: all };
+        // plain forms join the parts, others read them where they are
+        let during = if !plain {
+            held * one
+        } else if parts > 1 {
+            total * one
+        } else {
+            0
+        };
+        if plain {
+            self.count.take(during);
         }
-        self.count.give(all);
+        self.count.take(keep * one);
+        if plain {
+            self.count.give(held * one);
+        }
+        if total > context {
+            return Frames { count: total, bytes: during };
+        }
+        self.count.give(during);
         Frames::default()
     }
 

@@ -104,9 +104,8 @@ impl Conv {
 
     /// - `x`: (b, f, h, w, in) -> (b, f, h, w, out).
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let around = self.0.frames() / 2;
-        let x = if around > 0 { x.pad_with_zeros(FRAMES, around, around)? } else { x.clone() };
-        self.0.forward(&x, Around::default())
+        let nothing = vec![x.narrow(FRAMES, 0, 1)?.zeros_like()?; self.0.frames() / 2];
+        self.0.forward(&[nothing.as_slice(), std::slice::from_ref(x), &nothing].concat(), Around::default())
     }
 }
 

@@ -138,19 +138,21 @@ pub fn bytes(frames: u64, h: u64, w: u64, c: u64, element: u64) -> u64 {
 }
 
 /// A convolution over 3 x 3 x 3 pixels, one for each.
-/// - `x`: (f + 2, h, w, c), as `dims` says but for c. `how`: what happens to a pixel before. `y`: (f, h, w, outputs).
+/// - `x`: f + 2 frames of (h, w, c). `how`: what happens to a pixel before. `y`: (f, h, w, outputs).
 pub fn convolve<'b, K: Kernel>(
-    x: &[f32],
-    [frames, h, w]: [usize; 3],
+    x: &[&[f32]],
+    [h, w]: [usize; 2],
     how: &(impl Fn(usize) -> Bend<'b> + Sync),
     weights: &Panels<K::Elem>,
     finish: Finish,
     y: &mut [MaybeUninit<f32>],
 ) {
     let layout = Layout::new::<K>(h, w, weights.inputs);
-    assert!(frames > 2 && x.len() == frames * h * w * weights.inputs, "winograd: {frames} frames of {h} x {w}");
+    let frames = x.len();
+    let fits = x.iter().all(|frame| frame.len() == h * w * weights.inputs);
+    assert!(frames > 2 && fits, "winograd: {frames} frames that are not all of {h} x {w}");
     assert!(y.len() == (frames - 2) * h * w * weights.outputs, "winograd: {} elements for the result", y.len());
-    let write = |to: &mut [MaybeUninit<K::Elem>]| transform::<K>(x, frames, weights.inputs, layout, how, to);
+    let write = |to: &mut [MaybeUninit<K::Elem>]| transform::<K>(x, weights.inputs, layout, how, to);
     // SAFETY: every pixel of every point is written, and the rows of zeros.
     let transformed = unsafe { filled(frames * layout.frame(), write) };
     products::<K>(&transformed, frames, layout, weights, &finish, Target(y.as_mut_ptr().cast()));
@@ -158,19 +160,18 @@ pub fn convolve<'b, K: Kernel>(
 
 /// Pixels -> points, line by line.
 fn transform<'b, K: Kernel>(
-    x: &[f32],
-    frames: usize,
+    x: &[&[f32]],
     c: usize,
     layout: Layout,
     how: &(impl Fn(usize) -> Bend<'b> + Sync),
     to: &mut [MaybeUninit<K::Elem>],
 ) {
     let Layout { h, w, apart, .. } = layout;
-    assert_eq!(to.len(), frames * layout.frame());
+    assert_eq!(to.len(), x.len() * layout.frame());
     let to = Target(to.as_mut_ptr().cast::<K::Elem>());
     // the line with a zero to its left, and to its right as many as its pairs need
     let line = || vec![0f32; (2 * layout.pairs() + 2) * c];
-    (0..frames * h).into_par_iter().with_min_len(4).for_each_init(line, |line, at| {
+    (0..x.len() * h).into_par_iter().with_min_len(4).for_each_init(line, |line, at| {
         let to = { to };
         let (f, i) = (at / h, at % h);
         // SAFETY: K was chosen for this CPU. A line writes its own row of every column, the first and the last the zeros beside
@@ -180,7 +181,7 @@ fn transform<'b, K: Kernel>(
                 #[inline(always)]
                 || {
                     for j in 0..w {
-                        let pixel = &x[(at * w + j) * c..][..c];
+                        let pixel = &x[f][(i * w + j) * c..][..c];
                         bend::<K::V, f32>(&how(at * w + j), pixel, uninit(&mut line[(j + 1) * c..][..c]));
                     }
                     for j in 0..layout.pairs() {

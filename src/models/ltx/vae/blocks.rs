@@ -49,7 +49,11 @@ impl TimeConv {
         stream: &mut Stream,
     ) -> Result<Option<Tensor>> {
         let window = stream.window(x, self.before, self.after)?;
-        let count = window.as_ref().map_or(Ok(0), |w| w.dim(FRAMES))?.saturating_sub(self.before + self.after);
+        let mut count = 0;
+        for part in window.iter().flatten() {
+            count += part.dim(FRAMES)?;
+        }
+        let count = count.saturating_sub(self.before + self.after);
         let residual = match skip {
             Some(Skip(skip)) => stream.delay(skip, count)?,
             None => None,
@@ -299,7 +303,7 @@ impl Downsampler {
     pub fn forward(&self, x: Option<&Tensor>, stream: &mut Stream) -> Result<Option<Tensor>> {
         match self {
             Self::Conv(conv, time) => {
-                stream.strided_window(x, 2, *time)?.map(|x| conv.forward(&x, Around::default())).transpose()
+                stream.strided_window(x, 2, *time)?.map(|x| conv.forward(&[x], Around::default())).transpose()
             }
             Self::Fold { conv, stride, outputs } => {
                 let time = stride[0];

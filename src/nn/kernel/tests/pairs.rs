@@ -32,7 +32,8 @@ fn compare<K: Kernel>(what: &str, [frames, h, w, c, n]: [usize; 5]) {
     let finish = Finish { bias: Some(&bias), residual: Some(&residual), ..Finish::default() };
     // some pixels are bent, as their place says
     let how = |pixel: usize| Bend { scale: (pixel.is_multiple_of(3)).then_some(&scale[..]), ..Bend::default() };
-    let run = |y: &mut [_]| convolve::<K>(&x, [frames, h, w], &how, &panels, finish, y);
+    let parts: Vec<&[f32]> = x.chunks(h * w * c).collect();
+    let run = |y: &mut [_]| convolve::<K>(&parts, [h, w], &how, &panels, finish, y);
     // SAFETY: a convolution writes all of its result.
     let y: Vec<f32> = unsafe { filled(residual.len(), run) };
     // some of them, of many
