@@ -1,4 +1,4 @@
-//! Channels into time and space, on all threads.
+//! Channels into time and space, and back, on all threads.
 
 use super::fast;
 use super::read::Read;
@@ -6,26 +6,39 @@ use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 /// Each pixel's channels as a box of pixels: (1, f, h, w, n) -> (1, st f, sh h, sw w, c), y(t, i, j, c) = x(`channel`(c, t, i, j)).
+/// - `plus`: pixels that are added, spread likewise; (1, f, h, w, m), whose channels begin anew where they end.
 /// - `None` where the plain operations have to do it: on a GPU, and where gradients are wanted.
 pub fn spread(
     x: &Tensor,
     [st, sh, sw]: [usize; 3],
+    plus: Option<&Tensor>,
     channel: impl Fn(usize, usize, usize, usize) -> usize,
 ) -> Result<Option<Tensor>> {
     let (b, f, h, w, n) = x.dims5()?;
-    if !fast(x) || !x.is_contiguous() || b != 1 {
+    if !fast(x) || !x.is_contiguous() || b != 1 || !plus.is_none_or(|plus| fast(plus) && plus.is_contiguous()) {
         return Ok(None);
     }
     let c = n / (st * sh * sw);
     // where the values of one line of a box come from: (t, i), then (j, c)
-    let from_channels: Vec<usize> = (0..st * sh * sw * c)
-        .map(|at| {
+    let places = |channels: usize| -> Vec<usize> {
+        let place = |at: usize| {
             let (line, at) = (at / (sw * c), at % (sw * c));
-            channel(at % c, line / sh, line % sh, at / c)
-        })
-        .collect();
+            channel(at % c % channels, line / sh, line % sh, at / c)
+        };
+        (0..st * sh * sw * c).map(place).collect()
+    };
     let read = Read::new(x)?;
     let from = read.slice::<f32>()?;
+    let plus_read = plus.map(Read::new).transpose()?;
+    let added = match &plus_read {
+        Some(read) => {
+            let values = read.slice::<f32>()?;
+            let m = values.len() / (f * h * w).max(1);
+            Some((values, m, places((m / (st * sh * sw)).max(1))))
+        }
+        None => None,
+    };
+    let from_channels = places(c.max(1));
     let mut to = vec![0f32; from.len()];
     let row = sw * w * c;
     to.par_chunks_mut(row.max(1)).enumerate().for_each(|(at, to)| {
@@ -35,13 +48,60 @@ pub fn spread(
         for (to, pixel) in to.chunks_exact_mut(sw * c).zip(pixels.chunks_exact(n)) {
             to.iter_mut().zip(channels).for_each(|(to, &channel)| *to = pixel[channel]);
         }
+        if let Some((values, m, places)) = &added {
+            let places = &places[(frame % st * sh + y % sh) * sw * c..][..sw * c];
+            let pixels = &values[(frame / st * h + y / sh) * w * m..][..w * m];
+            for (to, pixel) in to.chunks_exact_mut(sw * c).zip(pixels.chunks_exact(*m)) {
+                to.iter_mut().zip(places).for_each(|(to, &place)| *to += pixel[place]);
+            }
+        }
     });
     Tensor::from_vec(to, (1, st * f, sh * h, sw * w, c), &Device::Cpu).map(Some)
 }
 
+/// Each box of pixels as the channels of one, in means of `mean` neighbours: (1, st f, sh h, sw w, c) -> (1, f, h, w, n / mean),
+/// where channel `channel`(c, t, i, j) of the n = st sh sw c is x(t, i, j, c) of the box.
+/// - `None` where the plain operations have to do it: on a GPU, and where gradients are wanted.
+pub fn gather(
+    x: &Tensor,
+    [st, sh, sw]: [usize; 3],
+    mean: usize,
+    channel: impl Fn(usize, usize, usize, usize) -> usize,
+) -> Result<Option<Tensor>> {
+    let (b, frames, height, width, c) = x.dims5()?;
+    if !fast(x) || !x.is_contiguous() || b != 1 {
+        return Ok(None);
+    }
+    let (f, h, w) = (frames / st, height / sh, width / sw);
+    // where each channel comes from, from a box's first value on
+    let mut places = vec![0; st * sh * sw * c];
+    for at in 0..st * sh * sw {
+        let (t, i, j) = (at / (sh * sw), at / sw % sh, at % sw);
+        (0..c).for_each(|c_in| places[channel(c_in, t, i, j)] = ((t * height + i) * width + j) * c + c_in);
+    }
+    let read = Read::new(x)?;
+    let from = read.slice::<f32>()?;
+    let n = places.len() / mean;
+    let mut to = vec![0f32; f * h * w * n];
+    to.par_chunks_mut((w * n).max(1)).enumerate().for_each(|(at, to)| {
+        let line = &from[(at / h * st * height + at % h * sh) * width * c..];
+        for (j, to) in to.chunks_exact_mut(n).enumerate() {
+            let pixel = &line[j * sw * c..];
+            if mean == 1 {
+                to.iter_mut().zip(&places).for_each(|(to, &place)| *to = pixel[place]);
+            } else {
+                for (to, places) in to.iter_mut().zip(places.chunks_exact(mean)) {
+                    *to = places.iter().map(|&place| pixel[place]).sum::<f32>() / mean as f32;
+                }
+            }
+        }
+    });
+    Tensor::from_vec(to, (1, f, h, w, n), &Device::Cpu).map(Some)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::testing::values;
+    use super::super::testing::{distance, values};
     use super::*;
 
     #[test]
@@ -50,9 +110,33 @@ mod tests {
         let x = values(&[1, f, h, w, c * st * sh * sw], 1)?;
         let plain = x.reshape(vec![1, f, h, w, c, st, sh, sw])?.permute(vec![0, 1, 5, 2, 6, 3, 7, 4])?;
         let plain = plain.reshape((1, f * st, h * sh, w * sw, c))?;
-        let got = spread(&x, [st, sh, sw], |c, t, i, j| ((c * st + t) * sh + i) * sw + j)?.expect("on the CPU");
+        let order = |c: usize, t: usize, i: usize, j: usize| ((c * st + t) * sh + i) * sw + j;
+        let got = spread(&x, [st, sh, sw], None, order)?.expect("on the CPU");
         assert_eq!(got.dims(), plain.dims());
         assert_eq!(got.flatten_all()?.to_vec1::<f32>()?, plain.flatten_all()?.to_vec1::<f32>()?);
+        let plus = values(&[1, f, h, w, c / 2 * st * sh * sw], 2)?;
+        let wide = spread(&plus, [st, sh, sw], None, order)?.expect("on the CPU");
+        let plain = (plain + Tensor::cat(&[&wide, &wide], 4)?)?;
+        let got = spread(&x, [st, sh, sw], Some(&plus), order)?.expect("on the CPU");
+        assert_eq!(got.flatten_all()?.to_vec1::<f32>()?, plain.flatten_all()?.to_vec1::<f32>()?);
+        Ok(())
+    }
+
+    /// The means are added up in another order.
+    const LIMIT: f32 = 1e-6;
+
+    #[test]
+    fn it_comes_back_and_means_are_of_neighbours() -> Result<()> {
+        let (f, h, w, c, [st, sh, sw]) = (3, 2, 5, 4, [2, 3, 2]);
+        let x = values(&[1, f, h, w, c * st * sh * sw], 1)?;
+        let order = |c: usize, t: usize, i: usize, j: usize| ((c * st + t) * sh + i) * sw + j;
+        let wide = spread(&x, [st, sh, sw], None, order)?.expect("on the CPU");
+        let back = gather(&wide, [st, sh, sw], 1, order)?.expect("on the CPU");
+        assert_eq!(back.dims(), x.dims());
+        assert_eq!(back.flatten_all()?.to_vec1::<f32>()?, x.flatten_all()?.to_vec1::<f32>()?);
+        let means = gather(&wide, [st, sh, sw], 6, order)?.expect("on the CPU");
+        let plain = x.reshape(vec![1, f, h, w, c * st * sh * sw / 6, 6])?.mean(5)?;
+        assert!(distance(&means, &plain)? < LIMIT);
         Ok(())
     }
 }

@@ -288,19 +288,22 @@ impl Walk {
         let conv_out = input.with(8 * input.c as usize / block.factor);
         let h = self.time_conv(x.count, input, conv_out, kind, None);
         let large = Picture { h: 2 * input.h, w: 2 * input.w, c: input.c / block.factor as u64 };
+        let skip = if block.residual { self.delay(x.count, input, h.count) } else { Frames::default() };
         let mut y = self.make(large, 2 * h.count); // unfolded
-        self.drop(h);
-        if block.residual {
-            // unfolded, then side by side with itself
-            self.count.take(x.bytes);
-            let skip = self.make(large, 2 * x.count);
-            self.count.give(x.bytes);
-            self.drop(x);
-            y = self.add_delayed(y, skip.count, large);
-            self.drop(skip);
-        } else {
-            self.drop(x);
+        if self.widths.plain && block.residual {
+            // what goes round it unfolded, side by side with itself, and the sum
+            let part = self.bytes(input, h.count);
+            self.count.take(part);
+            let wide = self.make(large, 2 * h.count);
+            self.count.give(part);
+            let sum = self.make(large, 2 * h.count);
+            self.drop(wide);
+            self.drop(y);
+            y = sum;
         }
+        self.drop(h);
+        self.drop(skip);
+        self.drop(x);
         let slot = self.slot();
         if y.count > 0 && !slot.started {
             slot.started = true;
@@ -353,7 +356,7 @@ impl Walk {
                 let held = self.slots.get(self.cursor).map_or(0, |slot| slot.frames);
                 let out = whole(held, all.count);
                 let kept = self.delay(all.count, input, out);
-                let folded = self.bytes(input, out);
+                let folded = if self.widths.plain { self.bytes(input, out) } else { 0 }; // before means are taken
                 self.count.take(folded);
                 let skip = self.make(small, out / stride[0]);
                 self.count.give(folded);

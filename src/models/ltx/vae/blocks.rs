@@ -6,7 +6,7 @@ use crate::nn::conv3d::{Around, Conv3d};
 use crate::nn::linear::Linear;
 use crate::nn::matrix::Matrix;
 use crate::nn::norm::{Bent, Norm};
-use crate::nn::spread::spread;
+use crate::nn::spread::{gather, spread};
 use crate::nn::stream::{FRAMES, Stream};
 use crate::nn::table::Table;
 use crate::nn::timestep::TimestepEmbedder;
@@ -257,25 +257,23 @@ impl Resnets {
 pub struct Upsampler {
     conv: TimeConv,
     residual: bool,
-    factor: usize,
 }
 
 impl Upsampler {
     /// - `width`: channels in; `width / factor` come out.
     /// - Source: diffusers `models/autoencoders/autoencoder_kl_ltx.py`, `LTXVideoUpsampler3d`, at 58eb52c.
     pub fn load(width: usize, residual: bool, factor: usize, causal: bool, vb: Vars) -> Result<Self> {
-        Ok(Self { conv: TimeConv::load(width, 8 * width / factor, causal, vb.pp("conv"))?, residual, factor })
+        Ok(Self { conv: TimeConv::load(width, 8 * width / factor, causal, vb.pp("conv"))?, residual })
     }
 
     pub fn forward(&self, x: Option<Tensor>, stream: &mut Stream) -> Result<Option<Tensor>> {
         let h = self.conv.forward(x.as_ref(), None, None, stream)?;
-        let h = h.map(|h| unfold(&h)).transpose()?;
-        if !self.residual {
-            return stream.drop_first(h, 1);
-        }
-        let skip = x.map(|x| Tensor::cat(&vec![unfold(&x)?; 8 / self.factor], 4)).transpose()?; // tiled, not interleaved
-        let h = add_delayed(h, skip.as_ref(), stream)?;
-        stream.drop_first(h, 1)
+        let skip = match self.residual {
+            true => stream.delay(x.as_ref(), h.as_ref().map_or(Ok(0), |h| h.dim(FRAMES))?)?,
+            false => None,
+        };
+        let y = h.map(|h| unfold(&h, skip.as_ref())).transpose()?;
+        stream.drop_first(y, 1)
     }
 }
 
@@ -309,35 +307,37 @@ impl Downsampler {
                 let time = stride[0];
                 let x = stream.repeat_first(x, time - 1)?;
                 let h = conv.forward(x.as_ref(), None, None, stream)?;
-                let h = stream.whole(h.as_ref(), time)?.map(|h| fold(&h, *stride)).transpose()?;
-                let skip = stream.whole(x.as_ref(), time)?.map(|x| fold(&x, *stride)).transpose()?;
-                let mean = |x: Tensor| {
-                    let (b, f, h, w, c) = x.dims5()?;
-                    x.reshape(vec![b, f, h, w, *outputs, c / outputs])?.mean(5) // neighbouring channels together
-                };
-                add_delayed(h, skip.map(mean).transpose()?.as_ref(), stream)
+                let h = stream.whole(h.as_ref(), time)?.map(|h| fold(&h, *stride, *outputs)).transpose()?;
+                let skip = stream.whole(x.as_ref(), time)?.map(|x| fold(&x, *stride, *outputs)).transpose()?;
+                add_delayed(h, skip.as_ref(), stream)
             }
         }
     }
 }
 
-/// Space and time into channels: (b, f, h, w, c) -> (b, f / st, h / sh, w / sw, c st sh sw), channel = ((c st + t) sh + i) sw + j.
-fn fold(x: &Tensor, [st, sh, sw]: [usize; 3]) -> Result<Tensor> {
+/// Space and time into channels: (b, f, h, w, c) -> (b, f / st, h / sh, w / sw, c st sh sw), channel = ((c st + t) sh + i) sw + j,
+/// and then means of neighbouring channels, so that there are `outputs`.
+fn fold(x: &Tensor, [st, sh, sw]: [usize; 3], outputs: usize) -> Result<Tensor> {
     let (b, f, h, w, c) = x.dims5()?;
-    let (f, h, w) = (f / st, h / sh, w / sw);
-    x.reshape(vec![b, f, st, h, sh, w, sw, c])?
-        .permute(vec![0, 1, 3, 5, 7, 2, 4, 6])? // (b, f, h, w, c, t, i, j)
-        .reshape((b, f, h, w, c * st * sh * sw))
+    let (f, h, w, mean) = (f / st, h / sh, w / sw, c * st * sh * sw / outputs);
+    if let Some(y) = gather(x, [st, sh, sw], mean, |c, t, i, j| ((c * st + t) * sh + i) * sw + j)? {
+        return Ok(y);
+    }
+    let x = x.reshape(vec![b, f, st, h, sh, w, sw, c])?.permute(vec![0, 1, 3, 5, 7, 2, 4, 6])?; // (b, f, h, w, c, t, i, j)
+    if mean == 1 { x.reshape((b, f, h, w, outputs)) } else { x.reshape(vec![b, f, h, w, outputs, mean])?.mean(5) }
 }
 
-/// Channels into space and time: (b, f, h, w, 8 c) -> (b, 2 f, 2 h, 2 w, c), channel = c 8 + (t 2 + i) 2 + j.
-fn unfold(x: &Tensor) -> Result<Tensor> {
-    if let Some(y) = spread(x, [2, 2, 2], |c, t, i, j| c * 8 + (t * 2 + i) * 2 + j)? {
+/// Channels into space and time: (b, f, h, w, 8 c) -> (b, 2 f, 2 h, 2 w, c), channel = c 8 + (t 2 + i) 2 + j; and `skip`, whose
+/// channels then are fewer and stand side by side as often as they fit in.
+fn unfold(x: &Tensor, skip: Option<&Tensor>) -> Result<Tensor> {
+    if let Some(y) = spread(x, [2, 2, 2], skip, |c, t, i, j| c * 8 + (t * 2 + i) * 2 + j)? {
         return Ok(y);
     }
     let (b, f, h, w, c) = x.dims5()?;
-    let c = c / 8;
-    x.reshape(vec![b, f, h, w, c, 2, 2, 2])?
-        .permute(vec![0, 1, 5, 2, 6, 3, 7, 4])? // (b, f, t, h, i, w, j, c)
-        .reshape((b, 2 * f, 2 * h, 2 * w, c))
+    let y = x.reshape(vec![b, f, h, w, c / 8, 2, 2, 2])?.permute(vec![0, 1, 5, 2, 6, 3, 7, 4])?; // (b, f, t, h, i, w, j, c)
+    let y = y.reshape((b, 2 * f, 2 * h, 2 * w, c / 8))?;
+    match skip {
+        Some(skip) => y + Tensor::cat(&vec![unfold(skip, None)?; c / skip.dim(4)?], 4)?,
+        None => Ok(y),
+    }
 }

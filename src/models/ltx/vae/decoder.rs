@@ -265,7 +265,7 @@ impl Decoder {
     fn unpatch(&self, x: &Tensor) -> Result<Tensor> {
         let (b, f, h, w, _) = x.dims5()?;
         let p = self.patch_size;
-        if let Some(y) = spread(x, [1, p, p], |c, _, i, j| c * p * p + j * p + i)? {
+        if let Some(y) = spread(x, [1, p, p], None, |c, _, i, j| c * p * p + j * p + i)? {
             return Ok(y);
         }
         x.reshape(vec![b, f, h, w, 3, p, p])? // (b, f, h, w, c, j, i)

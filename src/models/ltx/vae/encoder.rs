@@ -2,6 +2,7 @@
 
 use super::blocks::{Downsampler, Kind, Resnet, Resnets, TimeConv, pixel_norm};
 use crate::models::ltx::config::{Down, DownBlock, VaeConfig};
+use crate::nn::spread::gather;
 use crate::nn::stream::{FRAMES, Stream};
 use crate::nn::vars::Vars;
 use crate::noise::Noise;
@@ -163,6 +164,9 @@ impl Encoder {
     fn patch(&self, x: &Tensor) -> Result<Tensor> {
         let (b, f, h, w, c) = x.dims5()?;
         let p = self.patch_size;
+        if let Some(y) = gather(x, [1, p, p], 1, |c, _, i, j| c * p * p + j * p + i)? {
+            return Ok(y);
+        }
         x.reshape(vec![b, f, h / p, p, w / p, p, c])? // (b, f, h, i, w, j, c)
             .permute(vec![0, 1, 2, 4, 6, 5, 3])? // (b, f, h, w, c, j, i)
             .reshape((b, f, h / p, w / p, c * p * p))
