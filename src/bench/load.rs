@@ -6,7 +6,7 @@ use crate::device::{Compute, Quantize};
 use crate::geometry::Geometry;
 use crate::models::ltx::config::{TransformerConfig, VaeConfig};
 use crate::nn::kernel::blocks::Blocks;
-use crate::nn::kernel::int8::{self, Form};
+use crate::nn::kernel::int8;
 use crate::nn::kernel::{Math, peak};
 use crate::nn::vars::Vars;
 use crate::text::t5::T5Config;
@@ -32,9 +32,7 @@ impl Way {
 
     /// Whether a CPU multiplies in whole numbers: only rows that are whole blocks, which nearly all are.
     fn is_whole(self) -> bool {
-        self.whole
-            && self.math == Math::Bf16
-            && self.blocks.and_then(Form::of).is_some_and(|form| int8::fits(form, form.block().0))
+        self.whole && self.math == Math::Bf16 && self.blocks.is_some_and(|kind| int8::fits(kind, kind.values()))
     }
 
     pub fn name(self) -> &'static str {

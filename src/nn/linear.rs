@@ -1,6 +1,6 @@
 //! The dense layer, with what may follow it.
 
-use super::kernel::int8::{self, Activations, Form, Quantised};
+use super::kernel::int8::{self, Activations, Quantised};
 use super::kernel::memory::filled;
 use super::kernel::micro::{Element, Kernel};
 use super::kernel::pack::Rows;
@@ -222,8 +222,7 @@ struct Run<'a> {
 /// A matrix's rows, if its products are made in whole numbers.
 fn whole_numbers<'a>(rows: Rows<'a>, matrix: &Matrix) -> Option<Quantised<'a>> {
     let Rows::Blocks { kind, bytes } = rows else { return None };
-    let form = Form::of(kind).filter(|form| matrix.is_whole() && int8::fits(*form, matrix.inputs))?;
-    Some(Quantised { form, bytes })
+    (matrix.is_whole() && int8::fits(kind, matrix.inputs)).then_some(Quantised { kind, bytes })
 }
 
 impl Run<'_> {

@@ -246,21 +246,27 @@ fn q3k(block: &[u8; 110], group: usize, out: &mut Group) {
     }
 }
 
-/// Scale and minimum of a group of Q4_K and Q5_K, six bits each.
+/// Scales and minima of the eight groups of Q4_K and Q5_K, six bits each.
 #[inline(always)]
-pub(super) fn six_bits(scales: &[u8; 12], group: usize) -> (u8, u8) {
-    if group < 4 {
-        (scales[group] & 63, scales[group + 4] & 63)
-    } else {
-        let both = scales[group + 4];
-        (both & 15 | scales[group - 4] >> 6 << 4, both >> 4 | scales[group] >> 6 << 4)
-    }
+pub(super) fn six_bits(x: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
+    let word = |i: usize| u32::from_le_bytes([x[i], x[i + 1], x[i + 2], x[i + 3]]);
+    let (a, b, c) = (word(0), word(4), word(8));
+    let join = |low: u32, high: u32| {
+        let mut all = [0; 8];
+        all[..4].copy_from_slice(&low.to_le_bytes());
+        all[4..].copy_from_slice(&high.to_le_bytes());
+        all
+    };
+    let (six, four, two) = (0x3f3f_3f3f, 0x0f0f_0f0f, 0x3030_3030);
+    let scales = join(a & six, (c & four) | (a >> 2 & two));
+    let minima = join(b & six, (c >> 4 & four) | (b >> 2 & two));
+    (scales, minima)
 }
 
 #[inline(always)]
 fn q4k(block: &[u8; 144], group: usize, out: &mut Group) {
-    let (scale, min) = six_bits(part(block, 4), group);
-    let (d, m) = (half(block, 0) * scale as f32, half(block, 2) * min as f32);
+    let (scales, minima) = six_bits(part(block, 4));
+    let (d, m) = (half(block, 0) * scales[group] as f32, half(block, 2) * minima[group] as f32);
     let q = part::<32>(block, 16 + group / 2 * 32);
     let shift = 4 * (group % 2);
     for i in 0..GROUP {
@@ -270,8 +276,8 @@ fn q4k(block: &[u8; 144], group: usize, out: &mut Group) {
 
 #[inline(always)]
 fn q5k(block: &[u8; 176], group: usize, out: &mut Group) {
-    let (scale, min) = six_bits(part(block, 4), group);
-    let (d, m) = (half(block, 0) * scale as f32, half(block, 2) * min as f32);
+    let (scales, minima) = six_bits(part(block, 4));
+    let (d, m) = (half(block, 0) * scales[group] as f32, half(block, 2) * minima[group] as f32);
     let (high, q) = (part::<32>(block, 16), part::<32>(block, 48 + group / 2 * 32));
     let shift = 4 * (group % 2);
     for i in 0..GROUP {

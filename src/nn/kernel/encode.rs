@@ -198,9 +198,9 @@ fn q4k(x: &[f32], out: &mut [u8]) {
     }
     out[4..16].copy_from_slice(&scales);
     let quants = &mut out[16..];
+    let (scales, shifts) = six_bits(&scales);
     for (group, x) in x.chunks_exact(32).enumerate() {
-        let (scale, shift) = six_bits(&scales, group);
-        let (scale, shift) = (d * scale as f32, min * shift as f32);
+        let (scale, shift) = (d * scales[group] as f32, min * shifts[group] as f32);
         let steps = if scale > 0.0 { scale.recip() } else { 0.0 };
         let quants = &mut quants[group / 2 * 32..][..32];
         for (q, x) in quants.iter_mut().zip(x) {

@@ -29,52 +29,26 @@ pub struct Block {
     total: f32,
 }
 
-/// How weights lie in their file, as ggml has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// 32 values: f16 scale, 32 i8.
-    Q8_0,
-    /// 256 values: f16 scale and offset, 6-bit scale and offset for each 32, 4-bit values.
-    Q4K,
-}
+/// The formats that are multiplied here.
+pub const KINDS: [Blocks; 2] = [Blocks::Q8_0, Blocks::Q4K];
 
-impl Form {
-    /// The blocks that are multiplied here; `None` for the others.
-    pub fn of(kind: Blocks) -> Option<Self> {
-        match kind {
-            Blocks::Q8_0 => Some(Form::Q8_0),
-            Blocks::Q4K => Some(Form::Q4K),
-            _ => None,
-        }
-    }
-
-    /// Values and bytes of a block.
-    pub fn block(self) -> (usize, usize) {
-        let kind = match self {
-            Form::Q8_0 => Blocks::Q8_0,
-            Form::Q4K => Blocks::Q4K,
-        };
-        (kind.values(), kind.bytes())
-    }
-}
-
-/// Quantised rows, one after the other.
+/// Rows of blocks, one after the other.
 #[derive(Clone, Copy)]
 pub struct Quantised<'a> {
-    pub form: Form,
+    /// One of [`KINDS`].
+    pub kind: Blocks,
     pub bytes: &'a [u8],
 }
 
 impl Quantised<'_> {
     /// Bytes of `blocks` times 32 values.
     fn size(self, blocks: usize) -> usize {
-        let (values, bytes) = self.form.block();
-        blocks * BLOCK / values * bytes
+        self.kind.size(blocks * BLOCK)
     }
 
     /// Whether there are `n` rows of `blocks` times 32 values.
     fn hold(self, n: usize, blocks: usize) -> bool {
-        (blocks * BLOCK).is_multiple_of(self.form.block().0) && self.bytes.len() >= n * self.size(blocks)
+        (blocks * BLOCK).is_multiple_of(self.kind.values()) && self.bytes.len() >= n * self.size(blocks)
     }
 
     /// Where a block of a row lies, or would lie.
@@ -120,9 +94,9 @@ impl Dot {
     }
 }
 
-/// Whether products with rows of `k` values in this form can be made here.
-pub fn fits(form: Form, k: usize) -> bool {
-    Dot::best().is_some() && k > 0 && k.is_multiple_of(form.block().0)
+/// Whether products with rows of `k` values in these blocks can be made here.
+pub fn fits(kind: Blocks, k: usize) -> bool {
+    KINDS.contains(&kind) && Dot::best().is_some() && k > 0 && k.is_multiple_of(kind.values())
 }
 
 /// Rows of activations, of f32 or bf16.
@@ -158,15 +132,16 @@ pub fn product_on<E: Element, T: Element>(
     y: &mut [MaybeUninit<T>],
     apart: usize,
 ) {
-    assert!(fits(weights.form, x.k), "int8: rows of {} values in {:?}", x.k, weights.form);
+    assert!(fits(weights.kind, x.k), "int8: rows of {} values in {:?}", x.k, weights.kind);
     #[cfg(target_arch = "x86_64")]
-    match (dot, weights.form) {
-        (Dot::Avx512, Form::Q8_0) => run::<avx512::Vnni<false>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::Avx512, Form::Q4K) => run::<avx512::Vnni<true>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::Avx512Half, Form::Q8_0) => run::<avx2::Evex<false>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::Avx512Half, Form::Q4K) => run::<avx2::Evex<true>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::AvxVnni, Form::Q8_0) => run::<avx2::Vex<false>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::AvxVnni, Form::Q4K) => run::<avx2::Vex<true>, E, T>(x, weights, n, finish, y, apart),
+    match (dot, weights.kind) {
+        (Dot::Avx512, Blocks::Q8_0) => run::<avx512::Vnni<false>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::Avx512, Blocks::Q4K) => run::<avx512::Vnni<true>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::Avx512Half, Blocks::Q8_0) => run::<avx2::Evex<false>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::Avx512Half, Blocks::Q4K) => run::<avx2::Evex<true>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::AvxVnni, Blocks::Q8_0) => run::<avx2::Vex<false>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::AvxVnni, Blocks::Q4K) => run::<avx2::Vex<true>, E, T>(x, weights, n, finish, y, apart),
+        (_, kind) => unreachable!("`fits` says no to {kind:?}"),
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
@@ -215,19 +190,3 @@ trait Bytes: Micro<Elem = Block> {
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-
-/// Eight scales and eight offsets of six bits each.
-fn six_bits(x: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
-    let word = |i: usize| u32::from_le_bytes([x[i], x[i + 1], x[i + 2], x[i + 3]]);
-    let (a, b, c) = (word(0), word(4), word(8));
-    let join = |low: u32, high: u32| {
-        let mut all = [0; 8];
-        all[..4].copy_from_slice(&low.to_le_bytes());
-        all[4..].copy_from_slice(&high.to_le_bytes());
-        all
-    };
-    let (six, four, two) = (0x3f3f_3f3f, 0x0f0f_0f0f, 0x3030_3030);
-    let scales = join(a & six, (c & four) | (a >> 2 & two));
-    let offsets = join(b & six, (c >> 4 & four) | (b >> 2 & two));
-    (scales, offsets)
-}

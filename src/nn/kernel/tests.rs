@@ -3,7 +3,8 @@
 mod pairs;
 
 use super::attend::{self, Heads};
-use super::int8::{self, Activations, Dot, Form, Quantised};
+use super::blocks::Blocks;
+use super::int8::{self, Activations, Dot, KINDS, Quantised};
 use super::memory::filled;
 use super::micro::{Element, Kernel};
 use super::pack::Rows;
@@ -135,35 +136,35 @@ fn rounded(x: &[f32]) -> Vec<f64> {
 #[test]
 fn quantised_products_of_no_numbers() {
     for dot in Dot::all() {
-        for form in [Form::Q8_0, Form::Q4K] {
+        for kind in KINDS {
             for (lost, value) in [(3, f32::NAN), (29, f32::NAN), (40, f32::INFINITY)] {
                 let (k, n) = (256, 5);
                 let mut x = values(2 * k, 1);
                 x[lost] = value;
-                let (bytes, _) = quantised(form, n, k);
-                let (x, weights) = (Activations { x: &x, stride: k, rows: 2, k }, Quantised { form, bytes: &bytes });
+                let (bytes, _) = quantised(kind, n, k);
+                let (x, weights) = (Activations { x: &x, stride: k, rows: 2, k }, Quantised { kind, bytes: &bytes });
                 let run = |y: &mut [_]| int8::product_on(dot, &x, weights, n, Finish::default(), y, n);
                 // SAFETY: a product writes all of its result.
                 let y: Vec<f32> = unsafe { filled(2 * n, run) };
-                assert!(y[..n].iter().all(|y| !y.is_finite()), "{form:?} by {dot:?}: {y:?}");
-                assert!(y[n..].iter().all(|y| y.is_finite()), "{form:?} by {dot:?}: {y:?}");
+                assert!(y[..n].iter().all(|y| !y.is_finite()), "{kind:?} by {dot:?}: {y:?}");
+                assert!(y[n..].iter().all(|y| y.is_finite()), "{kind:?} by {dot:?}: {y:?}");
             }
         }
     }
 }
 
 /// Some rows of (k) in ggml's form, and what they stand for.
-fn quantised(form: Form, n: usize, k: usize) -> (Vec<u8>, Vec<f64>) {
-    let (count, size) = form.block();
+fn quantised(kind: Blocks, n: usize, k: usize) -> (Vec<u8>, Vec<f64>) {
+    let (count, size) = (kind.values(), kind.bytes());
     let mut bits = values(n * k / count * size, 11).into_iter().map(|x| (x * 1e4) as i32 as u8);
     let (mut bytes, mut wide) = (vec![], vec![]);
     for i in 0..n * k / count {
         let mut block: Vec<u8> = bits.by_ref().take(size).collect();
         let f = |i: usize| f16::from_f32(0.003 + 0.001 * (i % 7) as f32);
         block[..2].copy_from_slice(&f(i).to_le_bytes());
-        match form {
-            Form::Q8_0 => wide.extend(block[2..].iter().map(|&q| q as i8 as f64 * f(i).to_f64())),
-            Form::Q4K => {
+        match kind {
+            Blocks::Q8_0 => wide.extend(block[2..].iter().map(|&q| q as i8 as f64 * f(i).to_f64())),
+            _ => {
                 block[2..4].copy_from_slice(&f(i + 3).to_le_bytes());
                 let s = |j: usize| block[4 + j];
                 for j in 0..8 {
@@ -184,16 +185,16 @@ fn quantised(form: Form, n: usize, k: usize) -> (Vec<u8>, Vec<f64>) {
 
 #[test]
 fn quantised_products() {
-    assert_eq!(int8::fits(Form::Q8_0, 32), !Dot::all().is_empty()); // a CPU without multiplies in f32
+    assert_eq!(int8::fits(Blocks::Q8_0, 32), !Dot::all().is_empty()); // a CPU without multiplies in f32
     for (dot, threads) in Dot::all().into_iter().flat_map(|dot| [(dot, 1), (dot, 3)]) {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         for (m, k, n) in [(1, 256, 1), (5, 512, 3), (13, 768, 37), (401, 256, 70), (29, 2048, 300), (6, 1280, 32)] {
-            for form in [Form::Q8_0, Form::Q4K] {
+            for kind in KINDS {
                 let stride = k + m;
                 let x = values(m * stride, 1);
                 let half: Vec<bf16> = x.iter().map(|x| bf16::from_f32(*x)).collect();
-                let (bytes, ws) = quantised(form, n, k);
-                let weights = Quantised { form, bytes: &bytes };
+                let (bytes, ws) = quantised(kind, n, k);
+                let weights = Quantised { kind, bytes: &bytes };
                 let (bias, whole) = (values(n, 3), values(m * n, 5));
                 let finish = Finish { bias: Some(&bias), residual: Some(&whole), ..Finish::default() };
                 let apart = n + 3;
@@ -216,7 +217,7 @@ fn quantised_products() {
                             let terms = xs.iter().zip(&ws[column * k..]).map(|(x, w)| x * w);
                             let size: f64 = terms.clone().map(f64::abs).sum::<f64>() + 1.0;
                             let want = terms.sum::<f64>() + bias[column] as f64 + whole[row * n + column] as f64;
-                            let what = format!("{form:?} by {dot:?}, {m}x{k}x{n} on {threads} threads");
+                            let what = format!("{kind:?} by {dot:?}, {m}x{k}x{n} on {threads} threads");
                             close(&what, y[row * apart + column], want, SCALED * (size + want.abs()));
                         }
                         assert!(y[row * apart + n..(row + 1) * apart].iter().all(|&pad| pad == 0.0));

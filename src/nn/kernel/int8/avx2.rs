@@ -2,11 +2,12 @@
 
 #![allow(unsafe_op_in_unsafe_fn)] // the bodies are loads, stores and intrinsics
 
+use super::super::blocks::{Blocks, six_bits};
 use super::super::micro::Element;
 use super::super::micro::Micro;
 use super::super::pack::Weights;
 use super::super::simd::ROUND;
-use super::{BLOCK, Block, Bytes, Form, Quantised, six_bits};
+use super::{BLOCK, Block, Bytes, Quantised};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
@@ -141,7 +142,7 @@ macro_rules! kernel {
 
         impl<const OFFSET: bool> Weights<$name<OFFSET>> for Quantised<'_> {
             fn hold(self, n: usize, k: usize) -> bool {
-                OFFSET == (self.form == Form::Q4K) && self.hold(n, k)
+                OFFSET == (self.kind == Blocks::Q4K) && self.hold(n, k)
             }
 
             fn address(self, row: usize, k: usize, at: usize) -> *const u8 {
@@ -220,7 +221,7 @@ fn panel(weights: Quantised, stride: usize, first: usize, n: usize, k0: usize, k
     for (block, out) in out.chunks_exact_mut(COLUMNS).take(k).enumerate() {
         // SAFETY: the sixteen blocks are larger than what is read as columns here and in the loop, and any bits are columns.
         let columns = unsafe { &mut *out.as_mut_ptr().cast::<Columns>() };
-        let (values, bytes) = weights.form.block();
+        let (values, bytes) = (weights.kind.values(), weights.kind.bytes());
         let (large, part) = ((k0 + block) * BLOCK / values, (k0 + block) % (values / BLOCK));
         for j in 0..COLUMNS {
             if first + j >= n {
@@ -229,14 +230,14 @@ fn panel(weights: Quantised, stride: usize, first: usize, n: usize, k0: usize, k
                 continue;
             }
             let x = &weights.bytes[(first + j) * row + large * bytes..][..bytes];
-            match weights.form {
-                Form::Q8_0 => {
+            match weights.kind {
+                Blocks::Q8_0 => {
                     columns.scale[j] = half(x[0], x[1]);
                     for (s, q) in x[2..].as_chunks::<4>().0.iter().enumerate() {
                         columns.q[s][j] = (u32::from_ne_bytes(*q) ^ 0x8080_8080).to_ne_bytes();
                     }
                 }
-                Form::Q4K => {
+                _ => {
                     let (scales, offsets) = six_bits(x[4..16].try_into().expect("twelve bytes"));
                     columns.scale[j] = half(x[0], x[1]) * scales[part] as f32;
                     columns.offset[j] = half(x[2], x[3]) * offsets[part] as f32;

@@ -2,10 +2,11 @@
 
 #![allow(unsafe_op_in_unsafe_fn)] // the bodies are loads, stores and intrinsics
 
+use super::super::blocks::{Blocks, six_bits};
 use super::super::micro::{Element, Micro};
 use super::super::pack::Weights;
 use super::super::simd;
-use super::{BLOCK, Block, Bytes, Form, Quantised, six_bits};
+use super::{BLOCK, Block, Bytes, Quantised};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
@@ -129,7 +130,7 @@ unsafe fn dot_blocks<const ROWS: usize, const OFFSET: bool>(
 
 impl<const OFFSET: bool> Weights<Vnni<OFFSET>> for Quantised<'_> {
     fn hold(self, n: usize, k: usize) -> bool {
-        OFFSET == (self.form == Form::Q4K) && self.hold(n, k)
+        OFFSET == (self.kind == Blocks::Q4K) && self.hold(n, k)
     }
 
     fn address(self, row: usize, k: usize, at: usize) -> *const u8 {
@@ -148,9 +149,9 @@ impl<const OFFSET: bool> Weights<Vnni<OFFSET>> for Quantised<'_> {
         let lines = &self.bytes[reach];
         // SAFETY: `count` rows of `stride` blocks, of which k0..k0 + k are wanted; `out` was asserted.
         unsafe {
-            match self.form {
-                Form::Q8_0 => panel_q8(lines.as_ptr(), row, count, k0, k, out.as_mut_ptr()),
-                Form::Q4K => panel_q4k(lines.as_ptr(), row, count, k0, k, out.as_mut_ptr()),
+            match self.kind {
+                Blocks::Q8_0 => panel_q8(lines.as_ptr(), row, count, k0, k, out.as_mut_ptr()),
+                _ => panel_q4k(lines.as_ptr(), row, count, k0, k, out.as_mut_ptr()),
             }
         }
     }
