@@ -61,6 +61,12 @@ impl Linear {
         Ok(Self { loras: vb.loras(weight.math())?, weight, bias })
     }
 
+    /// The same layer, multiplied in f32 on a CPU whatever its weights are kept in: for the few layers that cost no time and
+    /// through which everything passes.
+    pub fn in_f32(self) -> Self {
+        Self { weight: self.weight.in_f32(), ..self }
+    }
+
     /// The same layer with these added to it.
     pub fn with(self, loras: Vec<Lora>) -> Self {
         Self { loras, ..self }

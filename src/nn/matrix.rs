@@ -88,6 +88,11 @@ impl Matrix {
         Self { whole: false, ..self }
     }
 
+    /// The same matrix, multiplied in f32 on a CPU whatever it is kept in.
+    pub fn in_f32(self) -> Self {
+        Self { math: Math::F32, whole: false, ..self }
+    }
+
     /// Blocks that were made here, `outputs` rows of them; see [`Matrix::mapped`].
     pub fn made(kind: Blocks, bytes: Vec<u8>, outputs: usize, inputs: usize, blocks_in: Math) -> Self {
         Self::mapped(Arc::new(Made { bytes, kind }), outputs, inputs, blocks_in)

@@ -35,8 +35,8 @@ impl TimestepEmbedder {
     pub fn load(width: usize, vb: Vars) -> Result<Self> {
         let vb = vb.pp("timestep_embedder");
         Ok(Self {
-            linear_1: Linear::load(CHANNELS, width, true, vb.pp("linear_1"))?,
-            linear_2: Linear::load(width, width, true, vb.pp("linear_2"))?,
+            linear_1: Linear::load(CHANNELS, width, true, vb.pp("linear_1"))?.in_f32(),
+            linear_2: Linear::load(width, width, true, vb.pp("linear_2"))?.in_f32(),
             dtype: vb.dtype(),
         })
     }

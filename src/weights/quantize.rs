@@ -14,7 +14,7 @@ use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 /// Of how blocks are made; another one makes them anew.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// How a part is written to a GGUF file of its own.
 #[derive(Clone)]
@@ -41,6 +41,17 @@ pub(super) struct Cache {
 ///   embedding, which is not multiplied by here.
 const LAYERS: [&str; 2] = ["transformer_blocks.", "encoder.block."];
 
+/// Of the layers' matrices those that are kept finer than the rest: in Q8_0 where the rest is Q4_K, and as they are where it is
+/// Q8_0. Each is small or works over few rows, and what is lost in it is lost everywhere:
+/// - keys and values of the prompt, which guidance sets against those of the negative prompt, and so multiplies what was lost;
+/// - what T5's layers add to its stream, which no later layer makes good.
+/// - Source of `wo`: transformers `models/t5/modeling_t5.py`, `_keep_in_fp32_modules`, at 5.23.0.
+const FINE: [&str; 4] = [".attn2.to_k.", ".attn2.to_v.", ".SelfAttention.o.", ".DenseReluDense.wo."];
+
+/// Matrices of the transformer whose blocks are multiplied as the numbers in them: those of [`FINE`], and what cross-attention
+/// adds to the stream, ungated and of values that lie far apart in size. Rounded to eight bits it cost as much as the whole MLP.
+const NUMBERS: [&str; 3] = [".attn2.to_k.", ".attn2.to_v.", ".attn2.to_out."];
+
 impl Tensors {
     /// The same tensors, to be quantised as they are loaded.
     pub fn quantized(mut self, quantize: Option<Blocks>) -> Self {
@@ -50,7 +61,12 @@ impl Tensors {
 
     /// What a matrix becomes when it is loaded, if it is to be quantised.
     pub(super) fn becomes(&self, name: &str, entry: &Entry) -> Option<Blocks> {
-        self.quantize.filter(|kind| wanted(name, entry) && entry.shape[1].is_multiple_of(kind.values()))
+        self.wanted(name, entry).filter(|kind| entry.shape[1].is_multiple_of(kind.values()))
+    }
+
+    /// What it is to become, whether its rows allow it or not.
+    fn wanted(&self, name: &str, entry: &Entry) -> Option<Blocks> {
+        self.quantize.filter(|_| entry.shape.len() == 2 && plain(entry.dtype)).and_then(|kind| kind_of(name, kind))
     }
 
     /// Writes all of them to a GGUF file, the large matrices as blocks.
@@ -171,14 +187,22 @@ impl Tensors {
 
     /// Matrices that are to be quantised and cannot be, because their rows do not divide into blocks.
     pub fn not_quantized(&self) -> Vec<&str> {
-        let Some(kind) = self.quantize else { return vec![] };
-        let left = self.entries.iter().filter(|(name, e)| wanted(name, e) && !e.shape[1].is_multiple_of(kind.values()));
-        left.map(|(name, _)| name.as_str()).collect()
+        let left = |(name, entry): &(&String, &Entry)| {
+            self.wanted(name, entry).is_some_and(|kind| !entry.shape[1].is_multiple_of(kind.values()))
+        };
+        self.entries.iter().filter(left).map(|(name, _)| name.as_str()).collect()
     }
 }
 
-fn wanted(name: &str, entry: &Entry) -> bool {
-    entry.shape.len() == 2 && plain(entry.dtype) && is_layer(name)
+/// What the matrix of that name becomes where the layers become `kind`; `None`: it stays as it is.
+pub fn kind_of(name: &str, kind: Blocks) -> Option<Blocks> {
+    let fine = FINE.iter().any(|part| name.contains(part));
+    match kind {
+        _ if !is_layer(name) => None,
+        _ if !fine => Some(kind),
+        Blocks::Q8_0 => None,
+        _ => Some(Blocks::Q8_0),
+    }
 }
 
 /// Whether the tensor of that name, if it is a matrix, is one of the large ones.
@@ -188,10 +212,10 @@ pub fn is_layer(name: &str) -> bool {
         && LAYERS.iter().any(|layers| name.contains(layers))
 }
 
-/// Whether the blocks of that tensor are multiplied as the numbers in them, even where whole numbers are faster: those of the
-/// text encoder, which runs once a prompt and over few words, and whose activations lie far apart in size.
+/// Whether the blocks of that tensor are multiplied as the numbers in them, even where whole numbers are faster: [`NUMBERS`], and
+/// those of the text encoder, which runs once a prompt and over few words, and whose activations lie far apart in size.
 pub(super) fn in_numbers(name: &str) -> bool {
-    name.contains(LAYERS[1])
+    name.contains(LAYERS[1]) || NUMBERS.iter().any(|part| name.contains(part))
 }
 
 /// A matrix as blocks.
@@ -214,6 +238,35 @@ pub(super) fn blocks(kind: Blocks, raw: &Raw) -> candle_core::Result<Vec<u8>> {
 mod tests {
     use super::*;
     use safetensors::Dtype;
+
+    /// Which matrices become what, by their part in the model.
+    #[test]
+    fn what_becomes_blocks() {
+        let (q8, q4) = (Some(Blocks::Q8_0), Some(Blocks::Q4K));
+        let block = |part: &str| format!("transformer_blocks.7.{part}.weight");
+        let layer = |part: &str| format!("encoder.block.3.layer.{part}.weight");
+        let rough = ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_out.0"];
+        let rough = rough.into_iter().chain(["ff.net.0.proj", "ff.net.2"]).map(block);
+        let text = ["0.SelfAttention.q", "0.SelfAttention.k", "0.SelfAttention.v", "1.DenseReluDense.wi_0"].map(layer);
+        for name in rough.chain(text) {
+            assert_eq!((kind_of(&name, Blocks::Q8_0), kind_of(&name, Blocks::Q4K)), (q8, q4), "{name}");
+        }
+        let fine = ["attn2.to_k", "attn2.to_v"].map(block).into_iter();
+        for name in fine.chain(["0.SelfAttention.o", "1.DenseReluDense.wo"].map(layer)) {
+            assert_eq!((kind_of(&name, Blocks::Q8_0), kind_of(&name, Blocks::Q4K)), (None, q8), "{name}");
+            assert!(in_numbers(&name), "{name}");
+        }
+        let relative = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
+        let ends = ["proj_in.weight", "proj_out.weight", "time_embed.linear.weight", "shared.weight", relative];
+        for name in
+            ends.into_iter().chain(["caption_projection.linear_1.weight", "transformer_blocks.0.scale_shift_table"])
+        {
+            assert_eq!(kind_of(name, Blocks::Q4K), None, "{name}");
+        }
+        // what is multiplied in whole numbers
+        let numbers = ["attn1.to_q", "attn1.to_out.0", "attn2.to_q", "attn2.to_out.0", "ff.net.2"].map(block);
+        assert_eq!(numbers.map(|name| in_numbers(&name)), [false, false, false, true, false]);
+    }
 
     /// A file may begin anywhere: numbers at odd addresses become the same blocks.
     #[test]

@@ -64,13 +64,17 @@ impl Source for Random {
     }
 
     fn matrix(&self, outputs: usize, inputs: usize, name: &str, dtype: DType, device: &Device) -> Result<Matrix> {
-        match self.layers {
-            Kind::Blocks(kind) if quantize::is_layer(name) && inputs.is_multiple_of(kind.values()) => {
+        let blocks_of = match self.layers {
+            Kind::Blocks(kind) => quantize::kind_of(name, kind),
+            Kind::Plain(_) => None,
+        };
+        match blocks_of.filter(|kind| inputs.is_multiple_of(kind.values())) {
+            Some(kind) => {
                 let math = if self.stored == DType::F32 { Math::F32 } else { Math::Bf16 };
                 let made = Matrix::made(kind, blocks(kind, outputs * inputs), outputs, inputs, math);
                 (if quantize::in_numbers(name) { made.in_numbers() } else { made }).to_device(device)
             }
-            _ => Ok(Matrix::new(self.get(&Shape::from((outputs, inputs)), name, dtype, device)?)),
+            None => Ok(Matrix::new(self.get(&Shape::from((outputs, inputs)), name, dtype, device)?)),
         }
     }
 }

@@ -142,7 +142,8 @@ impl Block {
     }
 }
 
-/// The whole transformer.
+/// The whole transformer. Its ends (all but the blocks) are multiplied in f32 on a CPU, as everything passes through them and
+/// they are a thousandth of the work.
 pub struct Transformer {
     proj_in: Linear,
     time_embedder: TimestepEmbedder,
@@ -170,15 +171,15 @@ impl Transformer {
         let blocks = vb.pp("transformer_blocks");
         let resident = resident.min(config.layers);
         Ok(Self {
-            proj_in: Linear::load(config.in_channels, d, true, vb.pp("proj_in"))?,
+            proj_in: Linear::load(config.in_channels, d, true, vb.pp("proj_in"))?.in_f32(),
             time_embedder: TimestepEmbedder::load(d, vb.pp("time_embed.emb"))?,
-            time_linear: Linear::load(d, 6 * d, true, vb.pp("time_embed.linear"))?,
-            caption_1: Linear::load(config.caption_channels, d, true, vb.pp("caption_projection.linear_1"))?,
-            caption_2: Linear::load(d, d, true, vb.pp("caption_projection.linear_2"))?,
+            time_linear: Linear::load(d, 6 * d, true, vb.pp("time_embed.linear"))?.in_f32(),
+            caption_1: Linear::load(config.caption_channels, d, true, vb.pp("caption_projection.linear_1"))?.in_f32(),
+            caption_2: Linear::load(d, d, true, vb.pp("caption_projection.linear_2"))?.in_f32(),
             blocks: (0..resident).map(|i| Block::load(config, blocks.pp(i.to_string()))).collect::<Result<_>>()?,
             later: (config.clone(), blocks),
             table: vb.get((2, d), "scale_shift_table")?.to_dtype(vb.dtype())?,
-            proj_out: Linear::load(d, config.out_channels, true, vb.pp("proj_out"))?,
+            proj_out: Linear::load(d, config.out_channels, true, vb.pp("proj_out"))?.in_f32(),
             width: d,
             dtype: vb.dtype(),
         })
