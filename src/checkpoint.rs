@@ -64,6 +64,8 @@ pub struct Sources<'a> {
     pub loras: &'a [Lora],
     /// A folder to keep what was quantised in.
     pub quantize_cache: Option<&'a Path>,
+    /// A folder for what is quantised and does not stay in memory, while the program runs.
+    pub quantize_scratch: Option<&'a Path>,
 }
 
 /// A checkpoint's parts before they are put together.
@@ -197,10 +199,12 @@ impl Checkpoint {
         }
         let (mut for_transformer, mut for_text) =
             (parts.transformer.1.quantized(quantize).with_loras(loras)?, text.1.quantized(quantize));
+        let form = || transformer_form(&parts.transformer.0, parts.allowed_sigmas.as_deref());
         if let Some(folder) = sources.quantize_cache {
-            let form = transformer_form(&parts.transformer.0, parts.allowed_sigmas.as_deref());
-            for_transformer = for_transformer.with_cache(folder, form)?;
+            for_transformer = for_transformer.with_cache(folder, form())?;
             for_text = for_text.with_cache(folder, text_form(&text.0))?;
+        } else if let Some(folder) = sources.quantize_scratch {
+            for_transformer = for_transformer.with_scratch(folder, form());
         }
         Ok(Self {
             name: model.to_string(),

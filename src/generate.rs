@@ -12,7 +12,7 @@ use crate::geometry::{Extent, Geometry};
 use crate::inputs::{self, Held};
 use crate::models::ltx::Convention;
 use crate::outlook::{self, Outlook};
-use crate::plan::{self, Model, Plan, Report, Stage};
+use crate::plan::{self, Encoder, Model, Plan, Report, Stage};
 use crate::progress::{Mode, Progress, human_seconds};
 use crate::request::{Request, Settings, default_size};
 use crate::stages::Stages;
@@ -27,6 +27,7 @@ use candle_core::Tensor;
 use remarks::{idle_flags, say_quantized};
 use serde_json::json;
 use shots::{Shot, shots};
+use std::path::Path;
 use std::time::Instant;
 
 /// The model that is part of the program.
@@ -58,6 +59,8 @@ pub struct Opened {
     pub checkpoint: Checkpoint,
     compute: Compute,
     pub convention: Convention,
+    /// The text encoder that was chosen, where none was named.
+    encoder: Option<Encoder>,
 }
 
 impl Opened {
@@ -71,7 +74,13 @@ impl Opened {
     pub fn with(request: &Request, compute: Compute, progress: &Progress) -> Result<Self> {
         request.check()?;
         let model = request.model.as_deref().unwrap_or(DEFAULT_MODEL);
-        let checkpoint = Checkpoint::open(&request.sources(model))?;
+        let encoder = outlook::encoder(request, &compute)?.filter(|encoder| encoder.here);
+        let mut sources = request.sources(model);
+        sources.text_encoder = sources.text_encoder.or(encoder.as_ref().map(|encoder| Path::new(&encoder.entry.name)));
+        let checkpoint = Checkpoint::open(&sources)?;
+        if let Some(encoder) = encoder.as_ref().filter(|encoder| encoder.why.is_some()) {
+            progress.note(&format!("text encoder: {}", encoder.told()));
+        }
         if let Some(quantize) = request.quantize {
             say_quantized(&checkpoint, quantize, progress);
         }
@@ -86,7 +95,7 @@ impl Opened {
                 "`{model}` is not in the catalogue: diffusers' defaults of the `{convention}` convention"
             ));
         }
-        Ok(Self { checkpoint, compute, convention })
+        Ok(Self { checkpoint, compute, convention, encoder })
     }
 
     pub fn geometry(&self) -> Geometry {
@@ -117,7 +126,7 @@ impl Take {
         direction: Direction,
         progress: &Progress,
     ) -> Result<Self> {
-        let Opened { checkpoint, compute, convention } = opened;
+        let Opened { checkpoint, compute, convention, encoder } = opened;
         let seed = request.seed.unwrap_or_else(fresh_seed);
         let defaults = checkpoint.run_defaults();
         let allowed = checkpoint.allowed_sigmas.as_deref();
@@ -148,6 +157,7 @@ impl Take {
             None => vec![legal],
         };
         let mut model = Model::of(&checkpoint, &compute);
+        model.text_encoder = encoder.map(|encoder| encoder.told());
         model.upscaler = upscaler.as_ref().map(Upscaler::size);
         // before anything of that size is made
         shots.iter_mut().try_for_each(|shot| shot.cut(settings.window, &[], geometry, direction))?;

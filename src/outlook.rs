@@ -11,7 +11,7 @@ use crate::inputs::Held;
 use crate::models::ltx::Convention;
 use crate::models::ltx::vae::Pace;
 use crate::passes::{Levels, Pass};
-use crate::plan::{self, Budget, Choices, Model, Plan, Report, Stage, Task};
+use crate::plan::{self, Budget, Choices, Encoder, Model, Plan, Report, Requantised, Stage, Task};
 use crate::progress::{Mode, Progress, human_bytes};
 use crate::request::{Request, Settings};
 use crate::sampler::Schedule;
@@ -113,7 +113,7 @@ impl Outlook {
         let needs = plan::needs(&model, &task, &choices, compute);
         let device = if compute.device.is_cpu() { "cpu" } else { "gpu" }.to_string();
         Ok(Self {
-            plan: Plan { task, needs, choices, budget },
+            plan: Plan { task, needs, choices, budget, requantised: Requantised::of(&model, &choices) },
             model,
             device,
             refusal,
@@ -156,6 +156,7 @@ impl Outlook {
             threads: rayon::current_num_threads(),
             operand: match stage {
                 Stage::Text => text,
+                Stage::Denoise if self.model.whole => 1,
                 Stage::Denoise => transformer,
                 Stage::Encode | Stage::Decode => vae,
             },
@@ -203,15 +204,36 @@ impl Outlook {
             downloads: vec![],
             seconds: self.plan.needs.iter().map(|need| forecast(need.stage)).collect(),
             refusal: self.refusal.clone(),
+            encoder: self.model.text_encoder.clone(),
         }
     }
 }
 
+/// The text encoder that a run takes where none is named: see [`plan::encoder`]. `None` where one is named, and where the model is
+/// none of the catalogue's.
+pub fn encoder(request: &Request, compute: &Compute) -> Result<Option<Encoder>> {
+    let name = request.model.as_deref().unwrap_or(DEFAULT_MODEL);
+    let entry = catalogue::named(name).filter(|entry| entry.kind == Kind::Model && !entry.embedded);
+    let Some(entry) = entry.filter(|_| request.text_encoder.is_none()) else { return Ok(None) };
+    let store = Store::from_env()?;
+    let old = entry.matches.as_ref().is_some_and(|known| matches!(known.vae.as_deref(), Some("0.9.0" | "0.9.1")));
+    let own = if old { Convention::Text } else { Convention::Condition };
+    let convention = request.convention.unwrap_or(own);
+    let tokenizer = Tokenizer::builtin_t5()?; // that of nearly all; for this it is near enough
+    let negative = request.negative.as_deref().or(entry.run.negative.as_deref());
+    let texts = request.prompt_at.iter().map(|scene| scene.prompt.as_str()).chain(negative);
+    let texts = std::iter::once(request.prompt.as_str()).chain(texts);
+    let tokens = |text| Ok(convention.encoded_tokens(tokenizer.encode(text, convention.max_tokens())?.ids.len()));
+    let prompts = texts.map(tokens).collect::<Result<Vec<usize>>>()?;
+    Ok(plan::encoder(entry, &prompts, |entry| store.find(entry), budget(request, compute), compute))
+}
+
 /// The catalogue's entry that a request names, and which of its files are not here.
-fn absent(request: &Request) -> Result<Option<(&'static Entry, Vec<&'static Entry>)>> {
+/// - `encoder`: the text encoder that is taken, where none is named.
+fn absent(request: &Request, encoder: Option<&'static Entry>) -> Result<Option<(&'static Entry, Vec<&'static Entry>)>> {
     let name = request.model.as_deref().unwrap_or(DEFAULT_MODEL);
     let Some(entry) = catalogue::find(name).ok().filter(|entry| !entry.embedded) else { return Ok(None) };
-    let parts = Store::from_env()?.parts(entry, None);
+    let parts = Store::from_env()?.parts(entry, encoder);
     let given = |kind: Kind| match kind {
         Kind::TextEncoder => request.text_encoder.is_some(),
         Kind::Upscaler => request.upscaler.is_some() || !entry.run.in_two_passes(),
@@ -226,10 +248,13 @@ fn absent(request: &Request) -> Result<Option<(&'static Entry, Vec<&'static Entr
 /// - `None` where the model is here, or is no name of the catalogue.
 /// - Errors are the user's to mend: flags and sizes.
 pub fn of_absent(request: &Request) -> Result<Option<(Plan, Report)>> {
-    let Some((entry, missing)) = absent(request)? else { return Ok(None) };
-    request.check()?;
     let compute = crate::device::open(request.device.as_deref().unwrap_or("auto"), request.dtype)?;
-    let mut model = Model::of_entry(entry, &compute)?;
+    let encoder = encoder(request, &compute)?;
+    let taken = encoder.as_ref().map(|encoder| encoder.entry);
+    let Some((entry, missing)) = absent(request, taken)? else { return Ok(None) };
+    request.check()?;
+    let mut model = Model::of_entry(entry, taken, &compute)?;
+    model.text_encoder = encoder.map(|encoder| encoder.told());
     let two = request.upscaler.as_deref().map_or(entry.run.in_two_passes(), |path| path != "none");
     let upscaler = entry.upscaler.as_deref().and_then(catalogue::named).and_then(Entry::size);
     model.upscaler = two.then_some((upscaler.unwrap_or(0), UPSCALER_WIDTH));

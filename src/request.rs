@@ -33,6 +33,9 @@ pub struct Request {
     /// A folder of this machine to keep what was quantised in.
     #[serde(skip)]
     pub quantize_cache: Option<PathBuf>,
+    /// A folder of this machine for what is quantised and does not stay in memory, while the program runs.
+    #[serde(skip)]
+    pub quantize_scratch: Option<PathBuf>,
     pub lora: Vec<Lora>,
     pub convention: Option<Convention>,
     pub negative: Option<String>,
@@ -146,6 +149,7 @@ impl Request {
             quantize: self.quantize,
             loras: &self.lora,
             quantize_cache: self.quantize_cache.as_deref(),
+            quantize_scratch: self.quantize_scratch.as_deref(),
         }
     }
 

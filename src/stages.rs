@@ -37,7 +37,7 @@ impl Stages<'_> {
     /// Text vectors of each prompt: (1, real tokens, channels).
     pub fn encode_text(&self, prompts: &[Vec<u32>]) -> Result<Vec<Tensor>> {
         let (config, tensors) = &self.checkpoint.text;
-        let tensors = self.quantized(tensors)?;
+        let tensors = self.quantized(tensors, false)?;
         let t5 = T5::load(config, tensors.load(self.compute.stored, self.compute.dtype, &self.compute.device))?;
         let mut stage = self.progress.stage("text", config.layers * prompts.len());
         let padded = |ids: &Vec<u32>| {
@@ -56,10 +56,10 @@ impl Stages<'_> {
         Ok(contexts)
     }
 
-    /// Tensors from where quantised ones are kept, if they are to be kept.
-    fn quantized(&self, tensors: &Tensors) -> Result<Tensors> {
+    /// Tensors from where quantised ones are kept, if they are to be kept: for later runs, or (`scratch`) for this one.
+    fn quantized(&self, tensors: &Tensors, scratch: bool) -> Result<Tensors> {
         let mut stage = None;
-        let tensors = tensors.through_cache(|count| {
+        let tensors = tensors.through_file(scratch, |count| {
             let stage = stage.insert(self.progress.stage("quantise", count));
             || stage.advance(1)
         })?;
@@ -143,7 +143,7 @@ impl Stages<'_> {
     pub fn denoiser(&self, positive: &[Tensor], negative: Option<&Tensor>) -> Result<Denoiser<'_>> {
         let Compute { device, stored, dtype } = &self.compute;
         let (config, tensors) = &self.checkpoint.transformer;
-        let tensors = self.quantized(tensors)?;
+        let tensors = self.quantized(tensors, self.choices.scratch)?;
         let weights = tensors.load(*stored, *dtype, device);
         let transformer = Transformer::load_part(config, weights, self.choices.resident)?;
         let positive = positive.iter().map(|text| transformer.context(text)).collect::<candle_core::Result<_>>()?;

@@ -146,3 +146,46 @@ fn files_and_caches_give_the_same_bytes() {
     assert!(!run("q8_0").1);
     assert_eq!(kept(), 6);
 }
+
+/// Blocks that do not stay in memory are quantised once, into a file that nobody sees again; and the clip is the same.
+#[test]
+#[cfg(unix)]
+fn blocks_that_come_and_go_are_quantised_once() {
+    let scratch = Scratch::new("anew");
+    let cache = scratch.path("cache");
+    let run = |more: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_reel"));
+        command.args(["generate", "a red ball on the sand", "--model", "tiny", "--quantize", "q8_0"]);
+        // so many tokens and such small tiles that denoising takes most
+        command.args(["--size", "320x256", "--frames", "17", "--steps", "1", "--seed", "7", "--guidance", "1"]);
+        command.args(["--vae-tile", "64x64"]).args(more).env("XDG_CACHE_HOME", &cache);
+        command.env("XDG_STATE_HOME", scratch.path("state")).env_remove("REEL_MODEL");
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output
+    };
+    let plan = |memory: u64| -> serde_json::Value {
+        let memory = memory.to_string();
+        serde_json::from_slice(&run(&["--dry-run", "--json", "--memory", &memory]).stdout).unwrap()
+    };
+    let most = plan(8 << 30)["memory"].as_u64().unwrap();
+    let cut = (1..150).map(|i| most - i * (most / 200)).find(|&memory| {
+        let plan = plan(memory);
+        plan["fits"] == true && plan["resident_blocks"].as_u64() < plan["blocks"].as_u64()
+    });
+    let cut = cut.expect("no memory lets blocks come and go").to_string();
+    let table = run(&["--dry-run", "--memory", &cut]).stdout;
+    let table = String::from_utf8(table).unwrap();
+    assert!(table.contains("quantised once, into") && table.contains(&cache), "{table}");
+    let clip = |name: &str, more: &[&str]| {
+        let out = scratch.path(name);
+        let said = run(&[&["--progress", "json", "-o", &out], more].concat()).stderr;
+        let made = String::from_utf8(said).unwrap().lines().filter(|line| line.contains("\"quantise\"")).count();
+        (std::fs::read(out).unwrap(), made > 0)
+    };
+    let (whole, streamed) = (clip("a.png", &[]), clip("b.png", &["--memory", &cut]));
+    assert_eq!((whole.1, streamed.1), (false, true));
+    assert!(whole.0 == streamed.0);
+    let left: Vec<_> = std::fs::read_dir(format!("{cache}/reel")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}

@@ -108,7 +108,7 @@ pub(super) fn vae_beside(model: &Path, what: &str) -> Result<PathBuf> {
 }
 
 /// `--text-encoder`, or the folder of that name in a checkpoint.
-pub(super) fn open_text_encoder(path: &Path) -> Result<(T5Config, Tensors)> {
+pub(crate) fn open_text_encoder(path: &Path) -> Result<(T5Config, Tensors)> {
     ensure!(
         path.exists(),
         "there is no text encoder at `{}`: no such file or directory\n  fix: give --text-encoder a .safetensors or .gguf file, a directory, or a name of `reel models list`",

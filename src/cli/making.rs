@@ -203,6 +203,7 @@ impl Making {
             vae: self.vae,
             quantize: self.quantize,
             quantize_cache: if self.quantize_cache { Some(cache_folder()?) } else { None },
+            quantize_scratch: cache_folder().ok(),
             lora: self.lora,
             convention: match self.convention {
                 ConventionFlag::Auto => None,

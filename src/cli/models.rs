@@ -3,6 +3,7 @@
 use super::{Common, Failure, print};
 use crate::checkpoint::parts;
 use crate::device::Quantize;
+use crate::outlook;
 use crate::progress::{Progress, human_bytes};
 use crate::request::Request;
 use crate::weights::catalogue::{self, Entry, Kind};
@@ -152,6 +153,15 @@ pub fn pull_for(request: &Request, progress: &Progress) -> Result<(), Failure> {
     let model = named(request.model.as_deref(), Kind::Model);
     let store = open()?;
     let mut parts = match (model, encoder) {
+        (Some(model), None) => {
+            let device = request.device.as_deref().unwrap_or("auto");
+            let compute = crate::device::open(device, request.dtype).map_err(Failure::BadInput)?;
+            let chosen = outlook::encoder(request, &compute).map_err(Failure::BadInput)?;
+            if let Some(chosen) = chosen.as_ref().filter(|chosen| !chosen.here && chosen.why.is_some()) {
+                progress.note(&format!("text encoder: {}", chosen.told()));
+            }
+            store.parts(model, chosen.map(|chosen| chosen.entry))
+        }
         (Some(model), encoder) => store.parts(model, encoder),
         (None, Some(encoder)) => vec![(encoder, store.find(encoder))],
         (None, None) => vec![],

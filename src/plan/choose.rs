@@ -1,7 +1,8 @@
 //! How a run is cut to fit a memory. In this order, each stage by itself, and only as far as it has to be:
 //! 1. text: always layer by layer; no choice is left. What does not fit needs a smaller text encoder.
 //! 2. denoise: as many of the transformer's blocks stay in memory as fit, from the first on; the others are opened at each
-//!    step and let go again. That costs reading them anew; nothing in the result changes.
+//!    step and let go again. That costs reading them anew; nothing in the result changes. Where they are to be quantised, that
+//!    is done once, into a file that goes with the run, if the disk has room for it.
 //! 3. encode and decode: fewer latent frames at a time, down to one; and the frames that the decoder makes of it in parts,
 //!    down to one frame. Nothing in the result changes.
 //! 4. encode and decode: overlapping tiles, halved until they fit. That changes the pictures a little where tiles meet.
@@ -58,6 +59,8 @@ pub enum Tiles {
 pub struct Choices {
     /// Blocks of the transformer that stay in memory, from the first on.
     pub resident: usize,
+    /// Whether the others are quantised once, into a file that is gone after the run, and not each time they are opened.
+    pub scratch: bool,
     pub encode: Cut,
     pub decode: Cut,
 }
@@ -67,7 +70,7 @@ impl Choices {
     pub fn plenty(model: &Model, task: &Task, tiling: Option<Tiling>) -> Self {
         let group = pixels::group(task.canvas().width, task.canvas().height, geometry(model));
         let cut = Cut { pace: Pace { group, parts: 1 }, tiling };
-        Self { resident: model.transformer.0.layers, encode: cut, decode: cut }
+        Self { resident: model.transformer.0.layers, scratch: false, encode: cut, decode: cut }
     }
 }
 
@@ -126,6 +129,7 @@ pub fn choose(
     if !fits(&choices, Stage::Denoise) {
         refuse(&choices, Stage::Denoise)?;
     }
+    choices.scratch = choices.resident < model.transformer.0.layers && model.has_room();
     let space = geometry(model).space;
     let (h, w) = (task.canvas().height / space, task.canvas().width / space);
     for stage in [Stage::Encode, Stage::Decode] {
@@ -228,7 +232,7 @@ fn choose_quietly(
     let (h, w) = (task.canvas().height / space, task.canvas().width / space);
     let mut cut = Cut { pace: Pace { group: 1, parts: MOST_PARTS }, tiling };
     loop {
-        let choices = Choices { resident: 0, encode: cut, decode: cut };
+        let choices = Choices { resident: 0, scratch: false, encode: cut, decode: cut };
         if needs(model, task, &choices, compute).iter().all(|need| need.memory() <= most) {
             return true;
         }

@@ -43,6 +43,8 @@ pub struct Widths {
     pub operand: u64,
     /// Whether the plain forms run: on a GPU.
     pub plain: bool,
+    /// Whether products in whole numbers round what they read to blocks of their own.
+    pub whole: bool,
 }
 
 /// Pictures of one layer: height, width, channels.

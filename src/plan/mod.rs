@@ -7,6 +7,7 @@
 
 mod choose;
 mod count;
+mod encoder;
 mod machine;
 mod networks;
 mod show;
@@ -14,6 +15,7 @@ mod vae;
 mod weights;
 
 pub use choose::{Budget, Choices, Tiles, choose, tiling};
+pub use encoder::{Encoder, encoder};
 pub use machine::{check_disk, forget_peak, free_disk, free_memory, least_disk, parse_size, peak_memory};
 pub use show::Report;
 pub use weights::Model;
@@ -23,7 +25,10 @@ use crate::geometry::{Extent, Geometry};
 use crate::nn::kernel::memory::{SLACK_BYTES, SLACK_SHARE};
 use crate::nn::tiles::Tiling;
 use crate::pixels::Cut;
+use crate::text::t5::T5Config;
 use count::{Count, Widths};
+use std::path::PathBuf;
+use weights::Weights;
 
 /// The program itself: code, the allocator's small blocks, threads, the writer's buffers. Measured: 38 to 46 MB.
 const PROGRAM: u64 = 44 << 20;
@@ -118,6 +123,27 @@ pub struct Plan {
     pub needs: Vec<Need>,
     pub choices: Choices,
     pub budget: Budget,
+    /// How blocks that are opened at each step are quantised, where they are.
+    pub requantised: Option<Requantised>,
+}
+
+/// Blocks that are quantised as they are loaded and do not stay in memory.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Requantised {
+    /// Once, into a file of so many bytes in that folder, which goes with the run.
+    Once(u64, PathBuf),
+    /// Each time they are opened: there is no room for the file.
+    EachTime,
+}
+
+impl Requantised {
+    pub fn of(model: &Model, choices: &Choices) -> Option<Self> {
+        if choices.resident >= model.transformer.0.layers || !model.quantised_anew {
+            return None;
+        }
+        let folder = model.scratch.clone().filter(|_| choices.scratch);
+        Some(folder.map_or(Self::EachTime, |folder| Self::Once(model.transformer.1.total(), folder)))
+    }
 }
 
 impl Plan {
@@ -133,7 +159,7 @@ impl Plan {
 
 /// How wide numbers are in a network whose products read `operand` bytes.
 fn widths(compute: &Compute, operand: u64) -> Widths {
-    Widths { activation: compute.dtype.size_in_bytes() as u64, operand, plain: !compute.device.is_cpu() }
+    Widths { activation: compute.dtype.size_in_bytes() as u64, operand, plain: !compute.device.is_cpu(), whole: false }
 }
 
 /// What each stage takes with these choices.
@@ -185,8 +211,20 @@ fn latents(model: &Model, task: &Task) -> u64 {
 
 fn text(model: &Model, task: &Task, compute: &Compute) -> Need {
     let (config, weights) = &model.text;
-    let Count { peak, operations, .. } = networks::text(config, &task.prompts, widths(compute, model.operands[1]));
-    let held = pictures(task) + vectors(model, task, compute);
+    of_text(config, weights, model.operands[1], &task.prompts, pictures(task) + vectors(model, task, compute), compute)
+}
+
+/// What a text encoder takes.
+/// - `prompts`: tokens of each. `held`: bytes of what comes from earlier stages and goes to later ones.
+fn of_text(
+    config: &T5Config,
+    weights: &Weights,
+    operand: u64,
+    prompts: &[usize],
+    held: u64,
+    compute: &Compute,
+) -> Need {
+    let Count { peak, operations, .. } = networks::text(config, prompts, widths(compute, operand));
     Need { stage: Stage::Text, weights: weights.with_layers(0), live: peak, held, operations }
 }
 
@@ -209,7 +247,7 @@ fn encode(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> N
 
 fn denoise(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> Need {
     let (config, weights) = &model.transformer;
-    let widths = widths(compute, model.operands[0]);
+    let widths = Widths { whole: model.whole, ..widths(compute, model.operands[0]) };
     let text = task.prompts.iter().copied().max().unwrap_or(0);
     let (mut peak, mut operations) = (0, 0);
     for &(tokens, steps) in &task.windows {

@@ -2,6 +2,7 @@
 
 use super::count::{Count, Widths};
 use crate::models::ltx::config::TransformerConfig;
+use crate::nn::kernel::int8;
 use crate::nn::kernel::memory::taken;
 use crate::text::t5::T5Config;
 
@@ -14,7 +15,7 @@ const ROW: u64 = 64 << 10;
 /// One pass of the transformer over `tokens` tokens and a prompt of `text`.
 pub fn transformer(config: &TransformerConfig, tokens: usize, text: usize, widths: Widths) -> Count {
     let (n, m, d) = (tokens as u64, text as u64, config.width() as u64);
-    let Widths { activation: a, operand: e, plain } = widths;
+    let Widths { activation: a, operand: e, plain, whole } = widths;
     let mut count = Count::default();
     let latents = taken(n * config.in_channels as u64 * 4);
     count.take_blocks(4 * latents); // state and noise, velocities of the two prompts
@@ -25,8 +26,10 @@ pub fn transformer(config: &TransformerConfig, tokens: usize, text: usize, width
     // attention: what the norm hands on; queries, keys, values; both turned, keys and values once more as panels; the answer
     let panels = if plain { PLAIN_SCORES * a + 6 * stream } else { 5 * narrow };
     let attention = narrow + 2 * stream + narrow + panels;
-    // the MLP, while the stream is there as it came, after the first attention and after the second
-    let mlp = narrow + 2 * stream + taken(4 * n * d * e) + stream;
+    // the MLP, while the stream is there as it came, after the first attention and after the second; what its first layer reads
+    // is gone when its second one rounds what that reads
+    let read = if whole { narrow.max(int8::size(4 * n * d)) } else { narrow };
+    let mlp = read + 2 * stream + taken(4 * n * d * e) + stream;
     count.take_blocks(attention.max(mlp));
     let layer = 6 * n * d * d + 2 * m * d * d + 2 * n * n * d + 2 * n * m * d + 8 * n * d * d;
     let ends = n * d * (config.in_channels + config.out_channels) as u64;

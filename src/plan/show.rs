@@ -1,6 +1,6 @@
 //! A plan as `--dry-run` prints it: a table for people, or JSON.
 
-use super::{Budget, Need, Plan};
+use super::{Budget, Need, Plan, Requantised};
 use crate::geometry::Extent;
 use crate::pixels::Cut;
 use crate::progress::{human_bytes, human_seconds};
@@ -26,6 +26,8 @@ pub struct Report {
     pub seconds: Vec<Option<f64>>,
     /// Why it does not fit, and what would.
     pub refusal: Option<String>,
+    /// The text encoder that was chosen, and why, where none was named.
+    pub encoder: Option<String>,
 }
 
 impl Plan {
@@ -38,6 +40,18 @@ impl Plan {
             all.push(format!(
                 "{resident} of the transformer's {layers} blocks stay in memory, the others are opened at each step ({why})"
             ));
+            all.extend(match &self.requantised {
+                None => None,
+                Some(Requantised::Once(bytes, folder)) => Some(format!(
+                    "they are quantised once, into a file of {} in `{}` that goes with the run (--quantize-cache keeps one)",
+                    human_bytes(*bytes),
+                    folder.display()
+                )),
+                Some(Requantised::EachTime) => Some(
+                    "they are quantised anew each time, which takes longer: there is no room for a file of them (`reel models quantize` makes one)"
+                        .to_string(),
+                ),
+            });
         }
         let encodes = !self.task.held.is_empty();
         let cuts = [("encoding", self.choices.encode, encodes), ("decoding", self.choices.decode, true)];
@@ -95,6 +109,9 @@ impl Plan {
         text += &format!("\nmemory    at most {}; {}\n", human_bytes(self.memory()), self.allowed());
         for remark in self.remarks(report.layers, report.space, report.tiled) {
             text += &format!("          {remark}\n");
+        }
+        if let Some(encoder) = &report.encoder {
+            text += &format!("encoder   {encoder}\n");
         }
         if let Some(out) = &report.out {
             let disk = report.disk.map(|bytes| format!(", at least {}", human_bytes(bytes))).unwrap_or_default();
@@ -160,7 +177,7 @@ impl Plan {
             "encode": (!self.task.held.is_empty()).then(|| cut(self.choices.encode)), "decode": cut(self.choices.decode),
             "out": report.out, "disk": report.disk,
             "downloads": report.downloads.iter().map(|(name, bytes)| json!({"file": name, "bytes": bytes})).collect::<Vec<_>>(),
-            "refusal": report.refusal,
+            "refusal": report.refusal, "text_encoder": report.encoder,
         })
     }
 }

@@ -1,5 +1,6 @@
 //! What weights take in memory once they are loaded, from file headers or, for a model that is not here, from its sizes.
 
+use super::machine::free_disk;
 use crate::checkpoint::Checkpoint;
 use crate::device::Compute;
 use crate::models::ltx::config::{TransformerConfig, VaeConfig};
@@ -9,11 +10,12 @@ use crate::nn::kernel::{Math, is_half};
 use crate::nn::paired;
 use crate::nn::vars::{Source, Vars};
 use crate::text::t5::{T5, T5Config};
-use crate::weights::catalogue::Entry;
+use crate::weights::catalogue::{self, Entry};
 use crate::weights::open::{SMALL, Tensors};
 use crate::weights::random;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Shape, Tensor};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 /// Bytes of a network's weights: those of each layer that can be read by itself, and of all else.
@@ -33,6 +35,16 @@ impl Weights {
         let resident = resident.min(self.layers.len());
         let passing = self.layers[resident..].iter().max().copied().unwrap_or(0);
         self.rest + self.layers[..resident].iter().sum::<u64>() + passing
+    }
+
+    /// Of a text encoder that is here.
+    pub fn of_text(tensors: &Tensors, compute: &Compute) -> Self {
+        Self::sort(tensors.kept_bytes(compute.stored, compute.dtype), TEXT_LAYERS, "")
+    }
+
+    /// So many bytes, all of them in layers of one size.
+    pub fn even(bytes: u64, layers: usize) -> Self {
+        Self { layers: vec![bytes / layers.max(1) as u64; layers], rest: 0 }
     }
 
     /// - `prefix`: what stands before a layer's number. `within`: only weights below this prefix count.
@@ -74,6 +86,14 @@ pub struct Model {
     pub decoder: Weights,
     /// Between two passes, where there are two: bytes of the upscaler's weights, and its channels.
     pub upscaler: Option<(u64, usize)>,
+    /// The text encoder that was chosen, and why, where none was named.
+    pub text_encoder: Option<String>,
+    /// Whether the transformer's products are made in whole numbers.
+    pub whole: bool,
+    /// Where the transformer may be kept quantised while the program runs, where it is quantised as it is loaded.
+    pub scratch: Option<PathBuf>,
+    /// Whether the transformer is quantised as it is loaded, and kept nowhere.
+    pub quantised_anew: bool,
     /// Bytes of a number that products read, of the transformer, the text encoder and the VAE.
     pub operands: [u64; 3],
 }
@@ -89,18 +109,22 @@ impl Model {
         Self {
             name: checkpoint.name.clone(),
             transformer: (transformer.0.clone(), kept(&transformer.1, BLOCKS, "")),
-            text: (text.0.clone(), kept(&text.1, TEXT_LAYERS, "")),
+            text: (text.0.clone(), Weights::of_text(&text.1, compute)),
             vae: vae.0.clone(),
             encoder: kept(&vae.1, "", "encoder."),
             decoder: kept(&vae.1, "", "decoder."),
             upscaler: None,
+            text_encoder: None,
+            whole: compute.device.is_cpu() && transformer.1.is_whole(compute.stored),
+            scratch: transformer.1.scratch().map(Path::to_path_buf),
+            quantised_anew: transformer.1.quantized_count() > 0 && !transformer.1.is_cached(),
             operands: [operand(&transformer.1), operand(&text.1), operand(&vae.1)],
         }
     }
 
     /// Of a catalogue entry whose files are not here: sizes by what it matches, types as released.
-    /// - Errors on an entry whose sizes are unknown.
-    pub fn of_entry(entry: &Entry, compute: &Compute) -> Result<Self> {
+    /// - `encoder`: its text encoder. Errors on an entry whose sizes are unknown.
+    pub fn of_entry(entry: &Entry, encoder: Option<&Entry>, compute: &Compute) -> Result<Self> {
         let sizes = random::sizes();
         let config = |name: &str| sizes.iter().find(|size| size.0 == name).map(|size| size.2.clone());
         let unknown = || format!("the sizes of `{}` are not known before it is here", entry.name);
@@ -126,24 +150,42 @@ impl Model {
         let sort = |all: &[(String, u64)], prefix: &str| {
             Weights::sort(all.iter().map(|(name, kept)| (name.as_str(), *kept)), prefix, "")
         };
+        let mut of_words = sort(&of_text, TEXT_LAYERS);
+        let own_encoder = entry.text_encoder.as_deref().and_then(catalogue::named);
+        if let (Some(own), Some(taken)) = (own_encoder.and_then(Entry::size), encoder.and_then(Entry::size)) {
+            // a variant in another type: its layers are as much smaller as its file
+            of_words.layers.iter_mut().for_each(|bytes| *bytes = (*bytes as f64 * taken as f64 / own as f64) as u64);
+        }
         let half = compute.stored.unwrap_or(own) == DType::BF16;
         let product = operand(if half { Math::Bf16 } else { Math::F32 }, compute);
-        let of_words = if compute.stored == Some(DType::BF16) { Math::Bf16 } else { Math::F32 };
+        let words_in = if compute.stored == Some(DType::BF16) { Math::Bf16 } else { Math::F32 };
         Ok(Self {
             name: entry.name.clone(),
             transformer: (transformer, sort(&of_transformer, BLOCKS)),
-            text: (text, sort(&of_text, TEXT_LAYERS)),
+            text: (text, of_words),
             vae,
             encoder: sort(&of_encoder, ""),
             decoder: sort(&of_decoder, ""),
             upscaler: None,
-            operands: [product, operand(of_words, compute), product],
+            text_encoder: None,
+            whole: false,
+            scratch: None,
+            quantised_anew: false,
+            operands: [product, operand(words_in, compute), product],
         })
     }
 }
 
+impl Model {
+    /// Whether the disk has room for the quantised transformer while the program runs.
+    pub fn has_room(&self) -> bool {
+        let free = |folder: &PathBuf| free_disk(folder).unwrap_or(u64::MAX);
+        self.scratch.as_ref().is_some_and(|folder| free(folder) > self.transformer.1.total())
+    }
+}
+
 /// Bytes of a number that products read.
-fn operand(math: Math, compute: &Compute) -> u64 {
+pub(super) fn operand(math: Math, compute: &Compute) -> u64 {
     match compute.device.is_cpu() {
         true if is_half(math) => 2,
         true => 4,

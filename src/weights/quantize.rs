@@ -6,6 +6,7 @@ use super::open::{Entry, Raw, SMALL, Tensors, Type};
 use super::source::plain;
 use crate::nn::kernel::blocks::Blocks;
 use crate::nn::kernel::encode::encode;
+use crate::nn::kernel::{Math, int8};
 use crate::nn::matrix::{Kind, Matrix, rows};
 use crate::nn::paired;
 use anyhow::{Context, Result};
@@ -28,11 +29,13 @@ pub struct Form {
     pub back: fn(&str) -> String,
 }
 
-/// A folder that keeps quantised parts, and how this one is written there.
+/// A folder for quantised parts, and how this one is written there.
 #[derive(Clone)]
 pub(super) struct Cache {
     folder: PathBuf,
     form: Form,
+    /// Whether they are kept for later runs.
+    keep: bool,
 }
 
 /// Where the matrices lie that become blocks. All else stays as it is: norms, biases, embeddings, the tables of the
@@ -97,16 +100,22 @@ impl Tensors {
     /// The same tensors, to be kept quantised in `folder` and taken from there. What lies there already is used from now on.
     /// - Errors when it cannot be read.
     pub fn with_cache(mut self, folder: &Path, form: Form) -> Result<Self> {
-        self.cache = Some(Cache { folder: folder.to_path_buf(), form });
+        self.cache = Some(Cache { folder: folder.to_path_buf(), form, keep: true });
         match self.cached_file().filter(|file| file.is_file()) {
             Some(file) => self.taken_from(&file),
             None => Ok(self),
         }
     }
 
-    /// The same tensors from the cache, where they are to be kept there: quantised and written now, if they are not yet.
+    /// The same tensors from a file, where they are to be kept in one: of the cache, or (`scratch`) one that is gone when they are,
+    /// for layers that come and go and would be quantised anew whenever they come.
     /// - `begin`: called with the number of tensors before they are made; what it returns is called after each.
-    pub fn through_cache<F: FnMut()>(&self, begin: impl FnOnce(usize) -> F) -> Result<Self> {
+    pub fn through_file<F: FnMut()>(&self, scratch: bool, begin: impl FnOnce(usize) -> F) -> Result<Self> {
+        if scratch { self.through_scratch(begin) } else { self.through_cache(begin) }
+    }
+
+    /// From the cache: quantised and written now, if they are not yet.
+    fn through_cache<F: FnMut()>(&self, begin: impl FnOnce(usize) -> F) -> Result<Self> {
         let (Some(file), Some(cache)) = (self.cached_file(), &self.cache) else { return Ok(self.clone()) };
         if !file.is_file() {
             std::fs::create_dir_all(&cache.folder)
@@ -114,6 +123,36 @@ impl Tensors {
             self.write_gguf(&file, &cache.form, begin(self.entries.len()))?;
         }
         self.clone().taken_from(&file)
+    }
+
+    /// The same tensors, which may be kept quantised in `folder` for as long as the program runs.
+    pub fn with_scratch(mut self, folder: &Path, form: Form) -> Self {
+        self.cache = Some(Cache { folder: folder.to_path_buf(), form, keep: false });
+        self
+    }
+
+    /// Where they may be kept quantised for as long as the program runs; `None` where that needs no file, or has no place. A file
+    /// that is in use is removed there and then, which not every system does.
+    pub fn scratch(&self) -> Option<&Path> {
+        let cache = self.cache.as_ref().filter(|cache| cfg!(unix) && !cache.keep)?;
+        (self.quantized_count() > 0).then_some(cache.folder.as_path())
+    }
+
+    /// From a file that is gone when they are.
+    fn through_scratch<F: FnMut()>(&self, begin: impl FnOnce(usize) -> F) -> Result<Self> {
+        let (Some(folder), Some(cache)) = (self.scratch(), &self.cache) else { return Ok(self.clone()) };
+        let place = || {
+            let folder = folder.display();
+            format!(
+                "cannot keep quantised weights in `{folder}` while they are used\n  fix: quantise them once, by `reel models quantize`"
+            )
+        };
+        std::fs::create_dir_all(folder).with_context(place)?;
+        let file = folder.join(format!("{}-{}.run", cache.form.architecture, std::process::id()));
+        self.write_gguf(&file, &cache.form, begin(self.entries.len())).with_context(place)?;
+        let opened = self.clone().taken_from(&file);
+        std::fs::remove_file(&file).with_context(place)?; // what is mapped stays until it is let go
+        opened
     }
 
     fn taken_from(self, file: &Path) -> Result<Self> {
@@ -127,7 +166,7 @@ impl Tensors {
 
     /// Where they are kept, by the files that they come from; `None` where they are to be kept nowhere, or need no quantising.
     fn cached_file(&self) -> Option<PathBuf> {
-        let (cache, kind) = (self.cache.as_ref()?, self.quantize?);
+        let (cache, kind) = (self.cache.as_ref().filter(|cache| cache.keep)?, self.quantize?);
         if self.quantized_count() == 0 || self.identity().is_empty() {
             return None;
         }
@@ -135,6 +174,11 @@ impl Tensors {
         (self.identity(), kind.name(), VERSION).hash(&mut hash);
         let name = format!("{}-{}-{:016x}.gguf", cache.form.architecture, kind.name(), hash.finish());
         Some(cache.folder.join(name))
+    }
+
+    /// Whether they are taken from the cache, or will be.
+    pub fn is_cached(&self) -> bool {
+        self.kept || self.cached_file().is_some()
     }
 
     /// Whether these were quantised in an earlier run and kept.
@@ -164,6 +208,12 @@ impl Tensors {
         }
         let most = counts.into_iter().max_by_key(|(_, count)| *count)?;
         (most.1 * 2 > self.elements()).then_some(most.0)
+    }
+
+    /// Whether a CPU multiplies by most of them in whole numbers, kept as [`Tensors::load`] keeps them.
+    pub fn is_whole(&self, stored: Option<DType>) -> bool {
+        let fits = |kind: Blocks| int8::fits(kind, kind.values());
+        self.math(stored) == Math::Bf16 && self.mostly().is_some_and(fits)
     }
 
     /// The bytes that each takes as [`Tensors::load`] keeps it, by name.

@@ -325,6 +325,15 @@ fn a_dry_run_says_what_a_run_will_take() {
     assert!(table.contains("48 blocks stay in memory") && table.contains("t5-xxl-fp16"), "{table}");
     assert!(table.contains("in two passes: 800x448, then 1600x896") && table.contains("spatial-upscaler"), "{table}");
 
+    // a text encoder that fits, which nothing named
+    assert!(table.contains("encoder   `t5-xxl-fp16` (the model's own)"), "{table}");
+    let little = ["generate", "a boat", "--model", "ltx-13b-0.9.8-dev", "--dry-run", "--memory", "400MB"];
+    let table = text(&works(&scratch, &little).0);
+    let why = "encoder   `t5-xxl-q8_0` (encoding the prompt with `t5-xxl-fp16` takes ";
+    assert!(table.contains(why) && table.contains("t5-xxl-q8_0: "), "{table}");
+    let named = text(&works(&scratch, &[&little[..], &["--text-encoder", "t5-xxl-q6_k"]].concat()).0);
+    assert!(!named.contains("encoder   "), "{named}");
+
     // what does not fit is said, with what would
     let (out, _) = works(&scratch, &["generate", "a boat", "--dry-run", "--memory", "10MB"]);
     assert!(text(&out).contains("it does not fit") && text(&out).contains("fix: --memory"), "{}", text(&out));

@@ -248,11 +248,18 @@ fn generate_pulls_where_it_is_told_to() {
     // the variant that is here does for the one that is not
     let said = works(&scratch, &server, &["generate", "a red ball", "--model", "mini", "-o", "b.gif"]);
     assert!(said.talk.contains("text encoder: `mini-t5-too` (`mini-t5` is not here)"), "{}", said.talk);
+    let plan = works(&scratch, &server, &["generate", "a red ball", "--model", "mini", "--dry-run", "-o", "c.gif"]);
+    assert!(plan.out.contains("encoder   `mini-t5-too` (`mini-t5` is not here)"), "{}", plan.out);
     // and can be chosen for a pull
     fails(&scratch, &server, &["models", "pull", "mini", "--text-encoder", "mini"], 2, &["--text-encoder mini"]);
     fails(&scratch, &server, &["models", "pull", "mimi"], 2, &["did you mean `mini`"]);
     works(&scratch, &server, &["models", "pull", "mini", "--text-encoder", "mini-t5"]);
     assert_eq!(state(&scratch, &server, "mini-t5"), "here");
+    // of two that are here the better one, which is the model's own, and nothing is said but in the plan
+    let said = works(&scratch, &server, &["generate", "a red ball", "--model", "mini", "-o", "d.gif"]);
+    assert!(!said.talk.contains("text encoder"), "{}", said.talk);
+    let plan = works(&scratch, &server, &["generate", "a red ball", "--model", "mini", "--dry-run", "-o", "e.gif"]);
+    assert!(plan.out.contains("encoder   `mini-t5` (the model's own)"), "{}", plan.out);
 }
 
 #[test]

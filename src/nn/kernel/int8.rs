@@ -29,6 +29,11 @@ pub struct Block {
     total: f32,
 }
 
+/// Bytes that so many values of activations take, rounded.
+pub fn size(values: u64) -> u64 {
+    values.div_ceil(BLOCK as u64) * size_of::<Block>() as u64
+}
+
 /// The formats that are multiplied here.
 pub const KINDS: [Blocks; 2] = [Blocks::Q8_0, Blocks::Q4K];
 
