@@ -153,7 +153,7 @@ fn part<const N: usize>(bytes: &[u8], at: usize) -> &[u8; N] {
 
 /// The half-precision number at `at`: without branches and without subnormal f32, which are slow.
 #[inline(always)]
-fn half(bytes: &[u8], at: usize) -> f32 {
+pub(super) fn half(bytes: &[u8], at: usize) -> f32 {
     let bits = u16::from_le_bytes([bytes[at], bytes[at + 1]]) as u32;
     let (exponent, fraction) = (bits & 0x7c00, bits & 0x03ff);
     let size = match exponent {

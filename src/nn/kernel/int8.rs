@@ -2,14 +2,15 @@
 //! and a block's 32 products are added up exactly before they are scaled.
 //!
 //! Weights are s u - m with u in 0..=255 and a scale s and an offset m for each 32 of them: Q8_0 has u = q + 128 and
-//! m = 128 s, which is taken off before scaling and so without rounding; Q4_K has u in 0..=15 and an m of its own.
+//! m = 128 s, which is taken off before scaling and so without rounding, or, where instructions take signed weights, u = q and
+//! no m; Q4_K has u in 0..=15 and an m of its own.
 
 use super::blocks::Blocks;
 use super::memory::filled;
 use super::micro::{Element, Micro};
 use super::pack::Weights;
 use super::product::{self, Finish, Operand};
-use super::row_stride;
+use super::{Isa, row_stride};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::sync::LazyLock;
@@ -23,7 +24,7 @@ pub const BLOCK: usize = 32;
 pub struct Block {
     q: [i8; BLOCK],
     scale: f32,
-    /// What a sum begins with that takes off the 128 which unsigned weights are too large by.
+    /// What a sum begins with that takes off the 128 which weights are too large by where they have to be unsigned.
     start: i32,
     /// The sum of the values.
     total: f32,
@@ -71,16 +72,20 @@ pub enum Dot {
     Avx512Half,
     /// AVX-VNNI, of CPUs without AVX-512.
     AvxVnni,
+    /// AVX2's, which takes two to four instructions to it.
+    Avx2,
+    /// Arm's, two rows by two columns at a time (FEAT_I8MM).
+    NeonMatrix,
+    /// Arm's, a row at a time (FEAT_DotProd).
+    NeonDot,
 }
 
 impl Dot {
-    /// All that this CPU has, the fastest first. Without any, quantised weights are widened on their way into f32 products:
-    /// AVX2's own way to multiply bytes takes four instructions where its f32 takes four.
+    /// All that this CPU has, the fastest first.
     pub fn all() -> Vec<Dot> {
         let mut all = vec![];
         #[cfg(target_arch = "x86_64")]
         {
-            use super::Isa;
             use std::arch::is_x86_feature_detected as has;
             if matches!(Isa::best(), Isa::Avx512Bf16 | Isa::Avx512) && has!("avx512vnni") {
                 all.extend([Dot::Avx512, Dot::Avx512Half]);
@@ -88,20 +93,39 @@ impl Dot {
             if has!("avxvnni") && has!("avx2") && has!("fma") && has!("f16c") {
                 all.push(Dot::AvxVnni);
             }
+            if has!("avx2") && has!("fma") && has!("f16c") {
+                all.push(Dot::Avx2);
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            use std::arch::is_aarch64_feature_detected as has;
+            if has!("i8mm") {
+                all.push(Dot::NeonMatrix);
+            }
+            if has!("dotprod") {
+                all.push(Dot::NeonDot);
+            }
         }
         all
     }
 
-    /// The fastest that this CPU has.
+    /// The fastest that this CPU has, if it is faster than its products of f32, into which quantised weights are widened on their
+    /// way otherwise: AVX-512's are faster than AVX2's of bytes.
     pub fn best() -> Option<Dot> {
-        static BEST: LazyLock<Option<Dot>> = LazyLock::new(|| Dot::all().first().copied());
+        static BEST: LazyLock<Option<Dot>> =
+            LazyLock::new(|| Dot::all().into_iter().find(|dot| *dot != Dot::Avx2 || Isa::best() == Isa::Avx2));
         *BEST
     }
 }
 
 /// Whether products with rows of `k` values in these blocks can be made here.
 pub fn fits(kind: Blocks, k: usize) -> bool {
-    KINDS.contains(&kind) && Dot::best().is_some() && k > 0 && k.is_multiple_of(kind.values())
+    Dot::best().is_some() && divides(kind, k)
+}
+
+fn divides(kind: Blocks, k: usize) -> bool {
+    KINDS.contains(&kind) && k > 0 && k.is_multiple_of(kind.values())
 }
 
 /// Rows of activations, of f32 or bf16.
@@ -137,7 +161,7 @@ pub fn product_on<E: Element, T: Element>(
     y: &mut [MaybeUninit<T>],
     apart: usize,
 ) {
-    assert!(fits(weights.kind, x.k), "int8: rows of {} values in {:?}", x.k, weights.kind);
+    assert!(divides(weights.kind, x.k), "int8: rows of {} values in {:?}", x.k, weights.kind);
     #[cfg(target_arch = "x86_64")]
     match (dot, weights.kind) {
         (Dot::Avx512, Blocks::Q8_0) => run::<avx512::Vnni<false>, E, T>(x, weights, n, finish, y, apart),
@@ -146,16 +170,25 @@ pub fn product_on<E: Element, T: Element>(
         (Dot::Avx512Half, Blocks::Q4K) => run::<avx2::Evex<true>, E, T>(x, weights, n, finish, y, apart),
         (Dot::AvxVnni, Blocks::Q8_0) => run::<avx2::Vex<false>, E, T>(x, weights, n, finish, y, apart),
         (Dot::AvxVnni, Blocks::Q4K) => run::<avx2::Vex<true>, E, T>(x, weights, n, finish, y, apart),
-        (_, kind) => unreachable!("`fits` says no to {kind:?}"),
+        (Dot::Avx2, Blocks::Q8_0) => run::<avx2::Avx2<false>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::Avx2, Blocks::Q4K) => run::<avx2::Avx2<true>, E, T>(x, weights, n, finish, y, apart),
+        (dot, kind) => unreachable!("{dot:?} is not of this CPU, or {kind:?} of `KINDS`"),
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    match (dot, weights.kind) {
+        (Dot::NeonMatrix, Blocks::Q8_0) => run::<neon::Matrices<false>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::NeonMatrix, Blocks::Q4K) => run::<neon::Matrices<true>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::NeonDot, Blocks::Q8_0) => run::<neon::Dots<false>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::NeonDot, Blocks::Q4K) => run::<neon::Dots<true>, E, T>(x, weights, n, finish, y, apart),
+        (dot, kind) => unreachable!("{dot:?} is not of this CPU, or {kind:?} of `KINDS`"),
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     {
         let _ = (dot, n, finish, y, apart);
         unreachable!("`fits` says no")
     }
 }
 
-#[cfg(target_arch = "x86_64")]
 fn run<'a, K: Bytes, E: Element, T: Element>(
     x: &Activations<E>,
     weights: Quantised<'a>,
@@ -195,3 +228,5 @@ trait Bytes: Micro<Elem = Block> {
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;

@@ -147,8 +147,7 @@ macro_rules! by_rows {
     };
 }
 
-/// Portable code, which the compiler vectorises for what every CPU of the target has: SSE2, or NEON with its fused
-/// multiply-add.
+/// Portable code, which the compiler vectorises for what every CPU of the target has.
 pub struct Plain;
 
 impl Kernel for Plain {}
@@ -198,8 +197,7 @@ unsafe fn plain<const ROWS: usize>(
         for (i, sums) in sums.iter_mut().enumerate() {
             let a = *a.add(i * stride + p);
             for (sum, b) in sums.iter_mut().zip(b) {
-                // on x86 without FMA a fused operation would be a call
-                *sum = if cfg!(target_arch = "aarch64") { a.mul_add(*b, *sum) } else { a * b + *sum };
+                *sum += a * b; // fused it would be a call where the CPU cannot
             }
         }
     }
@@ -210,6 +208,11 @@ unsafe fn plain<const ROWS: usize>(
         }
     }
 }
+
+#[cfg(target_arch = "aarch64")]
+pub(super) mod neon;
+#[cfg(target_arch = "aarch64")]
+pub use neon::{Neon, NeonBf16};
 
 #[cfg(target_arch = "x86_64")]
 pub use x86::{Avx2, Avx512, Avx512Bf16};

@@ -48,7 +48,11 @@ pub enum Isa {
     Avx512,
     /// With FMA.
     Avx2,
-    /// What every CPU of the target has: SSE2, NEON, or nothing.
+    /// NEON with products of bf16.
+    NeonBf16,
+    /// What every 64-bit Arm has.
+    Neon,
+    /// What every CPU of the target has: SSE2, or nothing.
     Plain,
 }
 
@@ -70,6 +74,13 @@ impl Isa {
                 all.push(Isa::Avx2);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            if std::arch::is_aarch64_feature_detected!("bf16") {
+                all.push(Isa::NeonBf16);
+            }
+            all.push(Isa::Neon);
+        }
         all.push(Isa::Plain);
         all
     }
@@ -85,7 +96,8 @@ impl Isa {
             Isa::Avx512Bf16 => "AVX-512 BF16",
             Isa::Avx512 => "AVX-512",
             Isa::Avx2 => "AVX2 + FMA",
-            Isa::Plain if cfg!(target_arch = "aarch64") => "NEON",
+            Isa::NeonBf16 => "NEON BF16",
+            Isa::Neon => "NEON",
             Isa::Plain if cfg!(target_arch = "x86_64") => "SSE2",
             Isa::Plain => "plain",
         }
@@ -100,7 +112,7 @@ pub trait Job {
 
 /// Whether products in `math` read activations as bf16 on this CPU.
 pub fn is_half(math: Math) -> bool {
-    Isa::best() == Isa::Avx512Bf16 && math == Math::Bf16
+    matches!(Isa::best(), Isa::Avx512Bf16 | Isa::NeonBf16) && math == Math::Bf16
 }
 
 /// Does `job` with the kernel for `math` on this CPU.
@@ -117,6 +129,10 @@ pub fn dispatch_on<J: Job>(isa: Isa, math: Math, job: J) -> J::Done {
         (Isa::Avx512Bf16 | Isa::Avx512, _) => job.run::<micro::Avx512>(),
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx2, _) => job.run::<micro::Avx2>(),
+        #[cfg(target_arch = "aarch64")]
+        (Isa::NeonBf16, Math::Bf16) => job.run::<micro::NeonBf16>(),
+        #[cfg(target_arch = "aarch64")]
+        (Isa::NeonBf16 | Isa::Neon, _) => job.run::<micro::Neon>(),
         _ => job.run::<micro::Plain>(),
     }
 }

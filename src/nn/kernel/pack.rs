@@ -9,6 +9,9 @@ use super::simd;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+#[cfg(target_arch = "aarch64")]
+pub(super) mod neon;
+
 /// Rows of numbers as they lie in memory: row-major, in the type they are stored in.
 #[derive(Clone, Copy, Debug)]
 pub enum Rows<'a> {
@@ -241,6 +244,16 @@ unsafe fn interleave<K: Kernel>(lines: *const K::Elem, apart: usize, k: usize, o
             }
         }
         return;
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        let (source, word) = (lines.cast::<u8>(), apart * size_of::<K::Elem>());
+        let target = out.as_mut_ptr().cast::<u8>();
+        match group {
+            4 => return neon::interleave::<4>(source, word, k / K::STEP, K::NR, target),
+            8 => return neon::interleave::<8>(source, word, k / K::STEP, K::NR, target),
+            _ => {}
+        }
     }
     let _ = group;
     for (i, out) in out.chunks_mut(K::NR * K::STEP).enumerate() {

@@ -33,7 +33,15 @@ pub fn measure_int8(threads: usize) -> Option<f64> {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Dot::AvxVnni => Some(fastest(threads, || unsafe { x86::bytes_of_avx(ROUNDS) })),
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Dot::Avx2 => Some(fastest(threads, || unsafe { x86::bytes_in_steps(ROUNDS) })),
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        Dot::NeonMatrix => Some(fastest(threads, || unsafe { neon::byte_matrices(ROUNDS) })),
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        Dot::NeonDot => Some(fastest(threads, || unsafe { neon::bytes(ROUNDS) })),
         _ => None,
     }
 }
@@ -48,8 +56,17 @@ fn spin(math: Math, rounds: usize) -> usize {
                 (Isa::Avx512Bf16, Math::Bf16) => return x86::pairs(rounds),
                 (Isa::Avx512Bf16 | Isa::Avx512, _) => return x86::sixteen(rounds),
                 (Isa::Avx2, _) => return x86::eight(rounds),
-                (Isa::Plain, _) => {}
+                _ => {}
             }
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        match (Isa::best(), math) {
+            (Isa::NeonBf16, Math::Bf16) => return neon::matrices(rounds),
+            (Isa::NeonBf16 | Isa::Neon, _) => return neon::four(rounds),
+            _ => {}
         }
     }
     let _ = math;
@@ -59,13 +76,67 @@ fn spin(math: Math, rounds: usize) -> usize {
     for _ in 0..rounds {
         for sum in &mut sums {
             for i in 0..4 {
-                sum[i] = if cfg!(target_arch = "aarch64") { a[i].mul_add(b[i], sum[i]) } else { a[i] * b[i] + sum[i] };
+                sum[i] += a[i] * b[i];
             }
         }
         black_box(&mut sums);
     }
     black_box(sums);
     rounds * SUMS * 4 * 2
+}
+
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use std::arch::aarch64::*;
+    use std::arch::asm;
+    use std::hint::black_box;
+
+    const SUMS: usize = 24;
+
+    /// Applies `$op` to every sum and a factor, `$features` allowed. In assembly, because Rust 1.89 has no names for most of
+    /// these.
+    macro_rules! spin {
+        ($(#[$doc:meta])* $name:ident, $features:literal, $op:literal, $factor:expr, $operations:literal) => {
+            $(#[$doc])*
+            #[target_feature(enable = $features)]
+            pub unsafe fn $name(rounds: usize) -> usize {
+                let factor = black_box(vdupq_n_u32($factor));
+                let mut sums = [vdupq_n_f32(0.0); SUMS];
+                for _ in 0..rounds {
+                    for sum in &mut sums {
+                        // SAFETY: registers alone, by an instruction that this function asks for.
+                        unsafe {
+                            asm!($op, s = inout(vreg) *sum, x = in(vreg) factor,
+                                options(pure, nomem, nostack, preserves_flags))
+                        };
+                    }
+                }
+                black_box(sums);
+                rounds * SUMS * $operations
+            }
+        };
+    }
+
+    spin!(
+        /// # Safety
+        /// NEON is there.
+        four, "neon", "fmla {s:v}.4s, {x:v}.4s, {x:v}.4s", 0x3f00_0000, 8
+    );
+    spin!(
+        /// # Safety
+        /// FEAT_BF16 is there.
+        matrices, "neon,bf16", "bfmmla {s:v}.4s, {x:v}.8h, {x:v}.8h", 0x3f00_3f00, 32
+    );
+    spin!(
+        /// # Safety
+        /// FEAT_DotProd is there.
+        bytes, "neon,dotprod", "sdot {s:v}.4s, {x:v}.16b, {x:v}.16b", 0x0101_0101, 32
+    );
+    spin!(
+        /// # Safety
+        /// FEAT_I8MM is there.
+        byte_matrices, "neon,i8mm", "smmla {s:v}.4s, {x:v}.16b, {x:v}.16b", 0x0101_0101, 64
+    );
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -111,6 +182,25 @@ mod x86 {
         let mut sums = [_mm256_setzero_si256(); SUMS];
         for _ in 0..rounds {
             sums.iter_mut().for_each(|sum| *sum = _mm256_dpbusd_avx_epi32(*sum, one, one));
+        }
+        black_box(sums);
+        rounds * SUMS * 8 * 4 * 2
+    }
+
+    /// # Safety
+    /// AVX2 is there.
+    #[target_feature(enable = "avx2")]
+    pub unsafe fn bytes_in_steps(rounds: usize) -> usize {
+        const SUMS: usize = 12;
+        let (one, ones) = (_mm256_set1_epi8(black_box(1)), _mm256_set1_epi16(black_box(1)));
+        let mut sums = [one; SUMS];
+        for _ in 0..rounds {
+            // a factor that changes, or the product would be taken out of the loop
+            let step = |sum: &mut _| {
+                let fours = _mm256_madd_epi16(_mm256_maddubs_epi16(one, *sum), ones);
+                *sum = _mm256_add_epi32(*sum, fours)
+            };
+            sums.iter_mut().for_each(step);
         }
         black_box(sums);
         rounds * SUMS * 8 * 4 * 2

@@ -254,6 +254,11 @@ impl Simd for Quad {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+pub use neon::Neon;
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::Simd;

@@ -1,4 +1,9 @@
-//! In AVX2's registers: tiles of three rows and sixteen columns. The same loop for AVX-VNNI and for AVX-512's form of it.
+//! In AVX2's registers: tiles of three rows and sixteen columns. The same loop for AVX-VNNI, for AVX-512's form of it, and for
+//! what AVX2 itself has.
+//!
+//! AVX2 multiplies unsigned bytes by signed ones and adds up pairs in sixteen bits, where larger sums would be cut off. Of Q4_K
+//! that are at most 2 * 15 * 127, and a block's eight such sums together at most 30,480, so only the last is widened. Of Q8_0, the
+//! weight's size is multiplied by the activation with the weight's sign: at most 2 * 128 * 127 = 32,512, widened each time.
 
 #![allow(unsafe_op_in_unsafe_fn)] // the bodies are loads, stores and intrinsics
 
@@ -17,15 +22,16 @@ const COLUMNS: usize = 16;
 /// A block of a panel.
 #[repr(C)]
 struct Columns {
-    /// Groups of four values of k, the columns side by side.
+    /// Groups of four values of k, the columns side by side; of Q8_0 signed for AVX2, else unsigned.
     q: [[[u8; 4]; COLUMNS]; 8],
     scale: [f32; COLUMNS],
     offset: [f32; COLUMNS],
 }
 
-/// A kernel over `$dot`, which needs `$features`.
+/// A kernel over `$dot`, which needs `$features`, and adds up to what `$sum` makes 32-bit sums of; `$signed`: it takes Q8_0 as
+/// they are.
 macro_rules! kernel {
-    ($(#[$doc:meta])* $name:ident, $dot:ident, $features:literal) => {
+    ($(#[$doc:meta])* $name:ident, $dot:path, $sum:path, $signed:literal, $features:literal) => {
         $(#[$doc])*
         pub struct $name<const OFFSET: bool>;
 
@@ -56,7 +62,7 @@ macro_rules! kernel {
                     let columns = panel.add(block * COLUMNS).cast::<Columns>();
                     let a = a.add(block);
                     let mut dots = [[_mm256_setzero_si256(); 2]; ROWS];
-                    if !OFFSET {
+                    if !OFFSET && !$signed {
                         for (i, dots) in dots.iter_mut().enumerate() {
                             *dots = [_mm256_set1_epi32((*a.add(i * stride)).start); 2];
                         }
@@ -76,7 +82,7 @@ macro_rules! kernel {
                     for (i, (sums, dots)) in sums.iter_mut().zip(dots).enumerate() {
                         let factor = _mm256_set1_ps((*a.add(i * stride)).scale);
                         for j in 0..2 {
-                            let dot = _mm256_mul_ps(_mm256_cvtepi32_ps(dots[j]), _mm256_loadu_ps(scale.add(j * 8)));
+                            let dot = _mm256_mul_ps(_mm256_cvtepi32_ps($sum(dots[j])), _mm256_loadu_ps(scale.add(j * 8)));
                             sums[j] = _mm256_fmadd_ps(dot, factor, sums[j]);
                         }
                         if OFFSET {
@@ -167,7 +173,7 @@ macro_rules! kernel {
                 unsafe {
                     $name::<OFFSET>::vectorised(
                         #[inline(always)]
-                        || panel(self, stride, first, n, k0, k, out),
+                        || panel::<$signed>(self, stride, first, n, k0, k, out),
                     )
                 }
             }
@@ -179,14 +185,44 @@ kernel!(
     /// AVX-VNNI.
     Vex,
     _mm256_dpbusd_avx_epi32,
+    std::convert::identity,
+    false,
     "avx2,fma,f16c,avxvnni"
 );
 kernel!(
     /// AVX-512's form of it.
     Evex,
     _mm256_dpbusd_epi32,
+    std::convert::identity,
+    false,
     "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
 );
+kernel!(
+    /// What every CPU with AVX2 has.
+    Avx2,
+    pairs::<OFFSET>,
+    widened::<OFFSET>,
+    true,
+    "avx2,fma,f16c"
+);
+
+/// sums + q four: sums of pairs where weights have offsets, which are small, else of fours.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn pairs<const OFFSET: bool>(sums: __m256i, q: __m256i, four: __m256i) -> __m256i {
+    if OFFSET {
+        return _mm256_add_epi16(sums, _mm256_maddubs_epi16(q, four));
+    }
+    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(four, q));
+    _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+}
+
+/// Sums of pairs -> sums of fours.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn widened<const OFFSET: bool>(sums: __m256i) -> __m256i {
+    if OFFSET { _mm256_madd_epi16(sums, _mm256_set1_epi16(1)) } else { sums }
+}
 
 /// A row of activations -> blocks.
 #[inline(always)]
@@ -213,9 +249,18 @@ fn quantise<E: Element>(x: &[E], a: &mut [MaybeUninit<Block>]) {
     }
 }
 
-/// A panel of sixteen rows.
+/// A panel of sixteen rows; `SIGNED`: with Q8_0 as they are.
 #[inline(always)]
-fn panel(weights: Quantised, stride: usize, first: usize, n: usize, k0: usize, k: usize, out: &mut [Block]) {
+fn panel<const SIGNED: bool>(
+    weights: Quantised,
+    stride: usize,
+    first: usize,
+    n: usize,
+    k0: usize,
+    k: usize,
+    out: &mut [Block],
+) {
+    let flipped = if SIGNED { 0 } else { 0x8080_8080 };
     const { assert!(size_of::<Columns>() <= COLUMNS * size_of::<Block>()) };
     let row = weights.size(stride);
     for (block, out) in out.chunks_exact_mut(COLUMNS).take(k).enumerate() {
@@ -234,7 +279,7 @@ fn panel(weights: Quantised, stride: usize, first: usize, n: usize, k0: usize, k
                 Blocks::Q8_0 => {
                     columns.scale[j] = half(x[0], x[1]);
                     for (s, q) in x[2..].as_chunks::<4>().0.iter().enumerate() {
-                        columns.q[s][j] = (u32::from_ne_bytes(*q) ^ 0x8080_8080).to_ne_bytes();
+                        columns.q[s][j] = (u32::from_ne_bytes(*q) ^ flipped).to_ne_bytes();
                     }
                 }
                 _ => {
