@@ -46,11 +46,17 @@ impl Conv3d {
     /// - `vb` holds `weight` (out, in, k, k, k) and `bias` (out). `kernel` is odd.
     pub fn load(inputs: usize, outputs: usize, kernel: usize, stride: [usize; 3], vb: Vars) -> Result<Self> {
         let weight = vb.get((outputs, inputs, kernel, kernel, kernel), "weight")?;
-        Self::new(&weight, vb.get(outputs, "bias")?, stride)
+        Self::build(&weight, vb.get(outputs, "bias")?, stride, is_paired(&vb.name("weight"), inputs, outputs))
     }
 
     /// - `weight`: (out, in, kt, kh, kw). `bias`: (out).
     pub fn new(weight: &Tensor, bias: Tensor, stride: [usize; 3]) -> Result<Self> {
+        let (outputs, inputs, ..) = weight.dims5()?;
+        Self::build(weight, bias, stride, is_paired("", inputs, outputs))
+    }
+
+    /// - `pairs`: whether pixels may be made in pairs.
+    fn build(weight: &Tensor, bias: Tensor, stride: [usize; 3], pairs: bool) -> Result<Self> {
         let (outputs, inputs, kt, kh, kw) = weight.dims5()?;
         let kernel = [kt, kh, kw];
         let flat = (outputs, kt * kh * kw * inputs);
@@ -59,7 +65,7 @@ impl Conv3d {
         let weight = if is_stand_in(weight) {
             let one = (0..5).try_fold(weight.clone(), |one, _| one.get(0))?;
             Weight::Rows(Matrix::new(one.broadcast_as(flat)?)) // which takes no memory either
-        } else if half && one_each && is_paired(inputs, outputs) {
+        } else if half && one_each && pairs {
             let weight = weight.contiguous()?;
             let read = Read::new(&weight)?;
             Weight::Paired(Paired::new(read.rows()?, outputs, inputs))
@@ -353,7 +359,7 @@ mod tests {
             [(33, [2, 4, 5, 7, 66], [1; 3]), (48, [1, 3, 13, 1, 70], [1; 3]), (33, [1, 5, 4, 6, 66], [1, 2, 2])]
         {
             let inputs = shape[4];
-            assert!(is_paired(inputs, outputs));
+            assert!(is_paired("", inputs, outputs) && !is_paired("encoder.conv_in.conv.weight", inputs, outputs));
             let weight = values(&[outputs, inputs, 3, 3, 3], 10)?.to_dtype(DType::BF16)?;
             let bias = values(&[outputs], 11)?;
             let conv = Conv3d::new(&weight, bias.clone(), stride)?;

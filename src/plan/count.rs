@@ -87,6 +87,8 @@ pub struct Walk {
     pub tracks: Vec<Vec<Slot>>,
     cursor: usize,
     last: bool,
+    /// What the names of its tensors begin with.
+    part: &'static str,
     widths: Widths,
 }
 
@@ -99,8 +101,9 @@ pub struct Kind {
 }
 
 impl Walk {
-    pub fn new(widths: Widths) -> Self {
-        Self { count: Count::default(), slots: vec![], tracks: vec![], cursor: 0, last: false, widths }
+    /// - `part`: what the names of its tensors begin with.
+    pub fn new(part: &'static str, widths: Widths) -> Self {
+        Self { count: Count::default(), slots: vec![], tracks: vec![], cursor: 0, last: false, part, widths }
     }
 
     pub fn next_group(&mut self, last: bool) {
@@ -192,7 +195,8 @@ impl Walk {
 
     /// `Conv3d::forward` over 3 x 3 x 3, of `frames` frames: those that come out.
     fn conv(&mut self, frames: u64, input: Picture, output: Picture, out: u64) -> Frames {
-        let paired = !self.widths.plain && self.widths.operand == 2 && is_paired(input.c as usize, output.c as usize);
+        let paired =
+            !self.widths.plain && self.widths.operand == 2 && is_paired(self.part, input.c as usize, output.c as usize);
         let (products, copy) = match paired {
             true => (
                 out * winograd::multiplications(input.h, input.w) * input.c * output.c,
