@@ -56,14 +56,23 @@ pub struct Compute {
     pub stored: Option<DType>,
     /// What activations are computed in.
     pub dtype: DType,
+    /// Why `auto` is not the GPU that this build is for.
+    pub remark: Option<String>,
 }
 
-/// Opens `--device`: `auto`, `cpu`, `cuda`, `cuda:N` or `metal`.
+/// Opens `--device`: `auto` (the GPU that this build is for, else the CPU), `cpu`, `cuda`, `cuda:N` or `metal`.
 /// - Errors when it is none of these, when this build lacks it, and when the machine does.
 pub fn open(name: &str, dtype: Dtype) -> Result<Compute> {
+    let mut remark = None;
+    let mut or_cpu = |what: &str, found: candle_core::Result<Device>| {
+        found.unwrap_or_else(|e| {
+            remark = Some(format!("no {what} device can be opened ({}), which leaves the CPU", first_line(&e)));
+            Device::Cpu
+        })
+    };
     let device = match name {
-        "auto" if cfg!(feature = "cuda") => Device::cuda_if_available(0)?,
-        "auto" if cfg!(feature = "metal") => Device::metal_if_available(0)?,
+        "auto" if cfg!(feature = "cuda") => or_cpu("CUDA", Device::new_cuda(0)),
+        "auto" if cfg!(feature = "metal") => or_cpu("Metal", Device::new_metal(0)),
         "auto" | "cpu" => Device::Cpu,
         "metal" => gpu(name, cfg!(feature = "metal"), || Device::new_metal(0))?,
         _ => {
@@ -84,7 +93,12 @@ pub fn open(name: &str, dtype: Dtype) -> Result<Compute> {
     };
     // on a CPU the type of the weights says in what they are multiplied; everything between products is f32
     let dtype = if device.is_cpu() { DType::F32 } else { wanted.unwrap_or(DType::BF16) };
-    Ok(Compute { device, stored: wanted, dtype })
+    Ok(Compute { device, stored: wanted, dtype, remark })
+}
+
+/// What an error says, without the trace of calls that a driver's may carry.
+pub fn first_line(e: &impl std::fmt::Display) -> String {
+    e.to_string().lines().next().unwrap_or_default().to_string()
 }
 
 fn gpu(name: &str, built: bool, open: impl FnOnce() -> candle_core::Result<Device>) -> Result<Device> {

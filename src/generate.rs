@@ -73,6 +73,9 @@ impl Opened {
     /// As [`Opened::new`], on a device that is open already.
     pub fn with(request: &Request, compute: Compute, progress: &Progress) -> Result<Self> {
         request.check()?;
+        if let Some(remark) = &compute.remark {
+            progress.note(remark);
+        }
         let model = request.model.as_deref().unwrap_or(DEFAULT_MODEL);
         let encoder = outlook::encoder(request, &compute)?.filter(|encoder| encoder.here);
         let mut sources = request.sources(model);

@@ -76,7 +76,7 @@ impl Stages<'_> {
         if clips.is_empty() {
             return Ok(vec![]);
         }
-        let Compute { device, stored, dtype } = &self.compute;
+        let Compute { device, stored, dtype, .. } = &self.compute;
         let (config, tensors) = &self.checkpoint.vae;
         let mut stage = self.progress.stage("encode", clips.iter().map(|clip| clip.len()).sum());
         let encoder = Encoder::load(config, tensors.load(*stored, *dtype, device).pp("encoder"))?;
@@ -141,7 +141,7 @@ impl Stages<'_> {
     /// Loads the transformer, with the prompts that it is to follow.
     /// - `positive`: text vectors of each scene. `negative`: of the negative prompt, where guidance asks for it.
     pub fn denoiser(&self, positive: &[Tensor], negative: Option<&Tensor>) -> Result<Denoiser<'_>> {
-        let Compute { device, stored, dtype } = &self.compute;
+        let Compute { device, stored, dtype, .. } = &self.compute;
         let (config, tensors) = &self.checkpoint.transformer;
         let tensors = self.quantized(tensors, self.choices.scratch)?;
         let weights = tensors.load(*stored, *dtype, device);
@@ -210,7 +210,7 @@ impl Stages<'_> {
         mut after: impl FnMut(usize),
     ) -> Result<()> {
         memory::release(); // of what the transformer was at work with
-        let Compute { device, stored, dtype } = &self.compute;
+        let Compute { device, stored, dtype, .. } = &self.compute;
         let (config, tensors) = &self.checkpoint.vae;
         let decoder = Decoder::load(config, tensors.load(*stored, *dtype, device).pp("decoder"))?;
         let (_, _, h, w, _) = latents.dims5()?;

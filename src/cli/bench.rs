@@ -8,7 +8,7 @@ use crate::device::{self, Dtype, Quantize};
 use crate::geometry::Extent;
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::random;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::Command;
@@ -124,6 +124,9 @@ fn one(spec: &Spec, device: &str) -> Result<Value, Failure> {
         spec.threads.map_or(Ok(()), |n| rayon::ThreadPoolBuilder::new().num_threads(n as usize).build_global());
     threads.map_err(|e| Failure::Failed(e.into()))?;
     let compute = device::open(device, spec.dtype).map_err(Failure::BadInput)?;
+    if let Some(remark) = &compute.remark {
+        return Err(Failure::BadInput(anyhow!("{remark}\n  fix: --device cpu, which is then what is timed")));
+    }
     run(&spec.cell, &compute).map(|row: Row| row.json()).map_err(Failure::Failed)
 }
 

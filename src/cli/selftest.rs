@@ -83,7 +83,7 @@ fn test() -> Result<(String, f64)> {
         let state = match crate::device::open(open, Default::default()) {
             _ if !built => "not in this build".to_string(),
             Ok(_) => "opens".to_string(),
-            Err(e) => format!("does not open: {}", e.root_cause()),
+            Err(e) => format!("does not open: {}", crate::device::first_line(&e.root_cause())),
         };
         report += &format!("{what}: {state}\n");
     }
