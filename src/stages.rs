@@ -5,7 +5,7 @@ use crate::checkpoint::Checkpoint;
 use crate::condition::{Layout, Tokens, draw, draw_like};
 use crate::device::Compute;
 use crate::geometry::{Extent, Grid};
-use crate::models::ltx::transformer::Transformer;
+use crate::models::ltx::transformer::{Context, Transformer};
 use crate::models::ltx::vae::{Decoder, Encoder, LatentStatistics, Posterior};
 use crate::nn::kernel::memory;
 use crate::nn::rope::Rope;
@@ -251,8 +251,8 @@ impl Stages<'_> {
 pub struct Denoiser<'a> {
     stages: &'a Stages<'a>,
     transformer: Transformer,
-    positive: Vec<Tensor>,
-    negative: Option<Tensor>,
+    positive: Vec<Context>,
+    negative: Option<Context>,
 }
 
 impl Denoiser<'_> {
@@ -272,7 +272,7 @@ impl Denoiser<'_> {
         let shares: Vec<[f32; 3]> =
             tokens.positions.iter().map(|p| std::array::from_fn(|i| p[i] / config.max_pos[i])).collect();
         let rope = Rope::new(&shares, config.width(), config.theta, &self.stages.compute.device)?;
-        let velocity = |without: &[usize], latents: &Tensor, context: &Tensor, timesteps: &[f32]| {
+        let velocity = |without: &[usize], latents: &Tensor, context: &Context, timesteps: &[f32]| {
             // guidance and steps are f32 in any precision of the model
             self.transformer.forward_without(without, latents, context, timesteps, &rope)?.to_dtype(DType::F32)
         };

@@ -84,7 +84,7 @@ fn transformer_block() -> Result<()> {
             let index = if each { Some(Tensor::arange(0u32, n as u32, &Device::Cpu)?) } else { None };
             let rope = Rope { cos: half(&row("in.rope_cos")?)?, sin: half(&row("in.rope_sin")?)? };
             let x = row("in.hidden")?.unsqueeze(0)?;
-            let got = block.forward(&x, &context, &Modulation { rows, index }, Some(&rope))?;
+            let got = block.forward(&x, &block.keys(&context)?, &Modulation { rows, index }, Some(&rope))?;
             let part = format!(
                 "transformer block, sequence {i}, {}",
                 if each { "a timestep a token" } else { "one timestep" }
@@ -112,7 +112,7 @@ fn transformer() -> Result<()> {
     let (temb, emb) = transformer.time(&timestep, &Device::Cpu)?;
     assert_close("time embedding, six parts", &temb.flatten_from(1)?.unsqueeze(0)?, &golden.at("out.temb"));
     assert_close("time embedding", &emb, &golden.at("out.embedded_timestep"));
-    assert_close("caption projection", &transformer.context(&golden.at("in.context"))?, &golden.at("out.caption"));
+    assert_close("caption projection", &transformer.context(&golden.at("in.context"))?.text, &golden.at("out.caption"));
 
     let grid = Grid { frames: 3, height: 2, width: 5 };
     let (text, condition) = (LTX.plain_positions(grid, 25.0), LTX.causal_positions(grid, 24.0, 0));

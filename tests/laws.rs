@@ -217,11 +217,19 @@ fn equal_timesteps_a_token_equal_one_for_all() -> Result<()> {
     let each = transformer.forward(&x, &context, &vec![731.25; n], &rope)?;
     assert!(bits(&each) == bits(&transformer.forward(&x, &context, &[731.25], &rope)?), "whole transformer");
 
+    // keys and values of the prompt were there already, the second time
+    let fresh = transformer.context(&golden.at("in.context"))?;
+    assert!(
+        bits(&each) == bits(&transformer.forward(&x, &fresh, &[731.25], &rope)?),
+        "a prompt met for the first time"
+    );
+
     // the whole transformer sees that they are equal; a block does not
     let block = Block::load(&config, golden.weights(None).pp("transformer_blocks.1"))?;
     let h = Tensor::from_vec(Noise::new(1).normal(n * config.width()), (1, n, config.width()), &Device::Cpu)?;
     let (rows, _) = transformer.time(&[731.25], &Device::Cpu)?;
-    let forward = |index| block.forward(&h, &context, &Modulation { rows: rows.clone(), index }, Some(&rope));
+    let keys = block.keys(&context.text)?;
+    let forward = |index| block.forward(&h, &keys, &Modulation { rows: rows.clone(), index }, Some(&rope));
     let each = forward(Some(Tensor::zeros(n, DType::U32, &Device::Cpu)?))?;
     assert!(bits(&each) == bits(&forward(None)?), "one block");
     Ok(())

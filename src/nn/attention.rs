@@ -19,8 +19,8 @@ pub struct Attention<'a> {
     pub heads: usize,
     /// Multiplied with each score.
     pub scale: f64,
-    /// RMS norms of q and k over all heads together, and what is added to their mean squares.
-    pub norms: Option<(&'a Tensor, &'a Tensor, f64)>,
+    /// RMS norms of q and of k over all heads together, and what is added to their mean squares.
+    pub norms: [Option<(&'a Tensor, f64)>; 2],
     /// Turns q and k.
     pub rope: Option<&'a Rope>,
     /// (1, heads, n, m), added to the scores.
@@ -37,10 +37,11 @@ impl Attention<'_> {
     /// - `q`: (b, n, d). `k`, `v`: (b, m, d). Returns (b, n, d), on a CPU rounded to what products read.
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (b, n, d) = q.dims3()?;
-        let tracked = [self.bias, self.norms.map(|n| n.0), self.norms.map(|n| n.1)];
+        let k = &k.to_dtype(q.dtype())?; // few, if they were rounded before
+        let tracked = [self.bias, self.norms[0].map(|n| n.0), self.norms[1].map(|n| n.0)];
         let fast = b == 1
             && [q, k, v].iter().all(|t| t.device().is_cpu() && !t.track_op())
-            && [q, k].iter().all(|t| t.dtype() == DType::F32)
+            && q.dtype() == DType::F32
             && matches!(v.dtype(), DType::F32 | DType::BF16)
             && !tracked.iter().flatten().any(|t| t.track_op());
         if !fast {
@@ -60,10 +61,11 @@ impl Attention<'_> {
     pub fn plain(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (b, n, d) = q.dims3()?;
         let m = k.dim(1)?;
-        let (mut q, mut k) = (q.clone(), k.clone());
-        if let Some((of_q, of_k, eps)) = self.norms {
-            (q, k) = (rms_norm(&q, Some(of_q), eps)?, rms_norm(&k, Some(of_k), eps)?);
-        }
+        let normed = |x: &Tensor, norm: Option<(&Tensor, f64)>| match norm {
+            Some((weight, eps)) => rms_norm(x, Some(weight), eps),
+            None => Ok(x.clone()),
+        };
+        let (mut q, mut k) = (normed(q, self.norms[0])?, normed(k, self.norms[1])?);
         if let Some(rope) = self.rope {
             (q, k) = (rope.apply(&q)?, rope.apply(&k)?);
         }
@@ -127,14 +129,9 @@ impl CustomOp3 for Fused<'_> {
         if dk != d || vl.dims() != kl.dims() || d == 0 || !d.is_multiple_of(self.how.heads) {
             bail!("attention: {:?}, {:?} and {:?} in {} heads", ql.dims(), kl.dims(), vl.dims(), self.how.heads)
         }
-        let norms = match self.how.norms {
-            Some((of_q, of_k, eps)) => Some((Read::new(of_q)?, Read::new(of_k)?, eps as f32)),
-            None => None,
-        };
-        let (q_norm, k_norm) = match &norms {
-            Some((of_q, of_k, eps)) => (Some((of_q.slice::<f32>()?, *eps)), Some((of_k.slice::<f32>()?, *eps))),
-            None => (None, None),
-        };
+        let norms = self.how.norms.map(|norm| norm.map(|(weight, eps)| (Read::new(weight), eps as f32)));
+        let [q_norm, k_norm] = norms.each_ref().map(Option::as_ref);
+        let (q_norm, k_norm) = (q_norm.map(slice).transpose()?, k_norm.map(slice).transpose()?);
         if [q_norm, k_norm].iter().flatten().any(|(weight, _)| weight.len() != d) {
             bail!("attention: a norm of another width than {d}")
         }
@@ -169,6 +166,14 @@ impl CustomOp3 for Fused<'_> {
             apart,
         };
         Ok((kernel::dispatch(self.how.math, job), Shape::from((1, n, apart))))
+    }
+}
+
+/// A norm's weight and what it adds.
+fn slice<'a>((weight, eps): &'a (Result<Read<'_>>, f32)) -> Result<(&'a [f32], f32)> {
+    match weight {
+        Ok(weight) => Ok((weight.slice()?, *eps)),
+        Err(error) => bail!("attention: {error}"),
     }
 }
 
@@ -247,8 +252,13 @@ mod tests {
         let coords: Vec<[f32; 3]> = (0..n).map(|i| [0.1 * i as f32, 0.3, 0.05 * i as f32]).collect();
         let rope = Rope::new(&coords, d, 10_000.0, q.device())?;
         let bias = values(&[1, heads, n, m], 6)?;
-        let bare = Attention { heads, scale: 0.3, norms: None, rope: None, bias: None, math: Math::F32 };
-        let full = Attention { norms: Some((&norms.0, &norms.1, 1e-5)), rope: Some(&rope), bias: Some(&bias), ..bare };
+        let bare = Attention { heads, scale: 0.3, norms: [None; 2], rope: None, bias: None, math: Math::F32 };
+        let full = Attention {
+            norms: [Some((&norms.0, 1e-5)), Some((&norms.1, 1e-5))],
+            rope: Some(&rope),
+            bias: Some(&bias),
+            ..bare
+        };
         for how in [bare, full] {
             assert!(distance(&how.forward(&q, &k, &v)?, &how.plain(&q, &k, &v)?)? < LIMIT);
         }
@@ -261,7 +271,7 @@ mod tests {
     fn a_key_with_a_large_negative_bias_changes_nothing() -> Result<()> {
         let (q, k, v) = (values(&[1, 5, 30], 7)?, values(&[1, 8, 30], 8)?, values(&[1, 8, 30], 9)?);
         let bias = Tensor::new(&[0f32, 0., 0., 0., 0., 0., -10_000., -10_000.], q.device())?;
-        let how = Attention { heads: 3, scale: 0.3, norms: None, rope: None, bias: None, math: Math::F32 };
+        let how = Attention { heads: 3, scale: 0.3, norms: [None; 2], rope: None, bias: None, math: Math::F32 };
         let masked = Attention { bias: Some(&bias), ..how }.forward(&q, &k, &v)?;
         let dropped = how.forward(&q, &k.narrow(1, 0, 6)?, &v.narrow(1, 0, 6)?)?;
         assert!(distance(&masked, &dropped)? < 1e-6); // the same sums with zeros added

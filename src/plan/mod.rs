@@ -249,13 +249,14 @@ fn denoise(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> 
     let (config, weights) = &model.transformer;
     let widths = Widths { whole: model.whole, ..widths(compute, model.operands[0]) };
     let text = task.prompts.iter().copied().max().unwrap_or(0);
-    let (mut peak, mut operations) = (0, 0);
+    let contexts = networks::contexts(config, &task.prompts, widths);
+    let (mut peak, mut operations) = (0, contexts.operations);
     for &(tokens, steps) in &task.windows {
         let count = networks::transformer(config, tokens, text, widths);
         peak = peak.max(count.peak);
         operations += (steps * task.passes) as u64 * count.operations;
     }
-    let held = pictures(task) + vectors(model, task, compute) + 2 * latents(model, task);
+    let held = pictures(task) + vectors(model, task, compute) + contexts.peak + 2 * latents(model, task);
     let mut weights = weights.with_layers(choices.resident);
     if let Some((bytes, width)) = model.upscaler {
         // it stands between two passes, with the transformer where it was

@@ -20,7 +20,6 @@ pub fn transformer(config: &TransformerConfig, tokens: usize, text: usize, width
     let latents = taken(n * config.in_channels as u64 * 4);
     count.take_blocks(4 * latents); // state and noise, velocities of the two prompts
     count.take_blocks(2 * taken(2 * n * d)); // sines and cosines
-    count.take_blocks(2 * taken(m * d * a)); // contexts
     let (stream, narrow) = (taken(n * d * a), taken(n * d * e));
     count.take_blocks(stream);
     // attention: what the norm hands on; queries, keys, values; both turned, keys and values once more as panels; the answer
@@ -31,9 +30,22 @@ pub fn transformer(config: &TransformerConfig, tokens: usize, text: usize, width
     let read = if whole { narrow.max(int8::size(4 * n * d)) } else { narrow };
     let mlp = read + 2 * stream + taken(4 * n * d * e) + stream;
     count.take_blocks(attention.max(mlp));
-    let layer = 6 * n * d * d + 2 * m * d * d + 2 * n * n * d + 2 * n * m * d + 8 * n * d * d;
+    let layer = 6 * n * d * d + 2 * n * n * d + 2 * n * m * d + 8 * n * d * d;
     let ends = n * d * (config.in_channels + config.out_channels) as u64;
     count.operations = 2 * (config.layers as u64 * layer + ends);
+    count
+}
+
+/// What the transformer keeps of prompts of `tokens`, from its first step on: `Context`.
+pub fn contexts(config: &TransformerConfig, tokens: &[usize], widths: Widths) -> Count {
+    let (d, layers) = (config.width() as u64, config.layers as u64);
+    let mut count = Count::default();
+    for &m in tokens {
+        let m = m as u64;
+        count.take(m * d * widths.activation);
+        count.take_blocks(layers * 2 * taken(m * d * widths.operand));
+        count.operations += 2 * (layers * 2 * m * d * d + m * d * (config.caption_channels as u64 + d));
+    }
     count
 }
 

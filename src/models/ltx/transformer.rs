@@ -11,6 +11,7 @@ use crate::nn::linear::{Linear, Then};
 use crate::nn::norm::{Bent, Norm};
 use crate::nn::{activation, rope::Rope, table::Table, timestep::TimestepEmbedder, vars::Vars};
 use candle_core::{DType, Device, Result, Tensor, bail};
+use std::cell::OnceCell;
 
 /// Of the norms over q and k, fixed in the source (`norm_eps` in `LTXAttention`).
 const QK_NORM_EPS: f64 = 1e-5;
@@ -43,19 +44,46 @@ impl Attention {
         })
     }
 
-    /// - `x`: (b, n, d). `context`: (b, m, c), or `x` itself. `then`: what follows the last layer.
-    fn forward(&self, x: &Tensor, context: &Tensor, rope: Option<&Rope>, then: Then) -> Result<Tensor> {
-        let (q, k) = (self.to_q.forward(x)?, self.to_k.forward(context)?);
-        let v = self.to_v.forward_then(context, Then { narrow: true, ..Then::default() })?;
+    /// Every token sees every other.
+    /// - `x`: (b, n, d). `then`: what follows the last layer.
+    fn forward(&self, x: &Tensor, rope: &Rope, then: Then) -> Result<Tensor> {
+        let (q, k) = (self.to_q.forward(x)?, self.to_k.forward(x)?);
         let how = attention::Attention {
+            norms: [Some((&self.norm_q, QK_NORM_EPS)), Some((&self.norm_k, QK_NORM_EPS))],
+            rope: Some(rope),
+            ..self.how()
+        };
+        self.to_out.forward_then(&how.forward(&q, &k, &self.values(x)?)?, then)
+    }
+
+    /// What [`Attention::forward_to`] reads of a prompt.
+    /// - `context`: (b, m, c).
+    fn keys(&self, context: &Tensor) -> Result<Keys> {
+        let weight = Table::one(&self.norm_k)?;
+        let norm = Bent::new(Norm::Rms, QK_NORM_EPS).scale(&weight);
+        Ok(Keys { k: norm.forward(&self.to_k.forward(context)?, self.how().math)?, v: self.values(context)? })
+    }
+
+    /// Every token sees the prompt.
+    /// - `x`: (b, n, d). `then`: what follows the last layer.
+    fn forward_to(&self, x: &Tensor, keys: &Keys, then: Then) -> Result<Tensor> {
+        let how = attention::Attention { norms: [Some((&self.norm_q, QK_NORM_EPS)), None], ..self.how() };
+        self.to_out.forward_then(&how.forward(&self.to_q.forward(x)?, &keys.k, &keys.v)?, then)
+    }
+
+    fn values(&self, x: &Tensor) -> Result<Tensor> {
+        self.to_v.forward_then(x, Then { narrow: true, ..Then::default() })
+    }
+
+    fn how(&self) -> attention::Attention<'_> {
+        attention::Attention {
             heads: self.heads,
             scale: self.scale,
-            norms: Some((&self.norm_q, &self.norm_k, QK_NORM_EPS)),
-            rope,
+            norms: [None; 2],
+            rope: None,
             bias: None,
             math: self.to_q.math(),
-        };
-        self.to_out.forward_then(&how.forward(&q, &k, &v)?, then)
+        }
     }
 
     /// With every token attending to itself alone.
@@ -63,9 +91,23 @@ impl Attention {
     /// - Source: LTX-Video `models/transformers/attention.py`, `AttnProcessor2_0` (`SkipLayerStrategy.AttentionValues`), at
     ///   5260738.
     fn forward_alone(&self, x: &Tensor, then: Then) -> Result<Tensor> {
-        let v = self.to_v.forward_then(x, Then { narrow: true, ..Then::default() })?;
-        self.to_out.forward_then(&v, then)
+        self.to_out.forward_then(&self.values(x)?, then)
     }
+}
+
+/// A prompt as one layer's cross-attention reads it: the same at every step.
+pub struct Keys {
+    /// Normed keys, and values: (1, m, d), on a CPU rounded to what products read.
+    k: Tensor,
+    v: Tensor,
+}
+
+/// A prompt, as the transformer reads it.
+pub struct Context {
+    /// (1, m, d)
+    pub text: Tensor,
+    /// Of each layer, from the first time that it runs on.
+    keys: Vec<OnceCell<Keys>>,
 }
 
 /// Shifts, scales and gates: one row a distinct timestep, gathered to tokens as they are used.
@@ -119,9 +161,14 @@ impl Block {
         })
     }
 
-    /// - `x`: (1, n, d). `context`: (1, m, d). `time`: six parts. `rope`: `None` leaves self-attention out (see
-    ///   [`Transformer::forward_without`]).
-    pub fn forward(&self, x: &Tensor, context: &Tensor, time: &Modulation, rope: Option<&Rope>) -> Result<Tensor> {
+    /// What [`Block::forward`] reads of a prompt.
+    /// - `context`: (1, m, d).
+    pub fn keys(&self, context: &Tensor) -> Result<Keys> {
+        self.attn2.keys(context)
+    }
+
+    /// - `x`: (1, n, d). `time`: six parts. `rope`: `None` leaves self-attention out (see [`Transformer::forward_without`]).
+    pub fn forward(&self, x: &Tensor, keys: &Keys, time: &Modulation, rope: Option<&Rope>) -> Result<Tensor> {
         let ada = time.with(&self.table)?; // shift, scale, gate; of the attention, then of the MLP
         let math = self.up.math();
         let normed = |x: &Tensor, first: usize| {
@@ -132,10 +179,10 @@ impl Block {
         let gate = ada.part(2)?;
         let then = Then { gate: Some(&gate), residual: Some(x), ..Then::default() };
         let x = match rope {
-            Some(_) => self.attn1.forward(&h, &h, rope, then)?,
+            Some(rope) => self.attn1.forward(&h, rope, then)?,
             None => self.attn1.forward_alone(&h, then)?,
         };
-        let x = self.attn2.forward(&x, context, None, Then { residual: Some(&x), ..Then::default() })?;
+        let x = self.attn2.forward_to(&x, keys, Then { residual: Some(&x), ..Then::default() })?;
         let h = self.up.forward_then(&normed(&x, 3)?, Then { gelu: true, narrow: true, ..Then::default() })?;
         let gate = ada.part(5)?;
         self.down.forward_then(&h, Then { gate: Some(&gate), residual: Some(&x), ..Then::default() })
@@ -185,10 +232,12 @@ impl Transformer {
         })
     }
 
-    /// What the cross-attentions read; once a prompt, not once a step.
-    /// - `text`: (1, m, caption_channels) -> (1, m, d).
-    pub fn context(&self, text: &Tensor) -> Result<Tensor> {
-        self.caption_2.forward(&activation::gelu_tanh(&self.caption_1.forward(&text.to_dtype(self.dtype)?)?)?)
+    /// What the cross-attentions read; once a prompt, not once a step. Keys and values come with the first step.
+    /// - `text`: (1, m, caption_channels), real tokens only.
+    pub fn context(&self, text: &Tensor) -> Result<Context> {
+        let text = activation::gelu_tanh(&self.caption_1.forward(&text.to_dtype(self.dtype)?)?)?;
+        let layers = self.later.0.layers;
+        Ok(Context { text: self.caption_2.forward(&text)?, keys: (0..layers).map(|_| OnceCell::new()).collect() })
     }
 
     /// The time embedding of each distinct timestep: (timesteps, 6, d) for the layers, (timesteps, 1, d) for the last norm.
@@ -199,11 +248,10 @@ impl Transformer {
     }
 
     /// The velocity of each token.
-    /// - `x`: (1, n, in_channels). `context`: (1, m, d) of [`Transformer::context`], real tokens only.
-    ///   `timesteps`: in 0..=1000, one for all tokens or one a token.
+    /// - `x`: (1, n, in_channels). `timesteps`: in 0..=1000, one for all tokens or one a token.
     /// - Returns (1, n, out_channels).
     /// - Source: diffusers `models/transformers/transformer_ltx.py`, `LTXVideoTransformer3DModel.forward`, at 58eb52c.
-    pub fn forward(&self, x: &Tensor, context: &Tensor, timesteps: &[f32], rope: &Rope) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, context: &Context, timesteps: &[f32], rope: &Rope) -> Result<Tensor> {
         self.forward_without(&[], x, context, timesteps, rope)
     }
 
@@ -213,7 +261,7 @@ impl Transformer {
         &self,
         blocks: &[usize],
         x: &Tensor,
-        context: &Tensor,
+        context: &Context,
         timesteps: &[f32],
         rope: &Rope,
     ) -> Result<Tensor> {
@@ -234,14 +282,23 @@ impl Transformer {
         let (temb, emb) = self.time(&distinct, x.device())?;
         let time = Modulation { rows: temb, index: index.clone() };
 
-        let rope_of = |i: usize| (!blocks.contains(&i)).then_some(rope);
+        let layer = |block: &Block, i: usize, h: &Tensor| {
+            let keys = match context.keys[i].get() {
+                Some(keys) => keys,
+                None => {
+                    let keys = block.keys(&context.text)?;
+                    context.keys[i].get_or_init(|| keys)
+                }
+            };
+            block.forward(h, keys, &time, (!blocks.contains(&i)).then_some(rope))
+        };
         let mut h = self.proj_in.forward(&x.to_dtype(self.dtype)?)?; // (1, n, d)
         for (i, block) in self.blocks.iter().enumerate() {
-            h = block.forward(&h, context, &time, rope_of(i))?;
+            h = layer(block, i, &h)?;
         }
         let (config, later) = &self.later;
         for i in self.blocks.len()..config.layers {
-            h = Block::load(config, later.pp(i.to_string()))?.forward(&h, context, &time, rope_of(i))?;
+            h = layer(&Block::load(config, later.pp(i.to_string()))?, i, &h)?;
         }
         // shift, then scale, of the last norm
         let ada = Modulation { rows: Tensor::cat(&[&emb, &emb], 1)?, index }.with(&self.table)?;
