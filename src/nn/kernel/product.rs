@@ -290,23 +290,24 @@ fn write<K: Micro, T: Element>(
 ) {
     let target = { target };
     let size = K::MR * K::NR;
-    for panel in 0..columns.len().div_ceil(K::NR) {
-        let first = columns.start + panel * K::NR;
-        let width = K::NR.min(columns.end - first);
-        for (i, tile) in tiles.iter().enumerate() {
-            let sums = &sums[(panel * tiles.len() + i) * size..][..size];
-            // SAFETY: K was chosen for this CPU. Rows and columns are this task's own, within the target by `product`'s check.
-            unsafe {
-                K::vectorised(
-                    #[inline(always)]
-                    || {
-                        for r in 0..tile.rows {
-                            let (row, sums) = (tile.out + r, &sums[r * K::NR..][..width]);
+    for (i, tile) in tiles.iter().enumerate() {
+        // SAFETY: K was chosen for this CPU. Rows and columns are this task's own, within the target by `product`'s check.
+        unsafe {
+            K::vectorised(
+                #[inline(always)]
+                || {
+                    // a row's panels one after the other: memory is met in the order that it lies in
+                    for r in 0..tile.rows {
+                        for panel in 0..columns.len().div_ceil(K::NR) {
+                            let first = columns.start + panel * K::NR;
+                            let width = K::NR.min(columns.end - first);
+                            let sums = &sums[(panel * tiles.len() + i) * size + r * K::NR..][..width];
+                            let row = tile.out + r;
                             finish_row::<K::V, T>(finish, sums, row, first, n, target.0.add(row * apart + first));
                         }
-                    },
-                )
-            }
+                    }
+                },
+            )
         }
     }
 }
