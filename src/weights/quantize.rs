@@ -45,15 +45,14 @@ pub(super) struct Cache {
 const LAYERS: [&str; 2] = ["transformer_blocks.", "encoder.block."];
 
 /// Of the layers' matrices those that are kept finer than the rest: in Q8_0 where the rest is Q4_K, and as they are where it is
-/// Q8_0. Each is small or works over few rows, and what is lost in it is lost everywhere:
+/// Q8_0. In the transformer their blocks are never multiplied in whole numbers. Each is small or loses more than others, and
+/// what is lost in it is lost everywhere:
 /// - keys and values of the prompt, which guidance sets against those of the negative prompt, and so multiplies what was lost;
+/// - what cross-attention adds to the stream, ungated and of values that lie far apart in size: rounded to eight bits it cost as
+///   much as the whole MLP;
 /// - what T5's layers add to its stream, which no later layer makes good.
 /// - Source of `wo`: transformers `models/t5/modeling_t5.py`, `_keep_in_fp32_modules`, at 5.23.0.
-const FINE: [&str; 4] = [".attn2.to_k.", ".attn2.to_v.", ".SelfAttention.o.", ".DenseReluDense.wo."];
-
-/// Matrices of the transformer whose blocks are multiplied as the numbers in them: those of [`FINE`], and what cross-attention
-/// adds to the stream, ungated and of values that lie far apart in size. Rounded to eight bits it cost as much as the whole MLP.
-const NUMBERS: [&str; 3] = [".attn2.to_k.", ".attn2.to_v.", ".attn2.to_out."];
+const FINE: [&str; 5] = [".attn2.to_k.", ".attn2.to_v.", ".attn2.to_out.", ".SelfAttention.o.", ".DenseReluDense.wo."];
 
 impl Tensors {
     /// The same tensors, to be quantised as they are loaded.
@@ -246,7 +245,7 @@ impl Tensors {
 
 /// What the matrix of that name becomes where the layers become `kind`; `None`: it stays as it is.
 pub fn kind_of(name: &str, kind: Blocks) -> Option<Blocks> {
-    let fine = FINE.iter().any(|part| name.contains(part));
+    let fine = is_fine(name);
     match kind {
         _ if !is_layer(name) => None,
         _ if !fine => Some(kind),
@@ -262,10 +261,14 @@ pub fn is_layer(name: &str) -> bool {
         && LAYERS.iter().any(|layers| name.contains(layers))
 }
 
-/// Whether the blocks of that tensor are multiplied as the numbers in them, even where whole numbers are faster: [`NUMBERS`], and
+fn is_fine(name: &str) -> bool {
+    FINE.iter().any(|part| name.contains(part))
+}
+
+/// Whether the blocks of that tensor are multiplied as the numbers in them, even where whole numbers are faster: [`FINE`], and
 /// those of the text encoder, which runs once a prompt and over few words, and whose activations lie far apart in size.
 pub(super) fn in_numbers(name: &str) -> bool {
-    name.contains(LAYERS[1]) || NUMBERS.iter().any(|part| name.contains(part))
+    name.contains(LAYERS[1]) || is_fine(name)
 }
 
 /// A matrix as blocks.
@@ -295,13 +298,13 @@ mod tests {
         let (q8, q4) = (Some(Blocks::Q8_0), Some(Blocks::Q4K));
         let block = |part: &str| format!("transformer_blocks.7.{part}.weight");
         let layer = |part: &str| format!("encoder.block.3.layer.{part}.weight");
-        let rough = ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_out.0"];
+        let rough = ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q"];
         let rough = rough.into_iter().chain(["ff.net.0.proj", "ff.net.2"]).map(block);
         let text = ["0.SelfAttention.q", "0.SelfAttention.k", "0.SelfAttention.v", "1.DenseReluDense.wi_0"].map(layer);
         for name in rough.chain(text) {
             assert_eq!((kind_of(&name, Blocks::Q8_0), kind_of(&name, Blocks::Q4K)), (q8, q4), "{name}");
         }
-        let fine = ["attn2.to_k", "attn2.to_v"].map(block).into_iter();
+        let fine = ["attn2.to_k", "attn2.to_v", "attn2.to_out.0"].map(block).into_iter();
         for name in fine.chain(["0.SelfAttention.o", "1.DenseReluDense.wo"].map(layer)) {
             assert_eq!((kind_of(&name, Blocks::Q8_0), kind_of(&name, Blocks::Q4K)), (None, q8), "{name}");
             assert!(in_numbers(&name), "{name}");
@@ -314,8 +317,9 @@ mod tests {
             assert_eq!(kind_of(name, Blocks::Q4K), None, "{name}");
         }
         // what is multiplied in whole numbers
-        let numbers = ["attn1.to_q", "attn1.to_out.0", "attn2.to_q", "attn2.to_out.0", "ff.net.2"].map(block);
-        assert_eq!(numbers.map(|name| in_numbers(&name)), [false, false, false, true, false]);
+        for name in ["attn1.to_q", "attn1.to_out.0", "attn2.to_q", "ff.net.2"].map(block) {
+            assert!(!in_numbers(&name), "{name}");
+        }
     }
 
     /// A file may begin anywhere: numbers at odd addresses become the same blocks.

@@ -122,14 +122,14 @@ impl Job for Products {
 /// to the sum of magnitudes.
 const SCALED: f64 = 1e-6;
 
-/// The values of a row that eight bits keep, in blocks of 32.
+/// The values of a row that eight bits keep, in groups with a scale each.
 fn rounded(x: &[f32]) -> Vec<f64> {
     let block = |x: &[f32]| -> Vec<f64> {
         let scale = x.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0;
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         x.iter().map(|x| (x * inverse).round_ties_even() as f64 * scale as f64).collect()
     };
-    x.chunks(int8::BLOCK).flat_map(block).collect()
+    x.chunks(int8::GROUP * int8::BLOCK).flat_map(block).collect()
 }
 
 /// A value that is no number spoils its row, as in any other product, and no other row.

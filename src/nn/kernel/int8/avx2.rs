@@ -12,7 +12,7 @@ use super::super::micro::Element;
 use super::super::micro::Micro;
 use super::super::pack::Weights;
 use super::super::simd::ROUND;
-use super::{BLOCK, Block, Bytes, Quantised};
+use super::{BLOCK, Block, Bytes, GROUP, Quantised};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
@@ -86,7 +86,7 @@ macro_rules! kernel {
                             sums[j] = _mm256_fmadd_ps(dot, factor, sums[j]);
                         }
                         if OFFSET {
-                            let total = _mm256_set1_ps((*a.add(i * stride)).total);
+                            let total = _mm256_set1_ps((*a.add(i * stride)).total());
                             for j in 0..2 {
                                 sums[j] = _mm256_fnmadd_ps(total, _mm256_loadu_ps(offset.add(j * 8)), sums[j]);
                             }
@@ -227,7 +227,7 @@ fn widened<const OFFSET: bool>(sums: __m256i) -> __m256i {
 /// A row of activations -> blocks.
 #[inline(always)]
 fn quantise<E: Element>(x: &[E], a: &mut [MaybeUninit<Block>]) {
-    for (x, block) in x.chunks_exact(BLOCK).zip(a) {
+    for (x, a) in x.chunks(GROUP * BLOCK).zip(a.chunks_mut(GROUP)) {
         let larger = |a: f32, b: f32| if a > b { a } else { b };
         let mut most = [0f32; 8]; // as a register has them
         for x in x.chunks_exact(8) {
@@ -237,15 +237,17 @@ fn quantise<E: Element>(x: &[E], a: &mut [MaybeUninit<Block>]) {
         let number = !x.iter().any(|x| x.to_f32().is_nan());
         let scale = if number { most.into_iter().fold(0.0, larger) / 127.0 } else { f32::NAN };
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-        let block = block.write(Block { scale, ..Block::default() });
-        let mut sum = 0;
-        for (q, x) in block.q.iter_mut().zip(x) {
-            // adding 1.5 * 2^23 rounds to a whole number, which then stands in the low bits
-            let whole = (x.to_f32() * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
-            *q = whole as i8;
-            sum += i32::from(*q);
+        for (x, block) in x.chunks_exact(BLOCK).zip(a) {
+            let block = block.write(Block { scale, ..Block::default() });
+            let mut sum = 0;
+            for (q, x) in block.q.iter_mut().zip(x) {
+                // adding 1.5 * 2^23 rounds to a whole number, which then stands in the low bits
+                let whole = (x.to_f32() * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+                *q = whole as i8;
+                sum += i32::from(*q);
+            }
+            block.start = -128 * sum;
         }
-        (block.start, block.total) = (-128 * sum, scale * sum as f32);
     }
 }
 

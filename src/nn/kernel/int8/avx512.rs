@@ -6,7 +6,7 @@ use super::super::blocks::{Blocks, six_bits};
 use super::super::micro::{Element, Micro};
 use super::super::pack::Weights;
 use super::super::simd;
-use super::{BLOCK, Block, Bytes, Quantised};
+use super::{BLOCK, Block, Bytes, GROUP, Quantised};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
@@ -19,7 +19,8 @@ struct Columns {
     /// Groups of four values of k, the columns side by side.
     q: [[u8; 128]; 8],
     scale: [f32; 32],
-    offset: [f32; 32],
+    /// A 128th of the offset: blocks hold -128 times their sum.
+    share: [f32; 32],
 }
 
 impl<const OFFSET: bool> Micro for Vnni<OFFSET> {
@@ -75,56 +76,57 @@ unsafe fn dot_blocks<const ROWS: usize, const OFFSET: bool>(
     (ahead, pace): (*const u8, usize),
     add: bool,
 ) {
-    let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
-    if add {
-        for (i, sums) in sums.iter_mut().enumerate() {
-            *sums = [_mm512_loadu_ps(tile.add(i * apart)), _mm512_loadu_ps(tile.add(i * apart + 16))];
-        }
-    }
     let mut ahead = ahead;
-    for block in 0..k {
-        for _ in 0..4 {
-            _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
-            ahead = ahead.wrapping_add(pace);
-        }
-        let columns = panel.add(block * 32).cast::<Columns>();
-        let a = a.add(block);
-        let mut dots: [[__m512i; 2]; ROWS] = std::array::from_fn(|i| {
-            let start = if OFFSET { _mm512_setzero_si512() } else { _mm512_set1_epi32((*a.add(i * stride)).start) };
-            [start, start]
-        });
-        for s in 0..8 {
-            let q = (&raw const (*columns).q[s]).cast::<__m512i>();
-            let (q0, q1) = (_mm512_loadu_si512(q), _mm512_loadu_si512(q.add(1)));
-            for (i, dots) in dots.iter_mut().enumerate() {
-                let four = (&raw const (*a.add(i * stride)).q).cast::<i32>().add(s);
-                let four = _mm512_set1_epi32(four.read());
-                dots[0] = _mm512_dpbusd_epi32(dots[0], q0, four);
-                dots[1] = _mm512_dpbusd_epi32(dots[1], q1, four);
+    for first in (0..k).step_by(GROUP) {
+        let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+        for block in first..k.min(first + GROUP) {
+            for _ in 0..4 {
+                _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+                ahead = ahead.wrapping_add(pace);
             }
-        }
-        let scale = (&raw const (*columns).scale).cast::<f32>();
-        let scales = [_mm512_loadu_ps(scale), _mm512_loadu_ps(scale.add(16))];
-        for (i, (sums, dots)) in sums.iter_mut().zip(dots).enumerate() {
-            let factor = _mm512_set1_ps((*a.add(i * stride)).scale);
-            for j in 0..2 {
-                sums[j] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(dots[j]), scales[j]), factor, sums[j]);
+            let columns = panel.add(block * 32).cast::<Columns>();
+            let a = a.add(block);
+            let mut dots: [[__m512i; 2]; ROWS] = std::array::from_fn(|i| {
+                let start = if OFFSET { _mm512_setzero_si512() } else { _mm512_set1_epi32((*a.add(i * stride)).start) };
+                [start, start]
+            });
+            for s in 0..8 {
+                let q = (&raw const (*columns).q[s]).cast::<__m512i>();
+                let (q0, q1) = (_mm512_loadu_si512(q), _mm512_loadu_si512(q.add(1)));
+                for (i, dots) in dots.iter_mut().enumerate() {
+                    let four = (&raw const (*a.add(i * stride)).q).cast::<i32>().add(s);
+                    let four = _mm512_set1_epi32(four.read());
+                    dots[0] = _mm512_dpbusd_epi32(dots[0], q0, four);
+                    dots[1] = _mm512_dpbusd_epi32(dots[1], q1, four);
+                }
             }
-        }
-        if OFFSET {
-            let offset = (&raw const (*columns).offset).cast::<f32>();
-            let offsets = [_mm512_loadu_ps(offset), _mm512_loadu_ps(offset.add(16))];
-            for (i, sums) in sums.iter_mut().enumerate() {
-                let total = _mm512_set1_ps((*a.add(i * stride)).total);
+            let scale = (&raw const (*columns).scale).cast::<f32>();
+            let scales = [_mm512_loadu_ps(scale), _mm512_loadu_ps(scale.add(16))];
+            for (sums, dots) in sums.iter_mut().zip(dots) {
                 for j in 0..2 {
-                    sums[j] = _mm512_fnmadd_ps(total, offsets[j], sums[j]);
+                    sums[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[j]), scales[j], sums[j]);
+                }
+            }
+            if OFFSET {
+                let share = (&raw const (*columns).share).cast::<f32>();
+                let shares = [_mm512_loadu_ps(share), _mm512_loadu_ps(share.add(16))];
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let start = _mm512_cvtepi32_ps(_mm512_set1_epi32((*a.add(i * stride)).start));
+                    for j in 0..2 {
+                        sums[j] = _mm512_fmadd_ps(start, shares[j], sums[j]);
+                    }
                 }
             }
         }
-    }
-    for (i, sums) in sums.iter().enumerate() {
-        _mm512_storeu_ps(tile.add(i * apart), sums[0]);
-        _mm512_storeu_ps(tile.add(i * apart + 16), sums[1]);
+        // the tile's sums lie in the first cache: there are no registers for them
+        for (i, sums) in sums.iter().enumerate() {
+            let factor = _mm512_set1_ps((*a.add(first + i * stride)).scale);
+            for (j, sum) in sums.iter().enumerate() {
+                let at = tile.add(i * apart + 16 * j);
+                let before = if add || first > 0 { _mm512_loadu_ps(at) } else { _mm512_setzero_ps() };
+                _mm512_storeu_ps(at, _mm512_fmadd_ps(*sum, factor, before));
+            }
+        }
     }
 }
 
@@ -160,17 +162,24 @@ impl<const OFFSET: bool> Weights<Vnni<OFFSET>> for Quantised<'_> {
 impl<const OFFSET: bool> Bytes for Vnni<OFFSET> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
     unsafe fn quantise<E: Element>(x: &[E], a: &mut [MaybeUninit<Block>]) {
-        for (x, block) in x.chunks_exact(BLOCK).zip(a) {
-            let (a, b): (__m512, __m512) = (simd::load(x.as_ptr()), simd::load(x.as_ptr().add(16)));
-            let most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
+        for (x, a) in x.chunks(GROUP * BLOCK).zip(a.chunks_mut(GROUP)) {
+            let (mut most, mut lost) = (_mm512_setzero_ps(), 0);
+            for x in x.chunks_exact(16) {
+                let x: __m512 = simd::load(x.as_ptr());
+                most = _mm512_max_ps(most, _mm512_abs_ps(x));
+                lost |= _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+            }
             // what is no number has no largest value, and must not become one
-            let scale = if _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, b) == 0 { most / 127.0 } else { f32::NAN };
+            let scale = if lost == 0 { _mm512_reduce_max_ps(most) / 127.0 } else { f32::NAN };
             let inverse = _mm512_set1_ps(if scale > 0.0 { 1.0 / scale } else { 0.0 });
-            let (a, b) = (_mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse)));
-            let sum = _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
-            let block = block.write(Block { q: [0; BLOCK], scale, start: -128 * sum, total: scale * sum as f32 });
-            _mm_storeu_si128(block.q.as_mut_ptr().cast(), _mm512_cvtsepi32_epi8(a));
-            _mm_storeu_si128(block.q.as_mut_ptr().add(16).cast(), _mm512_cvtsepi32_epi8(b));
+            for (x, block) in x.chunks_exact(BLOCK).zip(a) {
+                let whole = |i| _mm512_cvtps_epi32(_mm512_mul_ps(simd::load::<__m512, E>(x.as_ptr().add(i)), inverse));
+                let (a, b) = (whole(0), whole(16));
+                let sum = _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
+                let block = block.write(Block { q: [0; BLOCK], scale, start: -128 * sum });
+                _mm_storeu_si128(block.q.as_mut_ptr().cast(), _mm512_cvtsepi32_epi8(a));
+                _mm_storeu_si128(block.q.as_mut_ptr().add(16).cast(), _mm512_cvtsepi32_epi8(b));
+            }
         }
     }
 }
@@ -229,10 +238,11 @@ unsafe fn panel_q4k(lines: *const u8, row: usize, count: usize, k0: usize, k: us
         let (mut scale, mut least) = ([0f32; 32], [0f32; 32]);
         store_f16(&halves[0], scale.as_mut_ptr());
         store_f16(&halves[1], least.as_mut_ptr());
+        least.iter_mut().for_each(|x| *x /= 128.0);
         for i in 0..parts {
             let columns = out.add((block + i) * 32).cast::<Columns>();
             times(&scale, &scales[part + i], (&raw mut (*columns).scale).cast());
-            times(&least, &offsets[part + i], (&raw mut (*columns).offset).cast());
+            times(&least, &offsets[part + i], (&raw mut (*columns).share).cast());
             let (pair, high) = (16 + (part + i) / 2 * 32, (part + i) % 2 == 1);
             for half in 0..2 {
                 let mut words = [low; 8];

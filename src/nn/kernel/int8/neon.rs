@@ -7,7 +7,7 @@ use super::super::micro::neon::{prefetch, unrolled};
 use super::super::micro::{Element, Micro};
 use super::super::pack::{Weights, neon::interleave};
 use super::super::simd::{self, Neon};
-use super::{BLOCK, Block, Bytes, Quantised};
+use super::{BLOCK, Block, Bytes, GROUP, Quantised};
 use std::arch::aarch64::*;
 use std::arch::asm;
 use std::mem::MaybeUninit;
@@ -162,7 +162,7 @@ unsafe fn dots<const ROWS: usize, const PAIRS: usize, const OFFSET: bool>(
             if OFFSET {
                 let offset = vld1q_f32((&raw const (*columns).offset).cast::<f32>().add(j * 4));
                 for (i, sums) in sums.iter_mut().enumerate() {
-                    sums[j] = vfmaq_n_f32(sums[j], offset, (*a.add(i * stride)).total);
+                    sums[j] = vfmaq_n_f32(sums[j], offset, (*a.add(i * stride)).total());
                 }
             }
         }
@@ -258,7 +258,7 @@ unsafe fn matrices<const ROWS: usize, const PAIRS: usize, const OFFSET: bool>(
                 sums[j] = vfmaq_f32(sums[j], vmulq_f32(vcvtq_f32_s32(dots[j]), scale), factor);
             }
             if OFFSET {
-                let total = both((*x).total, (*y).total);
+                let total = both((*x).total(), (*y).total());
                 for (j, sum) in sums.iter_mut().enumerate() {
                     let offset = twice((&raw const (*columns).offset).cast::<f32>().add(2 * j));
                     *sum = vfmaq_f32(*sum, offset, total);
@@ -290,19 +290,23 @@ fn matrix(mut dots: int32x4_t, rows: int8x16_t, columns: int8x16_t) -> int32x4_t
 
 /// A row of activations -> blocks.
 fn quantise<E: Element>(x: &[E], a: &mut [MaybeUninit<Block>]) {
-    for (x, block) in x.chunks_exact(BLOCK).zip(a) {
-        // SAFETY: a chunk has 32 values and a block has room for them; NEON is what every CPU of this target has.
+    for (x, a) in x.chunks(GROUP * BLOCK).zip(a.chunks_mut(GROUP)) {
+        // SAFETY: fours of a chunk's values, of which it has a multiple of 32, and a block has room for as many; NEON is what every
+        // CPU of this target has.
         unsafe {
-            let x: [float32x4_t; 8] = std::array::from_fn(|i| simd::load::<Neon<false>, E>(x.as_ptr().add(4 * i)).0);
+            let load = |x: &[E]| simd::load::<Neon<false>, E>(x.as_ptr()).0;
             // no number is the largest of all, here as in what it leads to
-            let most = vmaxvq_f32(x.iter().fold(vdupq_n_f32(0.0), |most, x| vmaxq_f32(most, vabsq_f32(*x))));
-            let scale = most / 127.0;
+            let most = x.chunks_exact(4).fold(vdupq_n_f32(0.0), |most, x| vmaxq_f32(most, vabsq_f32(load(x))));
+            let scale = vmaxvq_f32(most) / 127.0;
             let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-            let whole = x.map(|x| vcvtnq_s32_f32(vmulq_n_f32(x, inverse)));
-            let sum = vaddvq_s32(whole.iter().fold(vdupq_n_s32(0), |sum, x| vaddq_s32(sum, *x)));
-            let block = block.write(Block { q: [0; BLOCK], scale, start: -128 * sum, total: scale * sum as f32 });
-            for (q, x) in block.q.as_chunks_mut::<8>().0.iter_mut().zip(whole.as_chunks::<2>().0) {
-                vst1_s8(q.as_mut_ptr(), vmovn_s16(vcombine_s16(vmovn_s32(x[0]), vmovn_s32(x[1]))));
+            for (x, block) in x.chunks_exact(BLOCK).zip(a) {
+                let whole: [int32x4_t; 8] =
+                    std::array::from_fn(|i| vcvtnq_s32_f32(vmulq_n_f32(load(&x[4 * i..]), inverse)));
+                let sum = vaddvq_s32(whole.iter().fold(vdupq_n_s32(0), |sum, x| vaddq_s32(sum, *x)));
+                let block = block.write(Block { q: [0; BLOCK], scale, start: -128 * sum });
+                for (q, x) in block.q.as_chunks_mut::<8>().0.iter_mut().zip(whole.as_chunks::<2>().0) {
+                    vst1_s8(q.as_mut_ptr(), vmovn_s16(vcombine_s16(vmovn_s32(x[0]), vmovn_s32(x[1]))));
+                }
             }
         }
     }
