@@ -16,22 +16,17 @@ use std::sync::Arc;
 /// more for little; above 1024 there are few pixels, and a third more weights.
 const PAIRED: (std::ops::RangeInclusive<usize>, std::ops::RangeFrom<usize>) = (64..=1024, 32..);
 
-/// What begins the names of kernels that stay: of eight small encoders and decoders in pairs, seven were up to 3.5 dB nearer to
-/// f32 than diffusers' own bf16, and one, an encoder, was 10 dB farther off.
-const KEPT: &str = "encoder.";
-
 /// Whether a convolution over 3 x 3 x 3 pixels, one for each, is made in pairs where products read bf16.
-/// - `name`: its tensor's.
-pub fn is_paired(name: &str, inputs: usize, outputs: usize) -> bool {
-    !name.starts_with(KEPT) && PAIRED.0.contains(&inputs) && PAIRED.1.contains(&outputs)
+pub fn is_paired(inputs: usize, outputs: usize) -> bool {
+    PAIRED.0.contains(&inputs) && PAIRED.1.contains(&outputs)
 }
 
 /// Bytes that a tensor of weights takes once a layer of `compute` numbers keeps it: as many as it has, but for kernels that
 /// [`super::conv3d::Conv3d`] keeps transformed.
-pub fn kept_bytes(name: &str, shape: &[usize], stored: DType, compute: DType) -> usize {
+pub fn kept_bytes(shape: &[usize], stored: DType, compute: DType) -> usize {
     let bytes = shape.iter().product::<usize>() * stored.size_in_bytes();
     match shape {
-        [outputs, inputs, 3, 3, 3] if is_half_kernel(stored, compute) && is_paired(name, *inputs, *outputs) => {
+        [outputs, inputs, 3, 3, 3] if is_half_kernel(stored, compute) && is_paired(*inputs, *outputs) => {
             bytes / 3 * winograd::POINTS
         }
         _ => bytes,

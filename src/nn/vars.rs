@@ -81,8 +81,7 @@ impl Vars {
         self.source.table(rows, width, &self.name(name), self.dtype, &self.device)
     }
 
-    /// A tensor's whole name.
-    pub fn name(&self, name: &str) -> String {
+    fn name(&self, name: &str) -> String {
         if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
     }
 }

@@ -2,6 +2,7 @@
 //! every tensor is taken and given back where the code makes it and lets it go.
 
 use crate::models::ltx::config::{Down, DownBlock, UpBlock};
+use crate::nn::conv3d::is_narrow;
 use crate::nn::kernel::memory::taken;
 use crate::nn::kernel::winograd;
 use crate::nn::paired::is_paired;
@@ -87,8 +88,6 @@ pub struct Walk {
     pub tracks: Vec<Vec<Slot>>,
     cursor: usize,
     last: bool,
-    /// What the names of its tensors begin with.
-    part: &'static str,
     widths: Widths,
 }
 
@@ -101,9 +100,8 @@ pub struct Kind {
 }
 
 impl Walk {
-    /// - `part`: what the names of its tensors begin with.
-    pub fn new(part: &'static str, widths: Widths) -> Self {
-        Self { count: Count::default(), slots: vec![], tracks: vec![], cursor: 0, last: false, part, widths }
+    pub fn new(widths: Widths) -> Self {
+        Self { count: Count::default(), slots: vec![], tracks: vec![], cursor: 0, last: false, widths }
     }
 
     pub fn next_group(&mut self, last: bool) {
@@ -193,18 +191,22 @@ impl Walk {
         Frames::default()
     }
 
+    /// Bytes of a number that a convolution reads.
+    fn operand(&self, input: Picture, output: Picture) -> u64 {
+        let Widths { operand, plain, .. } = self.widths;
+        if !plain && is_narrow(input.c as usize, output.c as usize) { 4 } else { operand }
+    }
+
     /// `Conv3d::forward` over 3 x 3 x 3, of `frames` frames: those that come out.
     fn conv(&mut self, frames: u64, input: Picture, output: Picture, out: u64) -> Frames {
-        let paired =
-            !self.widths.plain && self.widths.operand == 2 && is_paired(self.part, input.c as usize, output.c as usize);
+        let operand = self.operand(input, output);
+        let paired = !self.widths.plain && operand == 2 && is_paired(input.c as usize, output.c as usize);
         let (products, copy) = match paired {
             true => (
                 out * winograd::multiplications(input.h, input.w) * input.c * output.c,
-                winograd::bytes(frames, input.h, input.w, input.c, self.widths.operand),
+                winograd::bytes(frames, input.h, input.w, input.c, operand),
             ),
-            false => {
-                (27 * output.values(out) * input.c, frames * input.h * (input.w + 2) * input.c * self.widths.operand)
-            }
+            false => (27 * output.values(out) * input.c, frames * input.h * (input.w + 2) * input.c * operand),
         };
         self.count.operations += 2 * products;
         if self.widths.plain {
@@ -256,7 +258,7 @@ impl Walk {
     pub fn resnet(&mut self, x: Frames, input: Picture, outputs: usize, kind: Kind) -> Frames {
         let output = input.with(outputs);
         let shortcut = if input.c != output.c && x.count > 0 {
-            let normed = input.values(x.count) * self.widths.operand;
+            let normed = input.values(x.count) * self.operand(input, output);
             self.count.take(normed);
             let y = self.make(output, x.count);
             self.count.give(normed);

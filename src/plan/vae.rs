@@ -42,7 +42,7 @@ pub fn decoder(config: &VaeConfig, [frames, h, w]: [usize; 3], pace: Pace, width
     let p = config.patch_size;
     let patches = picture.with(3 * p * p);
     let run = Run { layers, ends: (picture, patches, rate), plain: kind(causal, false), pace };
-    let mut walk = Walk::new("decoder.", widths);
+    let mut walk = Walk::new(widths);
     walk.tracks = vec![vec![]; run.layers.len() + 1];
     let group = pace.group.clamp(1, frames);
     for first in (0..frames).step_by(group) {
@@ -116,7 +116,7 @@ impl Run<'_> {
 
 /// The encoder over pixels (frames, height, width), `group` latent frames at a time.
 pub fn encoder(config: &VaeConfig, [frames, h, w]: [usize; 3], group: usize, widths: Widths) -> Count {
-    let mut walk = Walk::new("encoder.", widths);
+    let mut walk = Walk::new(widths);
     let kind = kind(config.encoder_causal, false);
     let (p, time) = (config.patch_size, config.strides()[0]);
     let patches = Picture { h: (h / p) as u64, w: (w / p) as u64, c: (3 * p * p) as u64 };

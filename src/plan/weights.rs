@@ -204,11 +204,11 @@ fn record(
     let seen = seen.lock().map(|seen| seen.clone()).unwrap_or_default();
     let all: usize = seen.iter().map(|(_, shape): &Shaped| shape.iter().product::<usize>()).sum();
     let stored = compute.stored.or((all <= SMALL).then_some(compute.dtype)).unwrap_or(own);
-    let kept = |name: &str, shape: &[usize]| {
+    let kept = |shape: &[usize]| {
         let dtype = if shape.len() < 2 { compute.dtype } else { stored };
-        paired::kept_bytes(name, shape, dtype, compute.dtype) as u64
+        paired::kept_bytes(shape, dtype, compute.dtype) as u64
     };
-    Ok(seen.iter().map(|(name, shape)| (name.clone(), kept(name, shape))).collect())
+    Ok(seen.iter().map(|(name, shape)| (name.clone(), kept(shape))).collect())
 }
 
 /// Hands out stand-ins of the right shape over one element, and writes down what was asked for.

@@ -225,7 +225,7 @@ impl Tensors {
                 (None, Type::Plain(_), _) if entry.shape.len() < 2 => count * compute.size_in_bytes(),
                 (None, own, stored) => match (stored, own.kind()) {
                     (Some(dtype), _) | (None, Some(Kind::Plain(dtype))) => {
-                        paired::kept_bytes(name, &entry.shape, dtype, compute)
+                        paired::kept_bytes(&entry.shape, dtype, compute)
                     }
                     _ => entry.raw().bytes.len(),
                 },

@@ -2,7 +2,7 @@
 //! layer that cannot answer yet gives `None`.
 
 use crate::models::ltx::config::Down;
-use crate::nn::conv3d::{Around, Conv3d};
+use crate::nn::conv3d::{Around, Conv3d, is_narrow};
 use crate::nn::linear::Linear;
 use crate::nn::matrix::Matrix;
 use crate::nn::norm::{Bent, Norm};
@@ -125,11 +125,12 @@ impl Resnet {
             let at = vb.pp("conv_shortcut.conv");
             // a kernel of one tap is a dense layer over channels
             let weight = at.get((outputs, inputs, 1, 1, 1), "weight")?.reshape((outputs, inputs))?;
+            let linear = Linear::new(Matrix::new(weight), Some(at.get(outputs, "bias")?));
             Some(Shortcut {
                 weight: vb.get(inputs, "norm3.weight")?,
                 bias: vb.get(inputs, "norm3.bias")?,
                 eps: kind.eps,
-                linear: Linear::new(Matrix::new(weight), Some(at.get(outputs, "bias")?)),
+                linear: if is_narrow(inputs, outputs) { linear.in_f32() } else { linear },
             })
         };
         let scale = |name| vb.get((inputs, 1, 1), name)?.reshape(inputs)?.to_dtype(vb.dtype());
