@@ -56,7 +56,7 @@ fn budget(request: &Request, compute: &Compute) -> Budget {
 }
 
 /// What is to be made, in numbers.
-/// - `canvases`: of each pass. `prompts`: tokens of each, the negative one included. `held`: (scene, first frame in it, frames) of what is held.
+/// - `canvases`: of each pass. `prompts`: tokens of each, the negative one included. `held`: (first frame, frames) of what is held.
 pub fn task(
     settings: &Settings,
     (legal, canvases): (Extent, &[Extent]),
