@@ -7,7 +7,7 @@ use crate::generate::shots::{Shot, shots};
 use crate::generate::two_passes::canvases;
 use crate::geometry::{Extent, Geometry, Grid};
 use crate::history::{self, Run};
-use crate::inputs::Held;
+use crate::inputs::{self, Held};
 use crate::models::ltx::Convention;
 use crate::models::ltx::vae::Pace;
 use crate::passes::{Levels, Pass};
@@ -271,7 +271,7 @@ pub fn of_absent(request: &Request) -> Result<Option<(Plan, Report)>> {
     let texts = settings.scenes.iter().map(|scene| scene.prompt.as_str()).chain(settings.negative.as_deref());
     let texts = texts.map(|text| Ok(tokenizer.encode(text, convention.max_tokens())?.ids.len()));
     let texts = texts.collect::<Result<Vec<usize>>>()?;
-    let held = stills(request);
+    let held = places(&inputs::held(request, &settings, legal, geometry, &silent)?);
     let task = task(&settings, (legal, &canvases), geometry, &shots, texts.into_iter(), &held);
     let outlook = Outlook::new(model, task, request, &compute)?;
     let target = crate::generate::target(request, &settings)?;

@@ -340,6 +340,24 @@ fn a_dry_run_says_what_a_run_will_take() {
     assert!(scratch.listing().is_empty());
 }
 
+/// For a model that is not here, too: a clip has all its frames, not one.
+#[test]
+fn a_dry_run_counts_the_frames_that_are_held() {
+    let scratch = Scratch::new();
+    works(&scratch, &["generate", "a red ball", "--frames", "17", "-o", "clip.gif"]);
+    works(&scratch, &["generate", "a red ball", "--frames", "1", "-o", "still.png"]);
+    let encode = |file: &str| {
+        let model = ["generate", "a boat", "--model", "ltx-2b-0.9.8-distilled", "--upscaler", "none"];
+        let size = ["--size", "512x320", "--frames", "33", "--memory", "16GiB", "--dry-run", "--json"];
+        let held = format!("{file}@8");
+        let plan = works(&scratch, &[&model[..], &size, &["--keyframe", &held]].concat()).0;
+        let plan: Value = serde_json::from_slice(&plan).unwrap();
+        let stage = plan["stages"].as_array().unwrap().iter().find(|stage| stage["stage"] == "encode").cloned();
+        stage.unwrap()["operations"].as_u64().unwrap()
+    };
+    assert!(encode("clip.gif") > 4 * encode("still.png"));
+}
+
 /// The second run knows how long the first one took.
 #[test]
 fn a_forecast_is_made_from_earlier_runs() {
