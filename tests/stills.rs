@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 const PROMPT: &str = "a red ball bounces on green grass";
 
 /// What a held still may lose against the VAE's round trip alone, in dB: the decoder's kernels reach from later frames into the
-/// first. Measured: 0.1.
-const REACH: f64 = 0.5;
+/// first. Measured with nine stills: between 2.7 less and 2.4 more (round trips of 30 to 38 dB; frame 0 of a clip that is not held to
+/// the still lies 11 to 13 dB from it).
+const REACH: f64 = 4.0;
 
 fn frames(folder: &str) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -91,7 +92,7 @@ fn a_held_still_is_the_frame_that_the_vae_makes_of_it() {
     let scratch = Scratch::new("held");
     let still = format!("{}/00000.png", clip(&scratch, "a", "1"));
     let held = |seed: &str, frames: &str| {
-        let flags = ["--image", &still, "--image-noise", "0", "--seed", seed, "--steps", "2", "--frames", frames];
+        let flags = ["--image", &still, "--image-noise", "0", "--seed", seed, "--frames", frames];
         generate("tiny", PROMPT, &flags).frames.remove(0)
     };
     // a clip of one frame is nothing but the still through encoder and decoder
