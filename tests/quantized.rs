@@ -63,14 +63,16 @@ fn distance(a: &Clip, b: &Clip) -> f64 {
     10.0 * (255.0 * 255.0 / (square / a.len() as f64)).log10()
 }
 
-/// What the embedded model may lose. Measured, prompt by prompt: Q8_0 43, 57 and 50 dB, Q4_K (of which rows of 192 stay as they
-/// are) 31, 47 and 48 dB; the last digit differs from CPU to CPU. The first prompt says nothing of motion, so little tips it.
-const Q8_LEAST: f64 = 40.0;
-const Q4_LEAST: f64 = 28.0;
+/// What the embedded model may lose. Measured, prompt by prompt: Q8_0 53, 57 and 50 dB, Q4_K (of which rows of 192 stay as they
+/// are) 46, 47 and 48 dB; the last digit differs from CPU to CPU. Sampling magnifies what is rounded, on sand most and by seed:
+/// README has the figures.
+const Q8_LEAST: f64 = 46.0;
+const Q4_LEAST: f64 = 34.0;
 
 #[test]
 fn the_embedded_model_stays_near_itself() {
-    for (prompt, seed) in [("a red ball on the sand", "7"), ("a blue star rises at night", "3"), ("a car", "11")] {
+    let prompts = [("a red ball bounces on green grass", "7"), ("a blue star rises at night", "3"), ("a car", "11")];
+    for (prompt, seed) in prompts {
         let run = |more: &[&str]| {
             generate("tiny", prompt, &[&["--size", "64x64", "--frames", "17", "--seed", seed], more].concat())
         };

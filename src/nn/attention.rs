@@ -37,7 +37,7 @@ impl Attention<'_> {
     /// - `q`: (b, n, d). `k`, `v`: (b, m, d). Returns (b, n, d), on a CPU rounded to what products read.
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (b, n, d) = q.dims3()?;
-        let k = &k.to_dtype(q.dtype())?; // few, if they were rounded before
+        let k = &k.to_dtype(q.dtype())?; // keys of a prompt that were kept come rounded, and are few
         let tracked = [self.bias, self.norms[0].map(|n| n.0), self.norms[1].map(|n| n.0)];
         let fast = b == 1
             && [q, k, v].iter().all(|t| t.device().is_cpu() && !t.track_op())
@@ -129,9 +129,9 @@ impl CustomOp3 for Fused<'_> {
         if dk != d || vl.dims() != kl.dims() || d == 0 || !d.is_multiple_of(self.how.heads) {
             bail!("attention: {:?}, {:?} and {:?} in {} heads", ql.dims(), kl.dims(), vl.dims(), self.how.heads)
         }
-        let norms = self.how.norms.map(|norm| norm.map(|(weight, eps)| (Read::new(weight), eps as f32)));
-        let [q_norm, k_norm] = norms.each_ref().map(Option::as_ref);
-        let (q_norm, k_norm) = (q_norm.map(slice).transpose()?, k_norm.map(slice).transpose()?);
+        let [q_norm, k_norm] = self.how.norms;
+        let (q_norm, k_norm) = (read(q_norm)?, read(k_norm)?);
+        let (q_norm, k_norm) = (slice(&q_norm)?, slice(&k_norm)?);
         if [q_norm, k_norm].iter().flatten().any(|(weight, _)| weight.len() != d) {
             bail!("attention: a norm of another width than {d}")
         }
@@ -170,11 +170,12 @@ impl CustomOp3 for Fused<'_> {
 }
 
 /// A norm's weight and what it adds.
-fn slice<'a>((weight, eps): &'a (Result<Read<'_>>, f32)) -> Result<(&'a [f32], f32)> {
-    match weight {
-        Ok(weight) => Ok((weight.slice()?, *eps)),
-        Err(error) => bail!("attention: {error}"),
-    }
+fn read(norm: Option<(&Tensor, f64)>) -> Result<Option<(Read<'_>, f32)>> {
+    norm.map(|(weight, eps)| Ok((Read::new(weight)?, eps as f32))).transpose()
+}
+
+fn slice<'a>(norm: &'a Option<(Read<'_>, f32)>) -> Result<Option<(&'a [f32], f32)>> {
+    norm.as_ref().map(|(weight, eps)| Ok((weight.slice()?, *eps))).transpose()
 }
 
 struct Run<'a> {

@@ -106,7 +106,7 @@ macro_rules! kernel {
             const MR: usize = 3;
             const NR: usize = COLUMNS;
             const STEP: usize = 1;
-            const GRAIN: usize = 8;
+            const GRAIN: usize = 2 * GROUP;
             const VALUES: usize = BLOCK;
             const AHEAD: usize = 4;
 

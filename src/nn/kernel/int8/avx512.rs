@@ -29,7 +29,7 @@ impl<const OFFSET: bool> Micro for Vnni<OFFSET> {
     const MR: usize = 6;
     const NR: usize = 32;
     const STEP: usize = 1;
-    const GRAIN: usize = 8;
+    const GRAIN: usize = 2 * GROUP;
     const VALUES: usize = BLOCK;
     const AHEAD: usize = 4;
 

@@ -37,7 +37,7 @@ macro_rules! kernel {
             const MR: usize = 6;
             const NR: usize = COLUMNS;
             const STEP: usize = 1;
-            const GRAIN: usize = 8;
+            const GRAIN: usize = 2 * GROUP;
             const VALUES: usize = BLOCK;
             const AHEAD: usize = 4;
 
