@@ -1,7 +1,8 @@
 //! Scaled dot-product attention over heads that lie side by side in each token, with the norms and the rotary positions that
 //! go before it. The scores of a long clip never exist all at once.
 
-use super::kernel::attend::{self, Heads};
+use super::kernel::attend::{self, Heads, Scores};
+use super::kernel::int8;
 use super::kernel::memory::filled;
 use super::kernel::micro::Kernel;
 use super::kernel::rows::{Angles, heads};
@@ -12,6 +13,7 @@ use super::rope::Rope;
 use super::{activation::softmax, linear::with_operand};
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 use std::f32::consts::LOG2_E;
+use std::mem::MaybeUninit;
 
 /// How queries, keys and values meet.
 #[derive(Clone, Copy)]
@@ -27,6 +29,8 @@ pub struct Attention<'a> {
     pub bias: Option<&'a Tensor>,
     /// In what a CPU multiplies.
     pub math: Math,
+    /// Whether it may make scores in whole numbers, which rounds queries and keys to eight bits.
+    pub whole: bool,
 }
 
 /// Scores that the plain form holds at a time, in elements: 64 Mi (256 MiB in f32).
@@ -163,6 +167,7 @@ impl CustomOp3 for Fused<'_> {
             m,
             scale,
             half,
+            whole: half && self.how.whole && int8::scores_fit(d / self.how.heads),
             apart,
         };
         Ok((kernel::dispatch(self.how.math, job), Shape::from((1, n, apart))))
@@ -191,6 +196,7 @@ struct Run<'a> {
     m: usize,
     scale: f32,
     half: bool,
+    whole: bool,
     apart: usize,
 }
 
@@ -198,39 +204,45 @@ impl Job for Run<'_> {
     type Done = CpuStorage;
 
     fn run<K: Kernel>(self) -> CpuStorage {
+        if self.whole { self.scored::<K, K::Whole>() } else { self.scored::<K, K>() }
+    }
+}
+
+impl Run<'_> {
+    fn scored<K: Kernel, S: Scores<Kernel = K>>(self) -> CpuStorage {
         let head_dim = self.d / self.heads;
         let to = attend::head_stride::<K>(head_dim);
         let stride = kernel::row_stride(self.heads * to, size_of::<K::Elem>());
-        let split = |x: &[f32], rows: usize, norm, by| {
+        let split = |x: &[f32], rows: usize, norm, by, centred| {
+            let write =
+                |y: &mut [MaybeUninit<_>]| heads::<K>(x, self.d, norm, self.angles, by, head_dim, to, stride, y);
             // SAFETY: all of it is written.
-            unsafe { filled(rows * stride, |y| heads::<K>(x, self.d, norm, self.angles, by, head_dim, to, stride, y)) }
+            S::rows(unsafe { filled(rows * stride, write) }, self.heads, head_dim, stride, centred)
         };
-        let q = split(self.q.0, self.n, self.q.1, self.scale * LOG2_E);
-        let k = split(self.k.0, self.m, self.k.1, 1.0);
+        let (q, q_stride) = split(self.q.0, self.n, self.q.1, self.scale * LOG2_E, false);
+        let (k, k_stride) = split(self.k.0, self.m, self.k.1, 1.0, true);
         // values are read from the second cache by one row at a time, so their distance does not matter
         with_operand::<K, _>(self.v, self.v_stride, self.m, self.d, |v, v_stride| {
-            let heads = Heads {
+            let heads = Heads::<S> {
                 heads: self.heads,
                 head_dim,
-                stride,
+                q_stride,
+                k_stride,
+                v_stride,
                 q: &q,
                 k: &k,
                 v,
-                v_stride,
                 n: self.n,
                 m: self.m,
                 bias: self.bias,
             };
+            let size = self.n * self.apart;
             if self.half {
                 // SAFETY: all of it is written.
-                CpuStorage::BF16(unsafe {
-                    filled(self.n * self.apart, |y| attend::attend::<K, _>(&heads, y, self.apart))
-                })
+                CpuStorage::BF16(unsafe { filled(size, |y| attend::attend::<K, S, _>(&heads, y, self.apart)) })
             } else {
                 // SAFETY: as above.
-                CpuStorage::F32(unsafe {
-                    filled(self.n * self.apart, |y| attend::attend::<K, _>(&heads, y, self.apart))
-                })
+                CpuStorage::F32(unsafe { filled(size, |y| attend::attend::<K, S, _>(&heads, y, self.apart)) })
             }
         })
     }
@@ -253,7 +265,8 @@ mod tests {
         let coords: Vec<[f32; 3]> = (0..n).map(|i| [0.1 * i as f32, 0.3, 0.05 * i as f32]).collect();
         let rope = Rope::new(&coords, d, 10_000.0, q.device())?;
         let bias = values(&[1, heads, n, m], 6)?;
-        let bare = Attention { heads, scale: 0.3, norms: [None; 2], rope: None, bias: None, math: Math::F32 };
+        let bare =
+            Attention { heads, scale: 0.3, norms: [None; 2], rope: None, bias: None, math: Math::F32, whole: false };
         let full = Attention {
             norms: [Some((&norms.0, 1e-5)), Some((&norms.1, 1e-5))],
             rope: Some(&rope),
@@ -272,7 +285,8 @@ mod tests {
     fn a_key_with_a_large_negative_bias_changes_nothing() -> Result<()> {
         let (q, k, v) = (values(&[1, 5, 30], 7)?, values(&[1, 8, 30], 8)?, values(&[1, 8, 30], 9)?);
         let bias = Tensor::new(&[0f32, 0., 0., 0., 0., 0., -10_000., -10_000.], q.device())?;
-        let how = Attention { heads: 3, scale: 0.3, norms: [None; 2], rope: None, bias: None, math: Math::F32 };
+        let how =
+            Attention { heads: 3, scale: 0.3, norms: [None; 2], rope: None, bias: None, math: Math::F32, whole: false };
         let masked = Attention { bias: Some(&bias), ..how }.forward(&q, &k, &v)?;
         let dropped = how.forward(&q, &k.narrow(1, 0, 6)?, &v.narrow(1, 0, 6)?)?;
         assert!(distance(&masked, &dropped)? < 1e-6); // the same sums with zeros added

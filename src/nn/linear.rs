@@ -87,6 +87,11 @@ impl Linear {
         self.weight.math()
     }
 
+    /// Whether a CPU computes it in whole numbers.
+    pub fn is_whole(&self) -> bool {
+        self.weight.is_whole()
+    }
+
     /// - `x`: (..., in) -> (..., out).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.forward_then(x, Then::default())
@@ -228,7 +233,7 @@ struct Run<'a> {
 /// A matrix's rows, if its products are made in whole numbers.
 fn whole_numbers<'a>(rows: Rows<'a>, matrix: &Matrix) -> Option<Quantised<'a>> {
     let Rows::Blocks { kind, bytes } = rows else { return None };
-    (matrix.is_whole() && int8::fits(kind, matrix.inputs)).then_some(Quantised { kind, bytes })
+    matrix.is_whole().then_some(Quantised { kind, bytes })
 }
 
 impl Run<'_> {

@@ -1,7 +1,7 @@
 //! The factor of a product that belongs to the model, wherever it lies.
 
 use super::kernel::blocks::Blocks;
-use super::kernel::{Math, pack::Rows};
+use super::kernel::{Math, int8, pack::Rows};
 use super::read::Read;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -124,10 +124,10 @@ impl Matrix {
         self.math
     }
 
-    /// Whether its blocks may be multiplied in whole numbers, which rounds activations to eight bits. Where f32 was asked for,
+    /// Whether a CPU multiplies its blocks in whole numbers, which rounds activations to eight bits. Where f32 was asked for,
     /// the numbers in the blocks are what counts.
     pub fn is_whole(&self) -> bool {
-        self.whole
+        self.whole && matches!(self.kind(), Kind::Blocks(kind) if int8::fits(kind, self.inputs))
     }
 
     /// Whether the CPU's own products can read it.

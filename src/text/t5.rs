@@ -171,7 +171,15 @@ impl Layer {
         let h = normed(x, &self.attention_norm)?;
         let (q, k) = (self.q.forward(&h)?, self.k.forward(&h)?);
         let v = self.v.forward_then(&h, Then { narrow: true, ..Then::default() })?;
-        let how = Attention { heads: config.heads, scale: 1.0, norms: [None; 2], rope: None, bias: Some(bias), math };
+        let how = Attention {
+            heads: config.heads,
+            scale: 1.0,
+            norms: [None; 2],
+            rope: None,
+            bias: Some(bias),
+            math,
+            whole: false,
+        };
         let x = self.o.forward_then(&how.forward(&q, &k, &v)?, Then { residual: Some(x), ..Then::default() })?;
         let h = normed(&x, &self.mlp_norm)?;
         let gate = self.wi_0.forward_then(&h, Then { gelu: true, ..Then::default() })?;

@@ -6,7 +6,7 @@
 //! Source of the method: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); Rabe and Staats,
 //! "Self-attention does not need O(n²) memory" (2021).
 
-use super::micro::{Element, Kernel};
+use super::micro::{Element, Kernel, Micro};
 use super::pack::{self, Rows};
 use super::rows::{Bend, bend};
 use super::simd::Simd;
@@ -25,17 +25,137 @@ const NEVER: f32 = -1e30;
 /// values, so much that none which matters beside the largest is lost (numbers end at 2^127 and 2^-126).
 const FIT: std::ops::Range<f32> = 1.0 / (1u64 << 40) as f32..(1u64 << 60) as f32;
 
-/// What attention runs over, in the kernel's type. Heads lie side by side in a row; those of q and k are filled up with zeros
-/// to whole steps. q is multiplied with the scale of the scores and with log2 e, so that weights are powers of two.
-pub struct Heads<'a, E> {
+/// How scores are made of queries and keys; values and their weights are the kernel's.
+pub trait Scores: 'static {
+    type Kernel: Kernel;
+    /// What queries and keys are made of.
+    type Elem: Copy + Default + Send + Sync + 'static;
+
+    /// Elements from head to head of a row.
+    fn head(head_dim: usize) -> usize;
+
+    /// Rows of the kernel's elements as they are read here, and elements from row to row.
+    /// - `x`: rows of heads, `head_stride` elements each, rows `stride` apart. `centred`: less their mean, which as keys they
+    ///   may be: it changes all scores of a query by as much.
+    fn rows(
+        x: Vec<<Self::Kernel as Micro>::Elem>,
+        heads: usize,
+        head_dim: usize,
+        stride: usize,
+        centred: bool,
+    ) -> (Vec<Self::Elem>, usize);
+
+    /// NR keys from `first` on, side by side.
+    /// - `k`: `m` rows of `head` elements, `stride` apart. `out`: `head` times NR elements.
+    fn panel(
+        k: &[Self::Elem],
+        stride: usize,
+        first: usize,
+        m: usize,
+        head: usize,
+        line: &mut Vec<Self::Elem>,
+        out: &mut [Self::Elem],
+    );
+
+    /// tile += q kᵀ.
+    /// - `tile`: `rows` rows of NR, side by side.
+    ///
+    /// # Safety
+    /// As for `Micro::micro`, of `head` elements.
+    unsafe fn scores(
+        rows: usize,
+        q: *const Self::Elem,
+        stride: usize,
+        panel: *const Self::Elem,
+        head: usize,
+        tile: *mut f32,
+    );
+
+    /// As `Kernel::weigh`.
+    ///
+    /// # Safety
+    /// As there, of `head` elements.
+    unsafe fn weigh(
+        rows: usize,
+        q: *const Self::Elem,
+        stride: usize,
+        panel: *const Self::Elem,
+        head: usize,
+        start: *const f32,
+        weights: *mut <Self::Kernel as Micro>::Elem,
+        share: usize,
+        sums: *mut f32,
+    );
+}
+
+/// With the kernel's own products.
+impl<K: Kernel> Scores for K {
+    type Kernel = K;
+    type Elem = K::Elem;
+
+    fn head(head_dim: usize) -> usize {
+        head_stride::<K>(head_dim)
+    }
+
+    fn rows(x: Vec<K::Elem>, _: usize, _: usize, stride: usize, _: bool) -> (Vec<K::Elem>, usize) {
+        (x, stride)
+    }
+
+    fn panel(
+        k: &[K::Elem],
+        stride: usize,
+        first: usize,
+        m: usize,
+        head: usize,
+        line: &mut Vec<K::Elem>,
+        out: &mut [K::Elem],
+    ) {
+        // SAFETY: the kernel's elements are f32 or bf16, as `Element` says.
+        let rows = unsafe { as_rows(k) };
+        pack::panel::<K>(rows, stride, first, m, 0, head, line, out);
+    }
+
+    unsafe fn scores(
+        rows: usize,
+        q: *const K::Elem,
+        stride: usize,
+        panel: *const K::Elem,
+        head: usize,
+        tile: *mut f32,
+    ) {
+        let here = (panel.cast(), 0);
+        // SAFETY: as promised.
+        unsafe { K::micro(rows, q, stride, panel, head, tile, K::NR, here, true) }
+    }
+
+    unsafe fn weigh(
+        rows: usize,
+        q: *const K::Elem,
+        stride: usize,
+        panel: *const K::Elem,
+        head: usize,
+        start: *const f32,
+        weights: *mut K::Elem,
+        share: usize,
+        sums: *mut f32,
+    ) {
+        // SAFETY: as promised.
+        unsafe { K::weigh(rows, q, stride, panel, head, start, weights, share, sums) }
+    }
+}
+
+/// What attention runs over. Heads lie side by side in a row; those of q and k are filled up with zeros to whole steps. q is
+/// multiplied with the scale of the scores and with log2 e, so that weights are powers of two.
+pub struct Heads<'a, S: Scores> {
     pub heads: usize,
     pub head_dim: usize,
-    /// Elements from row to row of q and k; of v.
-    pub stride: usize,
+    /// Elements from row to row of q, of k and of v.
+    pub q_stride: usize,
+    pub k_stride: usize,
     pub v_stride: usize,
-    pub q: &'a [E],
-    pub k: &'a [E],
-    pub v: &'a [E],
+    pub q: &'a [S::Elem],
+    pub k: &'a [S::Elem],
+    pub v: &'a [<S::Kernel as Micro>::Elem],
     /// Queries and keys.
     pub n: usize,
     pub m: usize,
@@ -43,7 +163,7 @@ pub struct Heads<'a, E> {
     pub bias: Option<&'a [f32]>,
 }
 
-/// Elements from head to head of q and k.
+/// Elements from head to head of q and k, as a kernel multiplies them.
 pub fn head_stride<K: Kernel>(head_dim: usize) -> usize {
     head_dim.next_multiple_of(K::STEP)
 }
@@ -57,12 +177,12 @@ unsafe impl<E> Send for Target<E> {}
 
 /// y = softmax(q kᵀ + bias) v, head by head.
 /// - `y`: (n, heads * head_dim), `apart` from row to row, in f32 or the kernel's type; what lies between is set to zero.
-pub fn attend<K: Kernel, T: Element>(x: &Heads<K::Elem>, y: &mut [MaybeUninit<T>], apart: usize) {
+pub fn attend<K: Kernel, S: Scores<Kernel = K>, T: Element>(x: &Heads<S>, y: &mut [MaybeUninit<T>], apart: usize) {
     let (n, m, hd) = (x.n, x.m, x.head_dim);
-    let hs = head_stride::<K>(hd);
-    assert!(x.stride >= x.heads * hs && apart >= x.heads * hd);
+    let hs = S::head(hd);
+    assert!(x.q_stride >= x.heads * hs && x.k_stride >= x.heads * hs && apart >= x.heads * hd);
     let rows = |count: usize, width: usize, stride: usize| if count == 0 { 0 } else { (count - 1) * stride + width };
-    assert!(x.q.len() >= rows(n, x.heads * hs, x.stride) && x.k.len() >= rows(m, x.heads * hs, x.stride));
+    assert!(x.q.len() >= rows(n, x.heads * hs, x.q_stride) && x.k.len() >= rows(m, x.heads * hs, x.k_stride));
     assert!(x.v.len() >= rows(m, x.heads * hd, x.v_stride) && y.len() == n * apart);
     assert!(x.bias.is_none_or(|bias| bias.len() == x.heads * n * m));
     let zero = MaybeUninit::new(T::default());
@@ -80,15 +200,13 @@ pub fn attend<K: Kernel, T: Element>(x: &Heads<K::Elem>, y: &mut [MaybeUninit<T>
     let columns = hd.div_ceil(K::NR);
     let value_rows = |keys: usize| keys.next_multiple_of(K::STEP);
     let value_size = columns * K::NR * blocks.iter().map(|(_, keys)| value_rows(*keys)).sum::<usize>();
-    let mut keys = vec![K::Elem::default(); x.heads * key_size];
+    let mut keys = vec![S::Elem::default(); x.heads * key_size];
     let mut values = vec![K::Elem::default(); x.heads * value_size];
     let packing = keys.par_chunks_mut(key_size).zip(values.par_chunks_mut(value_size)).enumerate().with_max_len(1);
     packing.for_each(|(h, (keys, values))| {
         let mut line = vec![];
         for (panel, keys) in keys.chunks_mut(key_panel).enumerate() {
-            // SAFETY: the kernel's elements are f32 or bf16, as `Element` says.
-            let rows = unsafe { as_rows(&x.k[h * hs..]) };
-            pack::panel::<K>(rows, x.stride, panel * K::NR, m, 0, hs, &mut line, keys);
+            S::panel(&x.k[h * hs..], x.k_stride, panel * K::NR, m, hs, &mut line, keys);
         }
         let mut values = values;
         for &(k0, count) in &blocks {
@@ -108,7 +226,7 @@ pub fn attend<K: Kernel, T: Element>(x: &Heads<K::Elem>, y: &mut [MaybeUninit<T>
         let (h, first) = (task / tasks, task % tasks * QUERIES);
         let queries = first..(first + QUERIES).min(n);
         let (keys, values) = (&keys[h * key_size..][..key_size], &values[h * value_size..][..value_size]);
-        run::<K, T>(x, h, queries, keys, values, &blocks, target, apart);
+        run::<K, S, T>(x, h, queries, keys, values, &blocks, target, apart);
     });
 }
 
@@ -151,8 +269,8 @@ impl<K: Kernel> State<K> {
 }
 
 /// One head's queries of a tile before a block of keys.
-struct Meeting<'a, K: Kernel> {
-    x: &'a Heads<'a, K::Elem>,
+struct Meeting<'a, S: Scores> {
+    x: &'a Heads<'a, S>,
     head: usize,
     /// First query, and how many.
     first: usize,
@@ -161,19 +279,19 @@ struct Meeting<'a, K: Kernel> {
     key: usize,
     count: usize,
     /// The block's panels.
-    keys: &'a [K::Elem],
+    keys: &'a [S::Elem],
 }
 
-impl<K: Kernel> Meeting<'_, K> {
+impl<K: Kernel, S: Scores<Kernel = K>> Meeting<'_, S> {
     fn panels(&self) -> usize {
         self.count.div_ceil(K::NR)
     }
 
     /// The queries and one panel, as products read them: pointer, elements from row to row, panel, values of k.
-    fn factors(&self, panel: usize) -> (*const K::Elem, usize, *const K::Elem, usize) {
-        let hs = head_stride::<K>(self.x.head_dim);
-        let q = self.x.q[self.first * self.x.stride + self.head * hs..].as_ptr();
-        (q, self.x.stride, self.keys[panel * hs * K::NR..][..hs * K::NR].as_ptr(), hs)
+    fn factors(&self, panel: usize) -> (*const S::Elem, usize, *const S::Elem, usize) {
+        let hs = S::head(self.x.head_dim);
+        let q = self.x.q[self.first * self.x.q_stride + self.head * hs..].as_ptr();
+        (q, self.x.q_stride, self.keys[panel * hs * K::NR..][..hs * K::NR].as_ptr(), hs)
     }
 
     /// What is added to the scores of a panel: its bias less `top`, and for keys that are not there, `NEVER`.
@@ -195,11 +313,10 @@ impl<K: Kernel> Meeting<'_, K> {
         for panel in 0..self.panels() {
             self.start(panel, |_| 0.0, tile);
             let (q, stride, keys, hs) = self.factors(panel);
-            let here = (keys.cast(), 0);
             // SAFETY: q has `rows` rows of hs elements by `attend`'s checks; the panel is whole; the tile has MR rows of NR,
             // whole registers of them; K fits this CPU.
             unsafe {
-                K::micro(self.rows, q, stride, keys, hs, tile.as_mut_ptr(), K::NR, here, true);
+                S::scores(self.rows, q, stride, keys, hs, tile.as_mut_ptr());
                 K::vectorised(
                     #[inline(always)]
                     || {
@@ -235,23 +352,23 @@ impl<K: Kernel> Meeting<'_, K> {
             let (weights, sums) = (weights[panel * K::NR..].as_mut_ptr(), state.sums.as_mut_ptr());
             // SAFETY: q has `rows` rows of hs elements by `attend`'s checks; the panel is whole; weights has that many rows
             // and the tile MR rows of NR, as asserted, and sums a register for each of MR; K fits this CPU.
-            unsafe { K::weigh(self.rows, q, stride, keys, hs, tile.as_ptr(), weights, share, sums) }
+            unsafe { S::weigh(self.rows, q, stride, keys, hs, tile.as_ptr(), weights, share, sums) }
         }
     }
 }
 
-fn run<K: Kernel, T: Element>(
-    x: &Heads<K::Elem>,
+fn run<K: Kernel, S: Scores<Kernel = K>, T: Element>(
+    x: &Heads<S>,
     h: usize,
     queries: std::ops::Range<usize>,
-    keys: &[K::Elem],
+    keys: &[S::Elem],
     values: &[K::Elem],
     blocks: &[(usize, usize)],
     target: Target<T>,
     apart: usize,
 ) {
     let target = { target };
-    let hs = head_stride::<K>(x.head_dim);
+    let hs = S::head(x.head_dim);
     let columns = x.head_dim.div_ceil(K::NR);
     let size = K::MR * K::NR;
     let parts = queries.len().div_ceil(K::MR);
@@ -275,7 +392,7 @@ fn run<K: Kernel, T: Element>(
         for (part, state) in states.iter_mut().enumerate() {
             let (first, rows) = (bound(part), bound(part + 1) - bound(part));
             let keys = &keys[key / K::NR * hs * K::NR..];
-            let meeting = Meeting::<K> { x, head: h, first, rows, key, count, keys };
+            let meeting = Meeting::<S> { x, head: h, first, rows, key, count, keys };
             before.copy_from_slice(&state.sums);
             meeting.weigh(state, &mut tile, &mut weights, share);
             if !(0..rows).all(|r| FIT.contains(&state.sum(r))) {

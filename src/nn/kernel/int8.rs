@@ -136,6 +136,17 @@ pub fn fits(kind: Blocks, k: usize) -> bool {
     Dot::best().is_some() && divides(kind, k)
 }
 
+/// Whether attention's scores between heads of `head_dim` values can be made in whole numbers here: by `Kernel::Whole`.
+pub fn scores_fit(head_dim: usize) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return scores::fits(head_dim);
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = head_dim;
+        false
+    }
+}
+
 fn divides(kind: Blocks, k: usize) -> bool {
     KINDS.contains(&kind) && k > 0 && k.is_multiple_of(kind.values())
 }
@@ -242,3 +253,5 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(target_arch = "x86_64")]
+pub mod scores;

@@ -5,6 +5,7 @@
 
 #![allow(unsafe_op_in_unsafe_fn)] // every line of these bodies is a load, a store or an intrinsic
 
+use super::attend::Scores;
 use super::simd::{self, Quad, Simd};
 use half::bf16;
 
@@ -57,6 +58,9 @@ const TILE: usize = 12 * 32;
 
 /// A loop over numbers that stand for themselves.
 pub trait Kernel: Micro<Elem: Element> {
+    /// How it makes scores of attention in whole numbers: itself, where it cannot.
+    type Whole: Scores<Kernel = Self>;
+
     /// weights = 2^(start + a b), rounded to elements, and what they come to before that is added to `sums`.
     /// - `start`: `rows` rows of NR, side by side. `weights`: `rows` rows of NR, `share` apart. `sums`: a register a row.
     ///
@@ -150,7 +154,9 @@ macro_rules! by_rows {
 /// Portable code, which the compiler vectorises for what every CPU of the target has.
 pub struct Plain;
 
-impl Kernel for Plain {}
+impl Kernel for Plain {
+    type Whole = Self;
+}
 
 impl Micro for Plain {
     type Elem = f32;
@@ -215,7 +221,7 @@ pub(super) mod neon;
 pub use neon::{Neon, NeonBf16};
 
 #[cfg(target_arch = "x86_64")]
-pub use x86::{Avx2, Avx512, Avx512Bf16};
+pub use x86::{Avx2, Avx512, Avx512Bf16, weigh_row};
 
 #[cfg(target_arch = "x86_64")]
 mod x86;

@@ -3,7 +3,8 @@
 mod int8;
 mod pairs;
 
-use super::attend::{self, Heads};
+use super::attend::{self, Heads, Scores};
+use super::int8::scores_fit;
 use super::memory::filled;
 use super::micro::{Element, Kernel};
 use super::pack::Rows;
@@ -12,6 +13,7 @@ use super::rows::{self, Act, Angles, Bend, Norm};
 use super::{Isa, Job, Math, dispatch_on, row_stride, simd};
 use crate::noise::Noise;
 use half::{bf16, f16};
+use std::any::TypeId;
 use std::f64::consts::LN_2;
 
 /// Of sums of products, relative to the sum of their magnitudes: f32 keeps 24 bits, and some hundred terms are added.
@@ -183,6 +185,28 @@ impl Job for Attentions {
     type Done = ();
 
     fn run<K: Kernel>(self) {
+        attentions::<K, K>(&self.0);
+        if TypeId::of::<K::Whole>() != TypeId::of::<K>() && scores_fit(64) {
+            attentions::<K, K::Whole>(&format!("{}, scores in whole numbers", self.0));
+        }
+    }
+}
+
+/// Each head of rows as eight bits keep it.
+fn heads_rounded(x: &[f64], stride: usize, heads: usize, to: usize, head_dim: usize) -> Vec<f64> {
+    let mut y = x.to_vec();
+    for row in y.chunks_mut(stride) {
+        for head in row.chunks_mut(to).take(heads) {
+            let line: Vec<f32> = head[..head_dim].iter().map(|x| *x as f32).collect();
+            head[..head_dim].copy_from_slice(&int8::rounded(&line));
+        }
+    }
+    y
+}
+
+fn attentions<K: Kernel, S: Scores<Kernel = K>>(what: &str) {
+    let whole = TypeId::of::<S>() != TypeId::of::<K>();
+    {
         // odd heads, one key, more keys than a block, more queries than a task; then keys whose scores outgrow those of the
         // first, in the same block and in the next one
         let sizes = [(1, 1, 1, 2), (7, 29, 3, 10), (5, 600, 2, 33), (210, 40, 1, 64), (5, 90, 1, 30), (14, 700, 2, 31)];
@@ -201,12 +225,30 @@ impl Job for Attentions {
             for (i, k) in k.iter_mut().enumerate().skip(outgrown * stride) {
                 (*k, ks[i]) = (K::Elem::from_f32(16.0 * k.to_f32()), 16.0 * ks[i]);
             }
+            // what all keys share changes nothing
+            let shift: Vec<f64> = (0..stride).map(|i| if whole { (i % 5) as f64 * 8.0 } else { 0.0 }).collect();
+            for (i, k) in k.iter_mut().enumerate() {
+                ks[i] += if i % stride % to < head_dim && i % stride < heads * to { shift[i % stride] } else { 0.0 };
+                *k = K::Elem::from_f32(ks[i] as f32);
+                ks[i] = k.to_f32() as f64;
+            }
+            let (mut qs, mut ks) = (qs, ks);
+            if whole {
+                let mean = |i: usize| ks.iter().skip(i).step_by(stride).sum::<f64>() / m as f64;
+                let means: Vec<f64> = (0..stride).map(mean).collect();
+                ks.iter_mut().enumerate().for_each(|(i, k)| *k -= means[i % stride]);
+                ks = heads_rounded(&ks, stride, heads, to, head_dim);
+                qs = heads_rounded(&qs, stride, heads, to, head_dim);
+            }
+            let (q, q_stride) = S::rows(q, heads, head_dim, stride, false);
+            let (k, k_stride) = S::rows(k, heads, head_dim, stride, true);
             let (v, vs) = read_as::<K::Elem>(&values(m * v_stride, 10));
             let bias = values(heads * n * m, 11);
-            let heads = Heads {
+            let heads = Heads::<S> {
                 heads,
                 head_dim,
-                stride,
+                q_stride,
+                k_stride,
                 v_stride,
                 q: &q,
                 k: &k,
@@ -216,7 +258,7 @@ impl Job for Attentions {
                 bias: (n != 210 && n != 14).then_some(&bias),
             };
             // SAFETY: attention writes all of its result.
-            let y: Vec<f32> = unsafe { filled(n * apart, |y| attend::attend::<K, f32>(&heads, y, apart)) };
+            let y: Vec<f32> = unsafe { filled(n * apart, |y| attend::attend::<K, S, f32>(&heads, y, apart)) };
             for row in 0..n {
                 for h in 0..heads.heads {
                     let score = |key: usize| {
@@ -231,7 +273,7 @@ impl Job for Attentions {
                         let terms = (0..m).map(|key| (scores[key] - top).exp() * vs[key * v_stride + h * head_dim + c]);
                         let limit = if K::Elem::HALF { HALF_WEIGHTS * 4.0 } else { SUMS * top.abs().max(10.0) * 2.0 };
                         let got = y[row * apart + h * head_dim + c];
-                        close(&format!("{}, {n} x {m}", self.0), got, terms.sum::<f64>() / sum, limit);
+                        close(&format!("{what}, {n} x {m}"), got, terms.sum::<f64>() / sum, limit);
                     }
                 }
             }

@@ -15,10 +15,10 @@ pub struct Vnni<const OFFSET: bool>;
 
 /// A block of a panel: 32 columns.
 #[repr(C)]
-struct Columns {
+pub struct Columns {
     /// Groups of four values of k, the columns side by side.
-    q: [[u8; 128]; 8],
-    scale: [f32; 32],
+    pub q: [[u8; 128]; 8],
+    pub scale: [f32; 32],
     /// A 128th of the offset: blocks hold -128 times their sum.
     share: [f32; 32],
 }
@@ -208,6 +208,25 @@ unsafe fn panel_q8(lines: *const u8, row: usize, count: usize, k0: usize, k: usi
             }
             spread(words, (&raw mut (*columns).q).cast::<u8>().add(half * 64));
         }
+    }
+}
+
+/// Rows of activations side by side, as Q8_0 blocks would be.
+///
+/// # Safety
+/// `out` has room.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+pub unsafe fn columns(rows: [&Block; 32], out: *mut Columns) {
+    let sign = _mm512_set1_epi8(-128);
+    for (i, row) in rows.iter().enumerate() {
+        (*out).scale[i] = row.scale;
+    }
+    for half in 0..2 {
+        let words = std::array::from_fn(|i| {
+            let (a, b) = (rows[half * 16 + i], rows[half * 16 + i + 8]);
+            _mm512_xor_si512(two(a.q.as_ptr().cast(), b.q.as_ptr().cast()), sign)
+        });
+        spread(words, (&raw mut (*out).q).cast::<u8>().add(half * 64));
     }
 }
 

@@ -18,7 +18,9 @@ pub(in super::super) use unrolled;
 /// f32, with its fused multiply-add: what every 64-bit Arm has.
 pub struct Neon;
 
-impl Kernel for Neon {}
+impl Kernel for Neon {
+    type Whole = Self;
+}
 
 impl Micro for Neon {
     type Elem = f32;
@@ -118,7 +120,9 @@ pub(in super::super) fn prefetch(at: *const u8) {
 /// bf16 by two rows of four values times two columns of four, added up in f32 (FEAT_BF16).
 pub struct NeonBf16;
 
-impl Kernel for NeonBf16 {}
+impl Kernel for NeonBf16 {
+    type Whole = Self;
+}
 
 impl Micro for NeonBf16 {
     type Elem = bf16;

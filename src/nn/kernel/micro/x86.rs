@@ -2,6 +2,7 @@
 
 #![allow(unsafe_op_in_unsafe_fn)] // every line of these bodies is a load, a store or an intrinsic
 
+use super::super::int8;
 use super::super::simd::Simd;
 use super::{Kernel, Micro};
 use half::bf16;
@@ -11,6 +12,8 @@ use std::arch::x86_64::*;
 pub struct Avx512Bf16;
 
 impl Kernel for Avx512Bf16 {
+    type Whole = int8::scores::Bytes;
+
     unsafe fn weigh(
         rows: usize,
         a: *const bf16,
@@ -128,18 +131,29 @@ unsafe fn weigh_pairs<const ROWS: usize>(
         b = b.add(2);
     }
     for (i, tile) in tile.iter().enumerate() {
-        let [x, y] = tile.map(|x| x.exp2_coarse());
-        let sum = sums.add(i * 16);
-        __m512::load(sum).add(x.add(y)).store(sum);
-        let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(y, x));
-        _mm512_storeu_si512(weights.add(i * share).cast(), both);
+        weigh_row(*tile, weights.add(i * share), sums.add(i * 16));
     }
+}
+
+/// A row of a tile as weights: 2^x, rounded, and their sum before that added to `sum`.
+///
+/// # Safety
+/// The instruction set is there; `weights` has room for 32 and `sum` for 16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+pub unsafe fn weigh_row([x, y]: [__m512; 2], weights: *mut bf16, sum: *mut f32) {
+    let (x, y) = (x.exp2_coarse(), y.exp2_coarse());
+    __m512::load(sum).add(x.add(y)).store(sum);
+    let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(y, x));
+    _mm512_storeu_si512(weights.cast(), both);
 }
 
 /// f32 in registers of sixteen.
 pub struct Avx512;
 
-impl Kernel for Avx512 {}
+impl Kernel for Avx512 {
+    type Whole = Self;
+}
 
 impl Micro for Avx512 {
     type Elem = f32;
@@ -216,7 +230,9 @@ unsafe fn fma_16<const ROWS: usize>(
 /// f32 in registers of eight.
 pub struct Avx2;
 
-impl Kernel for Avx2 {}
+impl Kernel for Avx2 {
+    type Whole = Self;
+}
 
 impl Micro for Avx2 {
     type Elem = f32;

@@ -12,7 +12,7 @@ use half::{bf16, f16};
 const SCALED: f64 = 1e-6;
 
 /// The values of a row that eight bits keep, in groups with a scale each.
-fn rounded(x: &[f32]) -> Vec<f64> {
+pub fn rounded(x: &[f32]) -> Vec<f64> {
     let block = |x: &[f32]| -> Vec<f64> {
         let scale = x.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0;
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
