@@ -347,7 +347,7 @@ pub(super) unsafe fn finish_row<V: Simd, T: Element>(
                     x = x.add(simd::load_n(added.add(i), count));
                 }
                 if finish.gelu {
-                    x = simd::gelu(x);
+                    x = simd::gelu_for::<V, T>(x);
                 }
                 if let Some(gate) = gate {
                     x = x.mul(simd::load_n(gate.add(i), count));

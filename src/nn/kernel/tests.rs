@@ -405,6 +405,21 @@ impl Job for Exponentials {
             assert!(off(e, (x as f64).exp()) < LIMIT, "{}: e^{x} = {e}", self.0);
             assert!(off(two, (x as f64).exp2()) < LIMIT, "{}: 2^{x} = {two}", self.0);
         }
+        /// What two to some power is off by for bf16, which has two and a half digits.
+        const COARSE: f64 = 1.1e-4;
+        for i in (-400..=400).filter(|i| *i != 0) {
+            let x = i as f32 * 0.013;
+            let exact = if K::Elem::HALF { COARSE } else { SUMS };
+            // SAFETY: as above.
+            let y = unsafe {
+                K::vectorised(
+                    #[inline(always)]
+                    || simd::gelu_for::<K::V, K::Elem>(K::V::splat(x)).top(),
+                )
+            };
+            let want = gelu(x as f64);
+            close(&format!("{}: gelu({x})", self.0), y, want, exact * want.abs() + f64::from(f32::EPSILON) * 4.0);
+        }
     }
 }
 
