@@ -232,7 +232,7 @@ pub fn overlap(height: usize, width: usize) -> usize {
 pub fn out_of_memory(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let text = cause.to_string().to_lowercase();
-        text.contains("out of memory") || text.contains("out_of_memory") || text.contains("alloc_failed")
+        ["out of memory", "out_of_memory", "alloc_failed", "allocation_failed"].iter().any(|words| text.contains(words))
     })
 }
 
@@ -304,6 +304,18 @@ mod tests {
         assert!(run("no such file").is_err());
         assert!(run("out of memory").is_err());
         assert_eq!(tries, 1 + 5); // whole; 1 x 2; 2 x 2; 2 x 3; 3 x 3 tiles of 4
+    }
+
+    #[test]
+    fn a_full_device_is_known_by_what_its_libraries_say() {
+        for text in [
+            "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
+            "CUBLAS_STATUS_ALLOC_FAILED",
+            "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        ] {
+            assert!(out_of_memory(&anyhow!(text).context("the VAE")), "{text}");
+        }
+        assert!(!out_of_memory(&anyhow!("CUDNN_STATUS_NOT_SUPPORTED")));
     }
 
     #[test]

@@ -1,5 +1,9 @@
 //! 3-D convolution over channels-last frames. Time is padded by the caller (see `stream`), space with zeros here.
 
+mod planes;
+#[cfg(test)]
+mod tests;
+
 use super::kernel::memory::filled;
 use super::kernel::micro::Kernel;
 use super::kernel::product::{self, Finish, Line, Operand, Piece};
@@ -12,8 +16,11 @@ use super::read::Read;
 use super::vars::Vars;
 use super::{fast, is_stand_in, stream::FRAMES};
 use candle_core::{DType, Device, Result, Shape, Tensor, WithDType, bail};
+use planes::Planes;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
+
+pub use planes::is_planes;
 
 /// Channels in and out from which a convolution is multiplied in bf16 on a CPU. A norm over fewer comes near zero in some pixel of
 /// almost any picture, which magnifies what was rounded before: over two channels hundreds of times. In f32 they cost next to
@@ -41,6 +48,8 @@ enum Weight {
     /// (out, kt kh kw in)
     Rows(Matrix),
     Paired(Paired),
+    /// On a GPU, for cuDNN.
+    Planes(Planes),
 }
 
 /// What goes before a convolution and after it, in the same pass over memory.
@@ -50,6 +59,18 @@ pub struct Around<'a> {
     pub bent: Option<Bent<'a>>,
     /// Added to the result.
     pub residual: Option<&'a Tensor>,
+}
+
+impl Around<'_> {
+    /// The plain form of what goes before.
+    fn before(&self, x: &Tensor) -> Result<Tensor> {
+        self.bent.map_or(Ok(x.clone()), |bent| bent.plain(x))
+    }
+
+    /// The plain form of what goes after.
+    fn after(&self, y: Tensor) -> Result<Tensor> {
+        self.residual.map_or(Ok(y.clone()), |residual| &y + residual)
+    }
 }
 
 impl Conv3d {
@@ -73,6 +94,11 @@ impl Conv3d {
             let weight = weight.contiguous()?;
             let read = Read::new(&weight)?;
             Weight::Paired(Paired::new(read.rows()?, outputs, inputs))
+        } else if is_planes(weight.device(), weight.dtype())
+            && !weight.track_op()
+            && Planes::fit(inputs, kernel, stride)
+        {
+            Weight::Planes(Planes::new(weight, stride)?)
         } else {
             let rows = Matrix::new(channels_last(weight)?.reshape(flat)?);
             Weight::Rows(if is_narrow(inputs, outputs) { rows.in_f32() } else { rows })
@@ -93,13 +119,24 @@ impl Conv3d {
         let readable = match &self.weight {
             Weight::Rows(rows) => rows.is_fast(),
             Weight::Paired(_) => true,
+            Weight::Planes(_) => false,
         };
         if x.iter().all(fast) && readable && !tracked {
             return self.implicit(x, around);
         }
-        match x {
-            [whole] => self.taps(whole, around),
-            parts => self.taps(&Tensor::cat(parts, FRAMES)?, around),
+        let joined;
+        let whole = match x {
+            [whole] => whole,
+            parts => {
+                joined = Tensor::cat(parts, FRAMES)?;
+                &joined
+            }
+        };
+        match &self.weight {
+            Weight::Planes(planes) if !tracked && planes.take(whole)? => {
+                around.after(planes.convolve(&around.before(whole)?)?.broadcast_add(&self.bias)?)
+            }
+            _ => self.taps(whole, around),
         }
     }
 
@@ -163,6 +200,7 @@ impl Conv3d {
                 // SAFETY: as above.
                 unsafe { filled(b * size, run) }
             }
+            Weight::Planes(_) => bail!("conv3d: a kernel for a GPU where the CPU's own products run"),
         };
         Tensor::from_vec(y, shape, &Device::Cpu)
     }
@@ -176,12 +214,10 @@ impl Conv3d {
             Weight::Paired(paired) => {
                 Tensor::from_vec(paired.kernel(), (self.outputs, kt * kh * kw * inputs), &Device::Cpu)?
             }
+            Weight::Planes(planes) => planes.kernel()?,
         };
         let weight = weight.to_dtype(x.dtype())?.reshape((self.outputs, kt, kh, kw, inputs))?;
-        let x = match around.bent {
-            Some(bent) => bent.plain(x)?,
-            None => x.clone(),
-        };
+        let x = around.before(x)?;
         let x = x.pad_with_zeros(2, kh / 2, kh / 2)?.pad_with_zeros(3, kw / 2, kw / 2)?;
         let mut sum: Option<Tensor> = None;
         let mut shape = (0, 0, 0);
@@ -202,11 +238,7 @@ impl Conv3d {
             }
         }
         let Some(sum) = sum else { bail!("conv3d: empty kernel") };
-        let y = sum.reshape((b, shape.0, shape.1, shape.2, self.outputs))?.broadcast_add(&self.bias)?;
-        match around.residual {
-            Some(residual) => y + residual,
-            None => Ok(y),
-        }
+        around.after(sum.reshape((b, shape.0, shape.1, shape.2, self.outputs))?.broadcast_add(&self.bias)?)
     }
 }
 
@@ -319,118 +351,5 @@ impl<'b, F: Fn(usize) -> Bend<'b> + Sync> Job for Run<'_, F> {
         let operand = Operand { data: &copy, stride: sw * apart, lines, pieces, height: h as isize };
         let n = self.conv.outputs;
         product::product::<K, f32>(&operand, self.weights, n, self.finish, self.y, n);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::kernel::Math;
-    use super::super::norm::Norm;
-    use super::super::table::Table;
-    use super::super::testing::{distance, values};
-    use super::*;
-
-    /// The two forms add up in another order.
-    const LIMIT: f32 = 1e-5;
-
-    #[test]
-    fn fast_form_equals_plain_form() -> Result<()> {
-        for (kernel, stride, shape) in [
-            (3, [1, 1, 1], [2, 5, 4, 7, 6]),
-            (3, [2, 2, 2], [1, 6, 5, 8, 3]),
-            (1, [1, 1, 1], [1, 2, 3, 3, 5]),
-            (3, [1, 1, 1], [1, 3, 1, 1, 4]),
-        ] {
-            let weight = values(&[9, shape[4], kernel, kernel, kernel], 10)?;
-            let conv = Conv3d::new(&weight, values(&[9], 11)?, stride)?;
-            let x = values(&shape, 12)?;
-            let plain = conv.taps(&x, Around::default())?;
-            assert!(distance(&conv.forward(std::slice::from_ref(&x), Around::default())?, &plain)? < LIMIT);
-            let (scale, residual) = (Table::one(&values(&[shape[4]], 13)?)?, values(plain.dims(), 14)?);
-            let bent = Bent::new(Norm::Rms, 1e-6).scale(&scale).silu();
-            let around = Around { bent: Some(bent), residual: Some(&residual) };
-            assert!(distance(&conv.forward(std::slice::from_ref(&x), around)?, &conv.taps(&x, around)?)? < LIMIT);
-        }
-        Ok(())
-    }
-
-    /// Factors are rounded to bf16 in one form and not in the other, in about a thousand terms; relative to the largest result.
-    const HALF: f32 = 1e-2;
-
-    /// Kernels of bf16, in pairs where this CPU multiplies them so, which the sizes are made for.
-    #[test]
-    fn half_kernels_equal_plain_form_nearly() -> Result<()> {
-        for (outputs, shape, stride) in
-            [(33, [2, 4, 5, 7, 66], [1; 3]), (48, [1, 3, 13, 1, 70], [1; 3]), (33, [1, 5, 4, 6, 66], [1, 2, 2])]
-        {
-            let inputs = shape[4];
-            assert!(is_paired(inputs, outputs));
-            let weight = values(&[outputs, inputs, 3, 3, 3], 10)?.to_dtype(DType::BF16)?;
-            let bias = values(&[outputs], 11)?;
-            let conv = Conv3d::new(&weight, bias.clone(), stride)?;
-            assert_eq!(matches!(conv.weight, Weight::Paired(_)), kernel::is_half(Math::Bf16) && stride == [1; 3]);
-            let exact = Conv3d::new(&weight.to_dtype(DType::F32)?, bias, stride)?;
-            let (x, scale) = (values(&shape, 12)?, Table::one(&values(&[inputs], 13)?)?);
-            let residual = values(exact.taps(&x, Around::default())?.dims(), 14)?;
-            let bent = Bent::new(Norm::Rms, 1e-6).scale(&scale).silu();
-            let around = Around { bent: Some(bent), residual: Some(&residual) };
-            let want = exact.taps(&x, around)?;
-            assert!(distance(&conv.forward(std::slice::from_ref(&x), around)?, &want)? < HALF);
-            assert!(distance(&conv.taps(&x, around)?, &want)? < HALF); // from what is left of the kernel
-        }
-        Ok(())
-    }
-
-    /// From either side: bit for bit what the same numbers in an f32 kernel give.
-    #[test]
-    fn few_channels_are_multiplied_in_f32() -> Result<()> {
-        for (outputs, shape) in [(WIDE - 1, [2, 4, 5, 7, 33]), (19, [1, 3, 6, 5, WIDE - 1])] {
-            let weight = values(&[outputs, shape[4], 3, 3, 3], 10)?.to_dtype(DType::BF16)?;
-            let bias = values(&[outputs], 11)?;
-            let run = |weight: &Tensor| -> Result<Vec<f32>> {
-                let conv = Conv3d::new(weight, bias.clone(), [1; 3])?;
-                conv.forward(&[values(&shape, 12)?], Around::default())?.flatten_all()?.to_vec1()
-            };
-            assert!(run(&weight)? == run(&weight.to_dtype(DType::F32)?)?);
-        }
-        Ok(())
-    }
-
-    /// Frames in two windows, in parts, and on more threads: bit for bit the same, in either form.
-    #[test]
-    fn windows_and_threads_change_nothing() -> Result<()> {
-        let weight = values(&[40, 66, 3, 3, 3], 10)?;
-        for weight in [weight.clone(), weight.to_dtype(DType::BF16)?] {
-            let conv = Conv3d::new(&weight, values(&[40], 11)?, [1; 3])?;
-            let x = values(&[2, 7, 26, 9, 66], 12)?;
-            let run = |threads: usize, windows: &[&[(usize, usize)]]| -> Result<Vec<f32>> {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
-                let window = |parts: &&[(usize, usize)]| {
-                    let parts = parts.iter().map(|(first, count)| x.narrow(FRAMES, *first, *count));
-                    conv.forward(&parts.collect::<Result<Vec<_>>>()?, Around::default())
-                };
-                let all = pool.install(|| windows.iter().map(window).collect::<Result<Vec<_>>>())?;
-                Tensor::cat(&all, FRAMES)?.flatten_all()?.to_vec1()
-            };
-            let want = run(1, &[&[(0, 7)]])?;
-            assert!(want == run(3, &[&[(0, 7)]])?);
-            assert!(want == run(3, &[&[(0, 1), (1, 2)], &[(1, 3), (4, 1), (5, 2)]])?);
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn one_pixel_through_an_identity_kernel() -> Result<()> {
-        let mut kernel = vec![0f32; 27];
-        kernel[13] = 1.0;
-        let weight = Tensor::from_vec(kernel, (1, 1, 3, 3, 3), &Device::Cpu)?;
-        let conv = Conv3d::new(&weight, Tensor::new(&[0.5f32], &Device::Cpu)?, [1, 1, 1])?;
-        let x = values(&[1, 3, 2, 2, 1], 13)?;
-        let want = (x.narrow(FRAMES, 1, 1)? + 0.5)?;
-        assert_eq!(
-            conv.forward(std::slice::from_ref(&x), Around::default())?.flatten_all()?.to_vec1::<f32>()?,
-            want.flatten_all()?.to_vec1::<f32>()?
-        );
-        Ok(())
     }
 }

@@ -44,6 +44,8 @@ pub struct Widths {
     pub operand: u64,
     /// Whether the plain forms run: on a GPU.
     pub plain: bool,
+    /// Whether cuDNN makes the convolutions there.
+    pub planes: bool,
     /// Whether products in whole numbers round what they read to blocks of their own.
     pub whole: bool,
 }
@@ -209,6 +211,14 @@ impl Walk {
             false => (27 * output.values(out) * input.c, frames * input.h * (input.w + 2) * input.c * operand),
         };
         self.count.operations += 2 * products;
+        if self.widths.planes {
+            // the pictures channels-first; then two results and their sum, while cuDNN may turn what it reads and what it writes
+            let (turned, y) = (self.bytes(input, frames), self.bytes(output, out));
+            [turned, y, y, y].into_iter().for_each(|bytes| self.count.take(bytes));
+            [turned, y].into_iter().for_each(|bytes| self.count.take(bytes));
+            [turned, y, turned, y, y].into_iter().for_each(|bytes| self.count.give(bytes));
+            return Frames { count: out, bytes: y };
+        }
         if self.widths.plain {
             // padded twice; then the sum so far, a tap's rows, their product and the sum with it
             let wide = Picture { h: input.h + 2, w: input.w + 2, ..input };

@@ -22,6 +22,7 @@ pub use weights::Model;
 
 use crate::device::Compute;
 use crate::geometry::{Extent, Geometry};
+use crate::nn::conv3d::is_planes;
 use crate::nn::kernel::memory::{SLACK_BYTES, SLACK_SHARE};
 use crate::nn::tiles::Tiling;
 use crate::pixels::Cut;
@@ -159,7 +160,13 @@ impl Plan {
 
 /// How wide numbers are in a network whose products read `operand` bytes.
 fn widths(compute: &Compute, operand: u64) -> Widths {
-    Widths { activation: compute.dtype.size_in_bytes() as u64, operand, plain: !compute.device.is_cpu(), whole: false }
+    Widths {
+        activation: compute.dtype.size_in_bytes() as u64,
+        operand,
+        plain: !compute.device.is_cpu(),
+        planes: is_planes(&compute.device, compute.dtype),
+        whole: false,
+    }
 }
 
 /// What each stage takes with these choices.

@@ -15,7 +15,7 @@ const ROW: u64 = 64 << 10;
 /// One pass of the transformer over `tokens` tokens and a prompt of `text`.
 pub fn transformer(config: &TransformerConfig, tokens: usize, text: usize, widths: Widths) -> Count {
     let (n, m, d) = (tokens as u64, text as u64, config.width() as u64);
-    let Widths { activation: a, operand: e, plain, whole } = widths;
+    let Widths { activation: a, operand: e, plain, whole, .. } = widths;
     let mut count = Count::default();
     let latents = taken(n * config.in_channels as u64 * 4);
     count.take_blocks(4 * latents); // state and noise, velocities of the two prompts
