@@ -1,5 +1,6 @@
 //! Scaled dot-product attention over heads that lie side by side in each token, with the norms and the rotary positions that
-//! go before it. The scores of a long clip never exist all at once.
+//! go before it. The scores of a long clip never exist all at once. On a GPU FlashAttention's kernels meet them where the
+//! feature `flash-attn` is on; norms and positions are the plain form's.
 
 use super::kernel::attend::{self, Heads, Scores};
 use super::kernel::int8;
@@ -11,7 +12,7 @@ use super::norm::rms_norm;
 use super::read::{Lines, Read, is_lines, lines};
 use super::rope::Rope;
 use super::{activation::softmax, linear::with_operand};
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail};
 use std::f32::consts::LOG2_E;
 use std::mem::MaybeUninit;
 
@@ -36,19 +37,38 @@ pub struct Attention<'a> {
 /// Scores that the plain form holds at a time, in elements: 64 Mi (256 MiB in f32).
 pub const SCORES: usize = 1 << 26;
 
+/// The most channels of a head that FlashAttention's kernels take: candle-flash-attn 0.11.1, `FlashAttn::cuda_fwd_t`.
+const FLASH_HEAD: usize = 512;
+
+/// Whether FlashAttention's kernels may run: on CUDA, in the types they multiply. In f32 exactness was asked for.
+pub fn is_flash(device: &Device, dtype: DType) -> bool {
+    cfg!(feature = "flash-attn") && device.is_cuda() && matches!(dtype, DType::BF16 | DType::F16)
+}
+
+/// Whether they take heads of so many channels.
+pub fn is_flash_head(head_dim: usize) -> bool {
+    head_dim.is_multiple_of(8) && (1..=FLASH_HEAD).contains(&head_dim)
+}
+
 impl Attention<'_> {
     /// softmax(q kᵀ scale + bias) v.
     /// - `q`: (b, n, d). `k`, `v`: (b, m, d). Returns (b, n, d), on a CPU rounded to what products read.
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (b, n, d) = q.dims3()?;
         let k = &k.to_dtype(q.dtype())?; // keys of a prompt that were kept come rounded, and are few
-        let tracked = [self.bias, self.norms[0].map(|n| n.0), self.norms[1].map(|n| n.0)];
+        let others = [self.bias, self.norms[0].map(|n| n.0), self.norms[1].map(|n| n.0)];
+        let tracked = [q, k, v].into_iter().chain(others.into_iter().flatten()).any(Tensor::track_op);
         let fast = b == 1
-            && [q, k, v].iter().all(|t| t.device().is_cpu() && !t.track_op())
+            && [q, k, v].iter().all(|t| t.device().is_cpu())
             && q.dtype() == DType::F32
             && matches!(v.dtype(), DType::F32 | DType::BF16)
-            && !tracked.iter().flatten().any(|t| t.track_op());
+            && !tracked;
         if !fast {
+            #[cfg(feature = "flash-attn")]
+            if !tracked && self.bias.is_none() && is_flash(q.device(), q.dtype()) && is_flash_head(d / self.heads) {
+                let scale = self.scale as f32;
+                return self.over_heads(q, k, v, |q, k, v| candle_flash_attn::flash_attn(q, k, v, scale, false));
+            }
             return self.plain(q, k, v);
         }
         let v = if is_lines(v) { v.clone() } else { v.contiguous()? };
@@ -63,8 +83,18 @@ impl Attention<'_> {
 
     /// The plain form.
     pub fn plain(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        self.over_heads(q, k, v, |q, k, v| self.in_groups(q, k, v))
+    }
+
+    /// Norms, positions, and heads apart for `meet`, which takes q, k and v as (b, n or m, heads, head_dim) and answers like q.
+    fn over_heads(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        meet: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let (b, n, d) = q.dims3()?;
-        let m = k.dim(1)?;
         let normed = |x: &Tensor, norm: Option<(&Tensor, f64)>| match norm {
             Some((weight, eps)) => rms_norm(x, Some(weight), eps),
             None => Ok(x.clone()),
@@ -73,8 +103,16 @@ impl Attention<'_> {
         if let Some(rope) = self.rope {
             (q, k) = (rope.apply(&q)?, rope.apply(&k)?);
         }
-        let split = |x: &Tensor| x.reshape((b, (), self.heads, d / self.heads))?.transpose(1, 2); // (b, heads, n, head_dim)
-        let (q, k, v) = (split(&q)?, split(&k)?, split(v)?);
+        let split = |x: &Tensor| x.reshape((b, (), self.heads, d / self.heads));
+        meet(&split(&q)?, &split(&k)?, &split(v)?)?.reshape((b, n, d))
+    }
+
+    /// Scores, their shares and what they take of the values, some heads and some queries at a time.
+    /// - `q`: (b, n, heads, head_dim). `k`, `v`: (b, m, heads, head_dim). Returns (b, n, heads, head_dim).
+    fn in_groups(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let (b, n, ..) = q.dims4()?;
+        let m = k.dim(1)?;
+        let [q, k, v] = [q.transpose(1, 2)?, k.transpose(1, 2)?, v.transpose(1, 2)?]; // (b, heads, n or m, head_dim)
         let bias = self.bias.map(|bias| bias.broadcast_as((b, self.heads, n, m))).transpose()?;
         let head_group = (SCORES / (b * n * m).max(1)).clamp(1, self.heads);
         let query_group = (SCORES / (b * head_group * m).max(1)).clamp(1, n);
@@ -96,7 +134,7 @@ impl Attention<'_> {
             }
             by_head.push(join(by_query, 2)?);
         }
-        join(by_head, 1)?.transpose(1, 2)?.reshape((b, n, d))
+        join(by_head, 1)?.transpose(1, 2)
     }
 }
 
@@ -278,6 +316,41 @@ mod tests {
         }
         let (k, v) = (k.narrow(1, 0, 7)?, v.narrow(1, 0, 7)?);
         assert!(distance(&bare.forward(&q, &k, &v)?, &bare.plain(&q, &k, &v)?)? < LIMIT);
+        Ok(())
+    }
+
+    /// What FlashAttention's kernels stand in for, by its definition (`candle_flash_attn::flash_attn`), one head at a time.
+    fn by_definition(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tensor> {
+        let (b, _, heads, _) = q.dims4()?;
+        let head = |i: usize, h: usize| {
+            let [q, k, v] = [q, k, v].map(|x| x.get(i)?.narrow(1, h, 1)?.squeeze(1)?.contiguous());
+            softmax(&(q?.matmul(&k?.t()?)? * scale)?)?.matmul(&v?)
+        };
+        let one = |i: usize| Tensor::stack(&(0..heads).map(|h| head(i, h)).collect::<Result<Vec<_>>>()?, 1);
+        Tensor::stack(&(0..b).map(one).collect::<Result<Vec<_>>>()?, 0)
+    }
+
+    /// Norms, positions and heads as FlashAttention's kernels are handed them; self-attention and a prompt's keys, two at a time.
+    #[test]
+    fn heads_apart_equal_plain_form() -> Result<()> {
+        let (n, heads, d) = (13, 3, 24);
+        let x = |seed, rows: usize| values(&[2, rows, d], seed);
+        let norms = (values(&[d], 4)?, values(&[d], 5)?);
+        let coords: Vec<[f32; 3]> = (0..n).map(|i| [0.1 * i as f32, 0.3, 0.05 * i as f32]).collect();
+        let rope = Rope::new(&coords, d, 10_000.0, norms.0.device())?;
+        let bare =
+            Attention { heads, scale: 0.3, norms: [None; 2], rope: None, bias: None, math: Math::F32, whole: false };
+        let own = Attention { norms: [Some((&norms.0, 1e-5)), Some((&norms.1, 1e-5))], rope: Some(&rope), ..bare };
+        let prompt = Attention { norms: [Some((&norms.0, 1e-5)), None], ..bare };
+        for (how, m) in [(own, n), (prompt, 7), (bare, 5)] {
+            let (q, k, v) = (x(1, n)?, x(2, m)?, x(3, m)?);
+            let got = how.over_heads(&q, &k, &v, |q, k, v| {
+                assert_eq!((q.dims(), k.dims()), (&[2, n, heads, d / heads][..], &[2, m, heads, d / heads][..]));
+                assert!([q, k, v].iter().all(|x| x.is_contiguous())); // no copies are made for it
+                by_definition(q, k, v, how.scale)
+            })?;
+            assert!(distance(&got, &how.plain(&q, &k, &v)?)? < LIMIT);
+        }
         Ok(())
     }
 

@@ -46,6 +46,8 @@ pub struct Widths {
     pub plain: bool,
     /// Whether cuDNN makes the convolutions there.
     pub planes: bool,
+    /// Whether FlashAttention's kernels run there, where they take the heads.
+    pub flash: bool,
     /// Whether products in whole numbers round what they read to blocks of their own.
     pub whole: bool,
 }

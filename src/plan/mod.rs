@@ -22,6 +22,7 @@ pub use weights::Model;
 
 use crate::device::Compute;
 use crate::geometry::{Extent, Geometry};
+use crate::nn::attention::is_flash;
 use crate::nn::conv3d::is_planes;
 use crate::nn::kernel::memory::{SLACK_BYTES, SLACK_SHARE};
 use crate::nn::tiles::Tiling;
@@ -165,6 +166,7 @@ fn widths(compute: &Compute, operand: u64) -> Widths {
         operand,
         plain: !compute.device.is_cpu(),
         planes: is_planes(&compute.device, compute.dtype),
+        flash: is_flash(&compute.device, compute.dtype),
         whole: false,
     }
 }

@@ -2,6 +2,7 @@
 
 use super::count::{Count, Widths};
 use crate::models::ltx::config::TransformerConfig;
+use crate::nn::attention::is_flash_head;
 use crate::nn::kernel::int8;
 use crate::nn::kernel::memory::taken;
 use crate::text::t5::T5Config;
@@ -15,7 +16,7 @@ const ROW: u64 = 64 << 10;
 /// One pass of the transformer over `tokens` tokens and a prompt of `text`.
 pub fn transformer(config: &TransformerConfig, tokens: usize, text: usize, widths: Widths) -> Count {
     let (n, m, d) = (tokens as u64, text as u64, config.width() as u64);
-    let Widths { activation: a, operand: e, plain, whole, .. } = widths;
+    let Widths { activation: a, operand: e, plain, flash, whole, .. } = widths;
     let mut count = Count::default();
     let latents = taken(n * config.in_channels as u64 * 4);
     count.take_blocks(4 * latents); // state and noise, velocities of the two prompts
@@ -23,7 +24,17 @@ pub fn transformer(config: &TransformerConfig, tokens: usize, text: usize, width
     let (stream, narrow) = (taken(n * d * a), taken(n * d * e));
     count.take_blocks(stream);
     // attention: what the norm hands on; queries, keys, values; both turned, keys and values once more as panels; the answer
-    let panels = if plain { PLAIN_SCORES * a + 6 * stream } else { 5 * narrow };
+    let panels = match plain {
+        true => {
+            // FlashAttention keeps one number for each head of each token instead of scores, and reads heads where they lie
+            let flash = flash && is_flash_head(config.head_dim);
+            let met =
+                if flash { 3 * stream + taken(n * config.heads as u64 * 4) } else { PLAIN_SCORES * a + 6 * stream };
+            // the normed ones and one that is turned, while the other is, in f32: itself, its halves, and both together
+            met.max(3 * stream + 3 * taken(n * d * 4))
+        }
+        false => 5 * narrow,
+    };
     let attention = narrow + 2 * stream + narrow + panels;
     // the MLP, while the stream is there as it came, after the first attention and after the second; what its first layer reads
     // is gone when its second one rounds what that reads
@@ -66,4 +77,34 @@ pub fn text(config: &T5Config, tokens: &[usize], widths: Widths) -> Count {
     count.take_blocks(n * (2 * d + 4 * inner) * widths.activation);
     count.take_blocks(2 * taken(n * ff * widths.activation));
     count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// The most that a pass takes on a GPU, over `tokens` tokens in bf16.
+    fn peak(head_dim: usize, flash: bool, tokens: usize) -> u64 {
+        let heads = 31;
+        let width = heads * head_dim;
+        let json =
+            json!({ "num_attention_heads": heads, "attention_head_dim": head_dim, "cross_attention_dim": width });
+        let config = TransformerConfig::parse(&json, "a test").unwrap();
+        let widths = Widths { activation: 2, operand: 2, plain: true, planes: false, flash, whole: false };
+        transformer(&config, tokens, 128, widths).peak
+    }
+
+    #[test]
+    fn flash_attention_holds_no_scores_where_it_takes_the_heads() {
+        // tokens so few that next to the scores nothing else counts
+        let scores = 2 * PLAIN_SCORES;
+        let (flash, plain) = (peak(64, true, 99), peak(64, false, 99));
+        assert!(plain > scores && flash < scores / 8, "{flash} and {plain}");
+        for head_dim in [60, 520] {
+            assert_eq!(peak(head_dim, true, 999), peak(head_dim, false, 999));
+        }
+        // of a clip so long that its scores are the smaller part, what is turned remains
+        assert!(peak(128, true, 50_000) <= peak(128, false, 50_000));
+    }
 }
