@@ -33,6 +33,15 @@ pub trait Micro: 'static {
     /// The instruction set is there.
     unsafe fn vectorised<R>(f: impl FnOnce() -> R) -> R;
 
+    /// As `vectorised`, for results of this type.
+    ///
+    /// # Safety
+    /// The instruction set is there, and if results are bf16, that of [`Isa::Avx512Bf16`](super::Isa) where it is this CPU's.
+    #[inline(always)]
+    unsafe fn vectorised_to<T: Element, R>(f: impl FnOnce() -> R) -> R {
+        Self::vectorised(f)
+    }
+
     /// tile = a b, or tile += a b where `add` says so.
     ///
     /// # Safety

@@ -42,6 +42,16 @@ impl<const OFFSET: bool> Micro for Vnni<OFFSET> {
         run(f)
     }
 
+    #[inline(always)]
+    unsafe fn vectorised_to<T: Element, R>(f: impl FnOnce() -> R) -> R {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16")]
+        unsafe fn run<R>(f: impl FnOnce() -> R) -> R {
+            f()
+        }
+        // what is rounded to bf16 is rounded by the CPU's own instruction
+        if T::HALF { run(f) } else { Self::vectorised(f) }
+    }
+
     unsafe fn micro(
         rows: usize,
         a: *const Block,
