@@ -291,7 +291,8 @@ fn write<K: Micro, T: Element>(
     let target = { target };
     let size = K::MR * K::NR;
     for (i, tile) in tiles.iter().enumerate() {
-        // SAFETY: K was chosen for this CPU, and bf16 only where it rounds to it. Rows and columns are this task's own, within the target by `product`'s check.
+        // SAFETY: K was chosen for this CPU, and bf16 only where it rounds to it. Rows and columns are this task's own, within
+        // the target by `product`'s check.
         unsafe {
             K::vectorised_to::<T, _>(
                 #[inline(always)]

@@ -148,19 +148,20 @@ pub unsafe fn exp<V: Simd>(x: V) -> V {
 /// GELU by the tanh formula.
 #[inline(always)]
 pub unsafe fn gelu<V: Simd>(x: V) -> V {
-    // 0.5 (1 + tanh u) = 1 / (1 + e^(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3)
-    let u = x.mul(x).madd(V::splat(0.044_715), V::splat(1.0)).mul(x);
-    x.div(exp(u.mul(V::splat(-2.0 * 0.797_884_6))).add(V::splat(1.0)))
+    gelu_for::<V, f32>(x)
 }
 
-/// GELU as [`gelu`], as exactly as elements of this type can tell: within 1e-4 for bf16.
+/// GELU as exactly as elements of this type can tell: within 1e-4 for bf16.
 #[inline(always)]
 pub unsafe fn gelu_for<V: Simd, E: Element>(x: V) -> V {
-    if !E::HALF {
-        return gelu(x);
-    }
+    // 0.5 (1 + tanh u) = 1 / (1 + e^(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3)
+    const TWICE: f32 = -2.0 * 0.797_884_6;
     let u = x.mul(x).madd(V::splat(0.044_715), V::splat(1.0)).mul(x);
-    x.div(u.mul(V::splat(-2.0 * 0.797_884_6 * std::f32::consts::LOG2_E)).exp2_coarse().add(V::splat(1.0)))
+    let power = match E::HALF {
+        true => u.mul(V::splat(TWICE * std::f32::consts::LOG2_E)).exp2_coarse(),
+        false => exp(u.mul(V::splat(TWICE))),
+    };
+    x.div(power.add(V::splat(1.0)))
 }
 
 /// x times sigmoid(x).

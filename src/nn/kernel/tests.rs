@@ -206,75 +206,74 @@ fn heads_rounded(x: &[f64], stride: usize, heads: usize, to: usize, head_dim: us
 
 fn attentions<K: Kernel, S: Scores<Kernel = K>>(what: &str) {
     let whole = TypeId::of::<S>() != TypeId::of::<K>();
-    {
-        // odd heads, one key, more keys than a block, more queries than a task; then keys whose scores outgrow those of the
-        // first, in the same block and in the next one
-        let sizes = [(1, 1, 1, 2), (7, 29, 3, 10), (5, 600, 2, 33), (210, 40, 1, 64), (5, 90, 1, 30), (14, 700, 2, 31)];
-        for (n, m, heads, head_dim) in sizes {
-            let outgrown = if matches!(m, 90 | 700) { m - 50 } else { m };
-            let to = attend::head_stride::<K>(head_dim);
-            let (stride, v_stride, apart) = (heads * to + 3, heads * head_dim + 5, heads * head_dim + 1);
-            let spread = |rows: usize, seed: u64| {
-                let mut x = values(rows * stride, seed);
-                for x in x.chunks_mut(stride) {
-                    (0..heads).for_each(|h| x[h * to + head_dim..(h + 1) * to].fill(0.0));
-                }
-                read_as::<K::Elem>(&x)
-            };
-            let ((q, qs), (mut k, mut ks)) = (spread(n, 8), spread(m, 9));
-            for (i, k) in k.iter_mut().enumerate().skip(outgrown * stride) {
-                (*k, ks[i]) = (K::Elem::from_f32(16.0 * k.to_f32()), 16.0 * ks[i]);
+    // odd heads, one key, more keys than a block, more queries than a task; then keys whose scores outgrow those of the
+    // first, in the same block and in the next one
+    let sizes = [(1, 1, 1, 2), (7, 29, 3, 10), (5, 600, 2, 33), (210, 40, 1, 64), (5, 90, 1, 30), (14, 700, 2, 31)];
+    let sizes = sizes.into_iter().chain([(19, 45, 2, 128)]); // the most that eight bits take, and a 13B has
+    for (n, m, heads, head_dim) in sizes {
+        let outgrown = if matches!(m, 90 | 700) { m - 50 } else { m };
+        let to = attend::head_stride::<K>(head_dim);
+        let (stride, v_stride, apart) = (heads * to + 3, heads * head_dim + 5, heads * head_dim + 1);
+        let spread = |rows: usize, seed: u64| {
+            let mut x = values(rows * stride, seed);
+            for x in x.chunks_mut(stride) {
+                (0..heads).for_each(|h| x[h * to + head_dim..(h + 1) * to].fill(0.0));
             }
-            // what all keys share changes nothing
-            let shift: Vec<f64> = (0..stride).map(|i| if whole { (i % 5) as f64 * 8.0 } else { 0.0 }).collect();
-            for (i, k) in k.iter_mut().enumerate() {
-                ks[i] += if i % stride % to < head_dim && i % stride < heads * to { shift[i % stride] } else { 0.0 };
-                *k = K::Elem::from_f32(ks[i] as f32);
-                ks[i] = k.to_f32() as f64;
-            }
-            let (mut qs, mut ks) = (qs, ks);
-            if whole {
-                let mean = |i: usize| ks.iter().skip(i).step_by(stride).sum::<f64>() / m as f64;
-                let means: Vec<f64> = (0..stride).map(mean).collect();
-                ks.iter_mut().enumerate().for_each(|(i, k)| *k -= means[i % stride]);
-                ks = heads_rounded(&ks, stride, heads, to, head_dim);
-                qs = heads_rounded(&qs, stride, heads, to, head_dim);
-            }
-            let (q, q_stride) = S::rows(q, heads, head_dim, stride, false);
-            let (k, k_stride) = S::rows(k, heads, head_dim, stride, true);
-            let (v, vs) = read_as::<K::Elem>(&values(m * v_stride, 10));
-            let bias = values(heads * n * m, 11);
-            let heads = Heads::<S> {
-                heads,
-                head_dim,
-                q_stride,
-                k_stride,
-                v_stride,
-                q: &q,
-                k: &k,
-                v: &v,
-                n,
-                m,
-                bias: (n != 210 && n != 14).then_some(&bias),
-            };
-            // SAFETY: attention writes all of its result.
-            let y: Vec<f32> = unsafe { filled(n * apart, |y| attend::attend::<K, S, f32>(&heads, y, apart)) };
-            for row in 0..n {
-                for h in 0..heads.heads {
-                    let score = |key: usize| {
-                        let dot: f64 =
-                            (0..head_dim).map(|c| qs[row * stride + h * to + c] * ks[key * stride + h * to + c]).sum();
-                        dot * LN_2 + heads.bias.map_or(0.0, |b| b[(h * n + row) * m + key] as f64)
-                    };
-                    let scores: Vec<f64> = (0..m).map(score).collect();
-                    let top = scores.iter().fold(f64::MIN, |a, &b| a.max(b));
-                    let sum: f64 = scores.iter().map(|s| (s - top).exp()).sum();
-                    for c in 0..head_dim {
-                        let terms = (0..m).map(|key| (scores[key] - top).exp() * vs[key * v_stride + h * head_dim + c]);
-                        let limit = if K::Elem::HALF { HALF_WEIGHTS * 4.0 } else { SUMS * top.abs().max(10.0) * 2.0 };
-                        let got = y[row * apart + h * head_dim + c];
-                        close(&format!("{what}, {n} x {m}"), got, terms.sum::<f64>() / sum, limit);
-                    }
+            read_as::<K::Elem>(&x)
+        };
+        let ((q, qs), (mut k, mut ks)) = (spread(n, 8), spread(m, 9));
+        for (i, k) in k.iter_mut().enumerate().skip(outgrown * stride) {
+            (*k, ks[i]) = (K::Elem::from_f32(16.0 * k.to_f32()), 16.0 * ks[i]);
+        }
+        // what all keys share changes nothing
+        let shift: Vec<f64> = (0..stride).map(|i| if whole { (i % 5) as f64 * 8.0 } else { 0.0 }).collect();
+        for (i, k) in k.iter_mut().enumerate() {
+            ks[i] += if i % stride % to < head_dim && i % stride < heads * to { shift[i % stride] } else { 0.0 };
+            *k = K::Elem::from_f32(ks[i] as f32);
+            ks[i] = k.to_f32() as f64;
+        }
+        let (mut qs, mut ks) = (qs, ks);
+        if whole {
+            let mean = |i: usize| ks.iter().skip(i).step_by(stride).sum::<f64>() / m as f64;
+            let means: Vec<f64> = (0..stride).map(mean).collect();
+            ks.iter_mut().enumerate().for_each(|(i, k)| *k -= means[i % stride]);
+            ks = heads_rounded(&ks, stride, heads, to, head_dim);
+            qs = heads_rounded(&qs, stride, heads, to, head_dim);
+        }
+        let (q, q_stride) = S::rows(q, heads, head_dim, stride, false);
+        let (k, k_stride) = S::rows(k, heads, head_dim, stride, true);
+        let (v, vs) = read_as::<K::Elem>(&values(m * v_stride, 10));
+        let bias = values(heads * n * m, 11);
+        let heads = Heads::<S> {
+            heads,
+            head_dim,
+            q_stride,
+            k_stride,
+            v_stride,
+            q: &q,
+            k: &k,
+            v: &v,
+            n,
+            m,
+            bias: (n != 210 && n != 14).then_some(&bias),
+        };
+        // SAFETY: attention writes all of its result.
+        let y: Vec<f32> = unsafe { filled(n * apart, |y| attend::attend::<K, S, f32>(&heads, y, apart)) };
+        for row in 0..n {
+            for h in 0..heads.heads {
+                let score = |key: usize| {
+                    let dot: f64 =
+                        (0..head_dim).map(|c| qs[row * stride + h * to + c] * ks[key * stride + h * to + c]).sum();
+                    dot * LN_2 + heads.bias.map_or(0.0, |b| b[(h * n + row) * m + key] as f64)
+                };
+                let scores: Vec<f64> = (0..m).map(score).collect();
+                let top = scores.iter().fold(f64::MIN, |a, &b| a.max(b));
+                let sum: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+                for c in 0..head_dim {
+                    let terms = (0..m).map(|key| (scores[key] - top).exp() * vs[key * v_stride + h * head_dim + c]);
+                    let limit = if K::Elem::HALF { HALF_WEIGHTS * 4.0 } else { SUMS * top.abs().max(10.0) * 2.0 };
+                    let got = y[row * apart + h * head_dim + c];
+                    close(&format!("{what}, {n} x {m}"), got, terms.sum::<f64>() / sum, limit);
                 }
             }
         }
