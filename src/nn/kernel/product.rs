@@ -11,11 +11,15 @@ use super::simd::{self, Simd};
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Rows of a task: its share of the activations, for one piece of k, stays in the second cache.
 const TASK_ROWS: usize = 384;
-/// Columns of a task.
+/// Columns of a task at most.
 const TASK_COLUMNS: usize = 256;
+/// A strip of columns is no wider than this share of what is left for each thread.
+const SHARE: usize = 4;
 /// Bytes of a piece of k of one panel: about the first cache, which it passes through once a tile.
 const BLOCK_BYTES: usize = 32 << 10;
 
@@ -138,19 +142,51 @@ pub fn product<K: Micro, T: Element>(
     assert!(y.len() == out * apart && apart >= n, "product: {} elements for {out} rows of {n}", y.len());
     let target = Target(y.as_mut_ptr().cast::<T>());
     let pieces = fitting::<K>(&a.pieces);
-    let parts = tiles.len().div_ceil((TASK_ROWS / K::MR).max(1)).max(1); // evenly, again
-    let blocks: Vec<&[Tile]> =
-        (0..parts).map(|i| &tiles[tiles.len() * i / parts..tiles.len() * (i + 1) / parts]).collect();
-    let strips = n.div_ceil(TASK_COLUMNS);
     if apart > n {
         y.chunks_mut(apart).for_each(|row| row[n..].fill(MaybeUninit::new(T::default())));
     }
-    // neighbouring tasks share columns: their weights are still near
-    (0..strips * blocks.len()).into_par_iter().with_max_len(1).for_each(|task| {
-        let (strip, block) = (task / blocks.len(), blocks[task % blocks.len()]);
-        let columns = strip * TASK_COLUMNS..((strip + 1) * TASK_COLUMNS).min(n);
-        run::<K, T>(a, &pieces, block, weights, weights_k, n, columns, &finish, target, apart)
+    in_tasks(&tiles, TASK_ROWS / K::MR, n, K::NR, |tiles, columns| {
+        run::<K, T>(a, &pieces, tiles, weights, weights_k, n, columns, &finish, target, apart)
     });
+}
+
+/// Runs `task` over all tiles and columns, some of each at a time, on all threads.
+/// - `most`: tiles of a task. `nr`: columns of a panel, which no task divides.
+pub(super) fn in_tasks<T: Sync>(
+    tiles: &[T],
+    most: usize,
+    n: usize,
+    nr: usize,
+    task: impl Fn(&[T], Range<usize>) + Sync,
+) {
+    let parts = tiles.len().div_ceil(most.max(1)).max(1); // evenly
+    let part = |i: usize| &tiles[tiles.len() * i / parts..tiles.len() * (i + 1) / parts];
+    let threads = rayon::current_num_threads();
+    let strips = strips(n.div_ceil(nr), TASK_COLUMNS / nr, parts, threads);
+    let next = AtomicUsize::new(0);
+    (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            // neighbouring tasks share columns: their weights are still near
+            let Some(strip) = strips.get(i / parts) else { break };
+            task(part(i % parts), strip.start * nr..(strip.end * nr).min(n))
+        }
+    });
+}
+
+/// Cuts panels into strips, each worked on in `parts` tasks: ever narrower ones towards the end, so that no thread waits long for
+/// another.
+fn strips(panels: usize, widest: usize, parts: usize, threads: usize) -> Vec<Range<usize>> {
+    let mut strips = vec![];
+    let mut first = 0;
+    while first < panels {
+        let left = panels - first;
+        let fair = if threads > 1 { left * parts / (SHARE * threads) } else { left };
+        let width = fair.clamp(1, widest).min(left);
+        strips.push(first..first + width);
+        first += width;
+    }
+    strips
 }
 
 /// Pieces of k whose share of a panel fits the nearest cache.
@@ -263,10 +299,12 @@ fn run<K: Micro, T: Element>(
                         let line = (p * tiles.len() + t) * steps;
                         (weights.address(first + K::NR, weights_k, 0).wrapping_add(line * LINE), LINE)
                     }
-                    // a row of the panel for each tile
+                    // a row of the next block for each tile; after the last block, of the next strip's first
                     false => {
-                        let row = weights.address(first + K::NR + t % K::NR, weights_k, piece.k0);
-                        (row, weights.bytes(piece.k) / steps)
+                        let (next, panel) = if i + 1 < panels * pieces.len() { block(i + 1) } else { (0, panels) };
+                        let row = columns.start + panel * K::NR + t % K::NR;
+                        let bytes = weights.bytes(pieces[next].k);
+                        (weights.address(row, weights_k, pieces[next].k0), bytes / steps)
                     }
                 };
                 let add = p != begins[t];
@@ -362,5 +400,28 @@ pub(super) unsafe fn finish_row<V: Simd, T: Element>(
                 simd::store_n(x, y.add(i), count);
             },
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every panel once, none wider than allowed, and at the end strips that many threads share out between them.
+    #[test]
+    fn strips_are_all_panels_and_narrow_at_the_end() {
+        for panels in 1..70 {
+            for parts in 1..4 {
+                for threads in 1..20 {
+                    let strips = strips(panels, 8, parts, threads);
+                    let each: Vec<usize> = strips.iter().cloned().flatten().collect();
+                    assert_eq!(each, (0..panels).collect::<Vec<_>>());
+                    assert!(strips.iter().all(|strip| (1..=8).contains(&strip.len())));
+                    assert!(strips.windows(2).all(|two| two[0].len() >= two[1].len()));
+                    assert!(threads == 1 || strips[strips.len() - 1].len() <= panels.div_ceil(SHARE).max(1));
+                }
+            }
+        }
+        assert_eq!(strips(64, 8, 2, 1).len(), 8); // alone there is nobody to wait for
     }
 }

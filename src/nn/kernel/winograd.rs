@@ -16,7 +16,7 @@
 use super::memory::filled;
 use super::micro::{Element, Kernel};
 use super::pack::Rows;
-use super::product::{Finish, Piece, SUMS, Target, finish_row, fitting};
+use super::product::{Finish, Piece, SUMS, Target, finish_row, fitting, in_tasks};
 use super::rows::{Bend, bend, uninit};
 use super::simd::{self, Simd};
 use super::{count, row_stride};
@@ -29,8 +29,6 @@ pub const POINTS: usize = 4;
 const LINES: usize = 9;
 /// Pairs of a task: their sums, and one product's share of the activations, stay in the second cache.
 const TASK_ROWS: usize = 192;
-/// Columns of a task.
-const TASK_COLUMNS: usize = 256;
 /// Bytes of a task's activations that are passed again for every panel.
 const NEAR: usize = 640 << 10;
 
@@ -282,14 +280,8 @@ fn products<K: Kernel>(
     assert!(tiles.iter().all(|tile| reach(tile) <= x.len()), "winograd: rows beyond their data");
     let n = weights.outputs;
     count((frames - 2) * multiplications(h as u64, w as u64) as usize * weights.inputs * n);
-    let parts = tiles.len().div_ceil((TASK_ROWS / K::MR).max(1)).max(1);
-    let blocks: Vec<&[Tile]> =
-        (0..parts).map(|i| &tiles[tiles.len() * i / parts..tiles.len() * (i + 1) / parts]).collect();
-    let strips = n.div_ceil(TASK_COLUMNS);
-    (0..strips * blocks.len()).into_par_iter().with_max_len(1).for_each(|task| {
-        let (strip, block) = (task / blocks.len(), blocks[task % blocks.len()]);
-        let columns = strip * TASK_COLUMNS..((strip + 1) * TASK_COLUMNS).min(n);
-        run::<K>(x, layout, &pieces, block, weights, columns, finish, target)
+    in_tasks(&tiles, TASK_ROWS / K::MR, n, K::NR, |tiles, columns| {
+        run::<K>(x, layout, &pieces, tiles, weights, columns, finish, target)
     });
 }
 
