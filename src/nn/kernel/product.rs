@@ -2,8 +2,8 @@
 //!
 //! A task is some rows times some columns of the result. Over pieces of k it brings one block of one panel of weights into
 //! the nearest cache and runs all its rows past it; partial sums stay in a scratch of the task until all of k has been seen,
-//! then bias, activation, gate and residual are applied and the result is written once. Tasks and pieces are the same for
-//! any number of threads, and so are the bytes of the result.
+//! then bias, activation, gate and residual are applied and the result is written once. How wide tasks are depends on the number
+//! of threads; pieces of k do not, nor the order in which they are added up, and so the bytes of the result are the same for any.
 
 use super::micro::{Element, Micro};
 use super::pack::Weights;
@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const TASK_ROWS: usize = 384;
 /// Columns of a task at most.
 const TASK_COLUMNS: usize = 256;
-/// A strip of columns is no wider than this share of what is left for each thread.
-const SHARE: usize = 4;
+/// Tasks of its width that a strip of columns leaves at least for each thread, itself among them, where it can be narrower.
+const LEFT: usize = 4;
 /// Bytes of a piece of k of one panel: about the first cache, which it passes through once a tile.
 const BLOCK_BYTES: usize = 32 << 10;
 
@@ -150,7 +150,7 @@ pub fn product<K: Micro, T: Element>(
     });
 }
 
-/// Runs `task` over all tiles and columns, some of each at a time, on all threads.
+/// Runs `task` over all tiles and columns, some of each at a time, on all threads: each takes the next task that none has begun.
 /// - `most`: tiles of a task. `nr`: columns of a panel, which no task divides.
 pub(super) fn in_tasks<T: Sync>(
     tiles: &[T],
@@ -181,7 +181,7 @@ fn strips(panels: usize, widest: usize, parts: usize, threads: usize) -> Vec<Ran
     let mut first = 0;
     while first < panels {
         let left = panels - first;
-        let fair = if threads > 1 { left * parts / (SHARE * threads) } else { left };
+        let fair = if threads > 1 { left * parts / (LEFT * threads) } else { left };
         let width = fair.clamp(1, widest).min(left);
         strips.push(first..first + width);
         first += width;
@@ -418,7 +418,7 @@ mod tests {
                     assert_eq!(each, (0..panels).collect::<Vec<_>>());
                     assert!(strips.iter().all(|strip| (1..=8).contains(&strip.len())));
                     assert!(strips.windows(2).all(|two| two[0].len() >= two[1].len()));
-                    assert!(threads == 1 || strips[strips.len() - 1].len() <= panels.div_ceil(SHARE).max(1));
+                    assert!(threads == 1 || strips[strips.len() - 1].len() <= panels.div_ceil(LEFT).max(1));
                 }
             }
         }
