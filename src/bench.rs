@@ -330,7 +330,7 @@ fn settle(x: &Tensor) -> Result<()> {
 fn product(timer: &Timer, cell: &Cell, compute: &Compute) -> Result<Timed> {
     const SIDE: usize = 4096;
     let stored = compute.stored.unwrap_or(DType::BF16);
-    let layer = Linear::new(random::matrix(SIDE, SIDE, stored, cell.quantize.map(Quantize::blocks))?, None);
+    let layer = Linear::new(random::matrix(SIDE, SIDE, stored, cell.quantize.map(Quantize::blocks))?, None).laid();
     let x = normal(&[SIDE, SIDE], 5, compute)?;
     let way = Way { math: layer.math(), blocks: cell.quantize.map(Quantize::blocks), whole: true };
     Ok((timer.time(|| settle(&layer.forward(&x)?))?, way))

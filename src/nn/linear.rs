@@ -67,6 +67,11 @@ impl Linear {
         Self { weight: self.weight.in_f32(), ..self }
     }
 
+    /// The same layer, its weights laid out for the products that they are for: for a layer that stays.
+    pub fn laid(self) -> Self {
+        Self { weight: self.weight.laid(), ..self }
+    }
+
     /// The same layer with these added to it.
     pub fn with(self, loras: Vec<Lora>) -> Self {
         Self { loras, ..self }
@@ -205,52 +210,48 @@ impl CustomOp1 for Dense<'_> {
             residual: residual.as_ref().map(|r| r.slice()).transpose()?,
         };
         let math = self.layer.math();
-        let y = self.layer.weight.rows(|weights| {
-            let run = Run { x, stride, rows: self.rows, inputs, weights, outputs, finish, half, apart };
-            match whole_numbers(weights, &self.layer.weight) {
-                Some(weights) => run.whole_numbers(weights),
-                None => kernel::dispatch(math, run),
+        let y = match self.layer.weight.quantised() {
+            Some(weights) => {
+                Run { x, stride, rows: self.rows, inputs, weights, outputs, finish, half, apart }.whole_numbers()
             }
-        })?;
+            None => self.layer.weight.rows(|weights| {
+                let run = Run { x, stride, rows: self.rows, inputs, weights, outputs, finish, half, apart };
+                kernel::dispatch(math, run)
+            })?,
+        };
         dims.push(apart);
         Ok((y, Shape::from(dims)))
     }
 }
 
 #[derive(Clone, Copy)]
-struct Run<'a> {
+struct Run<'a, W> {
     x: Lines<'a>,
     stride: usize,
     rows: usize,
     inputs: usize,
-    weights: Rows<'a>,
+    weights: W,
     outputs: usize,
     finish: Finish<'a>,
     half: bool,
     apart: usize,
 }
 
-/// A matrix's rows, if its products are made in whole numbers.
-fn whole_numbers<'a>(rows: Rows<'a>, matrix: &Matrix) -> Option<Quantised<'a>> {
-    let Rows::Blocks { kind, bytes } = rows else { return None };
-    matrix.is_whole().then_some(Quantised { kind, bytes })
-}
-
-impl Run<'_> {
+impl Run<'_, Quantised<'_>> {
     /// Products in whole numbers.
-    fn whole_numbers(self, weights: Quantised) -> CpuStorage {
+    fn whole_numbers(self) -> CpuStorage {
         let count = self.rows * self.apart;
         // SAFETY: a product writes all of its result.
         unsafe {
             match self.half {
-                true => CpuStorage::BF16(filled(count, |y| self.whole(weights, y))),
-                false => CpuStorage::F32(filled(count, |y| self.whole(weights, y))),
+                true => CpuStorage::BF16(filled(count, |y| self.whole(y))),
+                false => CpuStorage::F32(filled(count, |y| self.whole(y))),
             }
         }
     }
 
-    fn whole<T: Element>(self, weights: Quantised, y: &mut [MaybeUninit<T>]) {
-        let Self { stride, rows, inputs: k, outputs, finish, apart, .. } = self;
+    fn whole<T: Element>(self, y: &mut [MaybeUninit<T>]) {
+        let Self { stride, rows, inputs: k, weights, outputs, finish, apart, .. } = self;
         match self.x {
             Lines::F32(x) => int8::product(&Activations { x, stride, rows, k }, weights, outputs, finish, y, apart),
             Lines::Bf16(x) => int8::product(&Activations { x, stride, rows, k }, weights, outputs, finish, y, apart),
@@ -258,7 +259,7 @@ impl Run<'_> {
     }
 }
 
-impl Job for Run<'_> {
+impl Job for Run<'_, Rows<'_>> {
     type Done = CpuStorage;
 
     fn run<K: Kernel>(self) -> CpuStorage {

@@ -1,7 +1,8 @@
 //! The factor of a product that belongs to the model, wherever it lies.
 
 use super::kernel::blocks::Blocks;
-use super::kernel::{Math, int8, pack::Rows};
+use super::kernel::int8::{self, Panels, Quantised};
+use super::kernel::{Math, pack::Rows};
 use super::read::Read;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -53,6 +54,8 @@ impl Mapped for Made {
 enum Data {
     Tensor(Tensor),
     Mapped(Arc<dyn Mapped>),
+    /// Blocks, laid out for products in whole numbers.
+    Laid(Arc<Panels>),
     /// Blocks on a GPU.
     Device(Arc<QTensor>),
 }
@@ -98,6 +101,25 @@ impl Matrix {
         Self::mapped(Arc::new(Made { bytes, kind }), outputs, inputs, blocks_in)
     }
 
+    /// The same matrix, laid out for the products that it is for, if they read it laid out: in as much memory, once and for all.
+    pub fn laid(self) -> Self {
+        let panels = |weights| Panels::of(weights, self.outputs, self.inputs / int8::BLOCK);
+        match self.quantised().and_then(panels) {
+            Some(panels) => Self { data: Data::Laid(Arc::new(panels)), ..self },
+            None => self,
+        }
+    }
+
+    /// Its blocks, if a CPU multiplies by it in whole numbers.
+    pub fn quantised(&self) -> Option<Quantised<'_>> {
+        match (&self.data, self.kind()) {
+            _ if !self.is_whole() => None,
+            (Data::Mapped(mapped), Kind::Blocks(kind)) => Some(Quantised { kind, bytes: mapped.bytes(), laid: false }),
+            (Data::Laid(panels), _) => Some(panels.weights()),
+            _ => None,
+        }
+    }
+
     /// Takes blocks to a GPU, where they stay blocks; anything else stays where it is.
     pub fn to_device(self, device: &Device) -> Result<Self> {
         let Data::Mapped(mapped) = &self.data else { return Ok(self) };
@@ -115,6 +137,7 @@ impl Matrix {
         match &self.data {
             Data::Tensor(tensor) => Kind::Plain(tensor.dtype()),
             Data::Mapped(mapped) => mapped.kind(),
+            Data::Laid(panels) => Kind::Blocks(panels.weights().kind),
             Data::Device(_) => Kind::Plain(DType::F32),
         }
     }
@@ -138,7 +161,7 @@ impl Matrix {
         };
         match &self.data {
             Data::Tensor(tensor) => known && tensor.device().is_cpu() && !tensor.track_op() && tensor.is_contiguous(),
-            Data::Mapped(_) => known,
+            Data::Mapped(_) | Data::Laid(_) => known,
             Data::Device(_) => false,
         }
     }
@@ -149,6 +172,10 @@ impl Matrix {
         match &self.data {
             Data::Tensor(tensor) => Ok(tensor.clone()),
             Data::Device(blocks) => blocks.dequantize(&blocks.device()),
+            Data::Laid(panels) => {
+                Self::made(panels.weights().kind, panels.rows(shape.1 / int8::BLOCK), shape.0, shape.1, self.math)
+                    .tensor()
+            }
             Data::Mapped(mapped) => match mapped.kind() {
                 Kind::Plain(dtype) => Tensor::from_raw_buffer(mapped.bytes(), dtype, &[shape.0, shape.1], &Device::Cpu),
                 Kind::Blocks(kind) => {
@@ -193,6 +220,10 @@ impl Matrix {
                 Ok(f(read.rows()?))
             }
             Data::Mapped(mapped) => Ok(f(rows(mapped.bytes(), mapped.kind())?)),
+            Data::Laid(panels) => {
+                let kind = panels.weights().kind;
+                Ok(f(Rows::Blocks { kind, bytes: &panels.rows(self.inputs / int8::BLOCK) }))
+            }
             Data::Device(_) => bail!("the rows of a matrix that is on a GPU"),
         }
     }

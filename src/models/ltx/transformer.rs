@@ -44,6 +44,12 @@ impl Attention {
         })
     }
 
+    /// The same, for a layer that stays.
+    fn laid(self) -> Self {
+        let Self { to_q, to_k, to_v, to_out, .. } = self;
+        Self { to_q: to_q.laid(), to_k: to_k.laid(), to_v: to_v.laid(), to_out: to_out.laid(), ..self }
+    }
+
     /// Every token sees every other.
     /// - `x`: (b, n, d). `then`: what follows the last layer.
     fn forward(&self, x: &Tensor, rope: &Rope, then: Then) -> Result<Tensor> {
@@ -163,6 +169,12 @@ impl Block {
         })
     }
 
+    /// The same, its weights laid out for the products that they are for: for a layer that stays.
+    fn laid(self) -> Self {
+        let Self { attn1, attn2, up, down, .. } = self;
+        Self { attn1: attn1.laid(), attn2: attn2.laid(), up: up.laid(), down: down.laid(), ..self }
+    }
+
     /// What [`Block::forward`] reads of a prompt.
     /// - `context`: (1, m, d).
     pub fn keys(&self, context: &Tensor) -> Result<Keys> {
@@ -225,7 +237,9 @@ impl Transformer {
             time_linear: Linear::load(d, 6 * d, true, vb.pp("time_embed.linear"))?.in_f32(),
             caption_1: Linear::load(config.caption_channels, d, true, vb.pp("caption_projection.linear_1"))?.in_f32(),
             caption_2: Linear::load(d, d, true, vb.pp("caption_projection.linear_2"))?.in_f32(),
-            blocks: (0..resident).map(|i| Block::load(config, blocks.pp(i.to_string()))).collect::<Result<_>>()?,
+            blocks: (0..resident)
+                .map(|i| Ok(Block::load(config, blocks.pp(i.to_string()))?.laid()))
+                .collect::<Result<_>>()?,
             later: (config.clone(), blocks),
             table: vb.get((2, d), "scale_shift_table")?.to_dtype(vb.dtype())?,
             proj_out: Linear::load(d, config.out_channels, true, vb.pp("proj_out"))?.in_f32(),

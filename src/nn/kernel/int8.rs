@@ -50,12 +50,14 @@ pub fn size(values: u64) -> u64 {
 /// The formats that are multiplied here.
 pub const KINDS: [Blocks; 2] = [Blocks::Q8_0, Blocks::Q4K];
 
-/// Rows of blocks, one after the other.
+/// Rows of blocks.
 #[derive(Clone, Copy)]
 pub struct Quantised<'a> {
     /// One of [`KINDS`].
     pub kind: Blocks,
     pub bytes: &'a [u8],
+    /// Whether they are [`Panels`], and not one after the other.
+    pub laid: bool,
 }
 
 impl Quantised<'_> {
@@ -69,7 +71,7 @@ impl Quantised<'_> {
         (blocks * BLOCK).is_multiple_of(self.kind.values()) && self.bytes.len() >= n * self.size(blocks)
     }
 
-    /// Where a block of a row lies, or would lie.
+    /// Where a block of a row lies, or would lie, one row after the other.
     fn address(self, row: usize, blocks: usize, at: usize) -> *const u8 {
         self.bytes.as_ptr().wrapping_add(row * self.size(blocks) + self.size(at))
     }
@@ -185,6 +187,7 @@ pub fn product_on<E: Element, T: Element>(
     apart: usize,
 ) {
     assert!(divides(weights.kind, x.k), "int8: rows of {} values in {:?}", x.k, weights.kind);
+    assert!(!weights.laid || dot == Dot::Avx512, "int8: panels for {dot:?}");
     #[cfg(target_arch = "x86_64")]
     match (dot, weights.kind) {
         (Dot::Avx512, Blocks::Q8_0) => run::<avx512::Vnni<false>, E, T>(x, weights, n, finish, y, apart),
@@ -247,11 +250,14 @@ trait Bytes: Micro<Elem = Block> {
     unsafe fn quantise<E: Element>(x: &[E], a: &mut [MaybeUninit<Block>]);
 }
 
+pub use panels::Panels;
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod panels;
 #[cfg(target_arch = "x86_64")]
 pub mod scores;

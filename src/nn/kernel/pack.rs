@@ -36,6 +36,11 @@ pub trait Weights<K: Micro>: Copy + Sync {
     /// Bytes of `k` values of a row.
     fn bytes(self, k: usize) -> usize;
 
+    /// Where a block of a panel lies, if it lies as the kernel reads it; as for `panel`.
+    fn lies(self, _stride: usize, _first: usize, _k0: usize) -> Option<*const K::Elem> {
+        None
+    }
+
     /// One block of a panel, whose columns are rows of these.
     /// - `stride`: values of a row. `first`: the panel's first row; `n`: how many there are, the rest are zeros. `k0`, `k`: the
     ///   values that are wanted.

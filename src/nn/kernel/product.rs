@@ -272,9 +272,16 @@ fn run<K: Micro, T: Element>(
             let (p, panel) = block(i);
             let piece = &pieces[p];
             let k = piece.k.next_multiple_of(K::STEP);
-            let packed = in_lines(&mut packed, k * K::NR);
             let first = columns.start + panel * K::NR;
-            weights.panel(weights_k, first, n, piece.k0, piece.k, &mut line, packed);
+            let packed = weights.lies(weights_k, first, piece.k0).unwrap_or_else(|| {
+                let packed = in_lines(&mut packed, k * K::NR);
+                weights.panel(weights_k, first, n, piece.k0, piece.k, &mut line, packed);
+                packed.as_ptr()
+            });
+            // what comes next; after the last block, the next strip's first
+            let (next, panel_then) = if i + 1 < panels * pieces.len() { block(i + 1) } else { (0, panels) };
+            let (next, row_then) = (&pieces[next], columns.start + panel_then * K::NR);
+            let bytes = weights.bytes(next.k);
             let sums = &mut sums[panel * tiles.len() * size..][..tiles.len() * size];
             for (t, (tile, sums)) in tiles.iter().zip(sums.chunks_mut(size)).enumerate() {
                 if !counts(tile, piece, a.height) {
@@ -292,24 +299,24 @@ fn run<K: Micro, T: Element>(
                     }
                     (odd.as_ptr(), k)
                 };
-                // the next panel's weights come nearer while this one's are at work
+                // the next weights come nearer while these are at work
                 let steps = k / K::STEP * K::AHEAD;
-                let ahead = match near {
-                    true => {
+                let ahead = match weights.lies(weights_k, row_then, next.k0) {
+                    // a share of the next block for each tile
+                    Some(next) => {
+                        let share = bytes * K::NR / tiles.len();
+                        (next.cast::<u8>().wrapping_add(t * share), share / steps)
+                    }
+                    None if near => {
                         let line = (p * tiles.len() + t) * steps;
                         (weights.address(first + K::NR, weights_k, 0).wrapping_add(line * LINE), LINE)
                     }
-                    // a row of the next block for each tile; after the last block, of the next strip's first
-                    false => {
-                        let (next, panel) = if i + 1 < panels * pieces.len() { block(i + 1) } else { (0, panels) };
-                        let row = columns.start + panel * K::NR + t % K::NR;
-                        let bytes = weights.bytes(pieces[next].k);
-                        (weights.address(row, weights_k, pieces[next].k0), bytes / steps)
-                    }
+                    // a row of it
+                    None => (weights.address(row_then + t % K::NR, weights_k, next.k0), bytes / steps),
                 };
                 let add = p != begins[t];
                 // SAFETY: the rows were checked by `check`; block and sums have their sizes; K was chosen for this CPU.
-                unsafe { K::micro(tile.rows, rows, stride, packed.as_ptr(), k, sums.as_mut_ptr(), K::NR, ahead, add) }
+                unsafe { K::micro(tile.rows, rows, stride, packed, k, sums.as_mut_ptr(), K::NR, ahead, add) }
             }
         }
         write::<K, T>(tiles, sums, n, columns, finish, target, apart);

@@ -6,6 +6,7 @@ use super::super::blocks::{Blocks, six_bits};
 use super::super::micro::{Element, Micro};
 use super::super::pack::Weights;
 use super::super::simd;
+use super::panels::BYTES;
 use super::{BLOCK, Block, Bytes, GROUP, Quantised};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -15,13 +16,29 @@ pub struct Vnni<const OFFSET: bool>;
 
 /// A block of a panel: 32 columns.
 #[repr(C)]
-pub struct Columns {
+pub struct Columns<S> {
     /// Groups of four values of k, the columns side by side.
     pub q: [[u8; 128]; 8],
-    pub scale: [f32; 32],
+    pub scale: S,
+}
+
+/// Scales as Q8_0 has them: half-precision numbers.
+type Halves = [u16; 32];
+
+/// Scales of weights that have an offset.
+#[repr(C)]
+struct Shares {
+    scale: [f32; 32],
     /// A 128th of the offset: blocks hold -128 times their sum.
     share: [f32; 32],
 }
+
+/// Bytes from block to block of a panel.
+const fn pitch(offset: bool) -> usize {
+    if offset { size_of::<Columns<Shares>>() } else { size_of::<Columns<Halves>>() }
+}
+
+const _: () = assert!(pitch(false) == BYTES && pitch(true) <= 32 * size_of::<Block>());
 
 impl<const OFFSET: bool> Micro for Vnni<OFFSET> {
     type Elem = Block;
@@ -94,14 +111,14 @@ unsafe fn dot_blocks<const ROWS: usize, const OFFSET: bool>(
                 _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
                 ahead = ahead.wrapping_add(pace);
             }
-            let columns = panel.add(block * 32).cast::<Columns>();
+            let columns = panel.cast::<u8>().add(block * pitch(OFFSET));
             let a = a.add(block);
             let mut dots: [[__m512i; 2]; ROWS] = std::array::from_fn(|i| {
                 let start = if OFFSET { _mm512_setzero_si512() } else { _mm512_set1_epi32((*a.add(i * stride)).start) };
                 [start, start]
             });
             for s in 0..8 {
-                let q = (&raw const (*columns).q[s]).cast::<__m512i>();
+                let q = columns.cast::<__m512i>().add(2 * s);
                 let (q0, q1) = (_mm512_loadu_si512(q), _mm512_loadu_si512(q.add(1)));
                 for (i, dots) in dots.iter_mut().enumerate() {
                     let four = (&raw const (*a.add(i * stride)).q).cast::<i32>().add(s);
@@ -110,15 +127,20 @@ unsafe fn dot_blocks<const ROWS: usize, const OFFSET: bool>(
                     dots[1] = _mm512_dpbusd_epi32(dots[1], q1, four);
                 }
             }
-            let scale = (&raw const (*columns).scale).cast::<f32>();
-            let scales = [_mm512_loadu_ps(scale), _mm512_loadu_ps(scale.add(16))];
+            let scales = if OFFSET {
+                let scale = (&raw const (*columns.cast::<Columns<Shares>>()).scale.scale).cast::<f32>();
+                [_mm512_loadu_ps(scale), _mm512_loadu_ps(scale.add(16))]
+            } else {
+                let scale = (&raw const (*columns.cast::<Columns<Halves>>()).scale).cast::<__m256i>();
+                [_mm512_cvtph_ps(_mm256_loadu_si256(scale)), _mm512_cvtph_ps(_mm256_loadu_si256(scale.add(1)))]
+            };
             for (sums, dots) in sums.iter_mut().zip(dots) {
                 for j in 0..2 {
                     sums[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[j]), scales[j], sums[j]);
                 }
             }
             if OFFSET {
-                let share = (&raw const (*columns).share).cast::<f32>();
+                let share = (&raw const (*columns.cast::<Columns<Shares>>()).scale.share).cast::<f32>();
                 let shares = [_mm512_loadu_ps(share), _mm512_loadu_ps(share.add(16))];
                 for (i, sums) in sums.iter_mut().enumerate() {
                     let start = _mm512_cvtepi32_ps(_mm512_set1_epi32((*a.add(i * stride)).start));
@@ -153,17 +175,18 @@ impl<const OFFSET: bool> Weights<Vnni<OFFSET>> for Quantised<'_> {
         self.size(k)
     }
 
+    fn lies(self, stride: usize, first: usize, k0: usize) -> Option<*const Block> {
+        self.laid.then(|| self.address(first, stride, 0).wrapping_add(k0 * BYTES).cast())
+    }
+
     fn panel(self, stride: usize, first: usize, n: usize, k0: usize, k: usize, _: &mut Vec<Block>, out: &mut [Block]) {
-        assert!(out.len() == k * 32 && size_of::<Columns>() <= 32 * size_of::<Block>());
+        assert!(out.len() == k * 32 && !self.laid);
         let count = n.saturating_sub(first).min(32);
-        let row = self.size(stride);
-        let reach = first * row..(first + count) * row;
-        let lines = &self.bytes[reach];
-        // SAFETY: `count` rows of `stride` blocks, of which k0..k0 + k are wanted; `out` was asserted.
+        // SAFETY: there are `count` rows of `stride` blocks from `first` on, of which k0..k0 + k are wanted; `out` was asserted.
         unsafe {
             match self.kind {
-                Blocks::Q8_0 => panel_q8(lines.as_ptr(), row, count, k0, k, out.as_mut_ptr()),
-                _ => panel_q4k(lines.as_ptr(), row, count, k0, k, out.as_mut_ptr()),
+                Blocks::Q8_0 => panel_q8(self, first, count, stride, k0, k, out.as_mut_ptr().cast()),
+                _ => panel_q4k(self, first, count, stride, k0, k, out.as_mut_ptr().cast()),
             }
         }
     }
@@ -194,23 +217,34 @@ impl<const OFFSET: bool> Bytes for Vnni<OFFSET> {
     }
 }
 
+/// Panels of Q8_0.
+/// - `weights`: rows of `stride` blocks, of which `count` are wanted from `first` on, and of these `k` blocks from `k0` on.
+///
 /// # Safety
-/// `lines`: `count` rows of Q8_0 blocks, `row` bytes apart. `out`: k blocks of 32 columns.
+/// The instructions are there, and room for k blocks of 32 columns in `out`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn panel_q8(lines: *const u8, row: usize, count: usize, k0: usize, k: usize, out: *mut Block) {
+pub(super) unsafe fn panel_q8(
+    weights: Quantised,
+    first: usize,
+    count: usize,
+    stride: usize,
+    k0: usize,
+    k: usize,
+    out: *mut u8,
+) {
     let zeros = [0u8; 34];
     let sign = _mm512_set1_epi8(-128);
+    let row = weights.size(stride);
+    let lines = weights.bytes[first * row..][..count * row].as_ptr();
     for block in 0..k {
-        let columns = out.add(block * 32).cast::<Columns>();
+        let columns = out.add(block * pitch(false)).cast::<Columns<Halves>>();
         let mut at = [zeros.as_ptr(); 32];
         for (j, at) in at.iter_mut().enumerate().take(count) {
             *at = lines.add(j * row + (k0 + block) * 34);
         }
-        let mut scales = [0u16; 32];
-        for (scale, at) in scales.iter_mut().zip(at) {
-            *scale = at.cast::<u16>().read_unaligned();
+        for (j, at) in at.into_iter().enumerate() {
+            (*columns).scale[j] = at.cast::<u16>().read_unaligned();
         }
-        store_f16(&scales, (&raw mut (*columns).scale).cast());
         for half in 0..2 {
             let mut words = [sign; 8];
             for (i, word) in words.iter_mut().enumerate() {
@@ -226,7 +260,7 @@ unsafe fn panel_q8(lines: *const u8, row: usize, count: usize, k0: usize, k: usi
 /// # Safety
 /// `out` has room.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-pub unsafe fn columns(rows: [&Block; 32], out: *mut Columns) {
+pub unsafe fn columns(rows: [&Block; 32], out: *mut Columns<[f32; 32]>) {
     let sign = _mm512_set1_epi8(-128);
     for (i, row) in rows.iter().enumerate() {
         (*out).scale[i] = row.scale;
@@ -243,9 +277,11 @@ pub unsafe fn columns(rows: [&Block; 32], out: *mut Columns) {
 /// # Safety
 /// As [`panel_q8`], of Q4_K blocks.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn panel_q4k(lines: *const u8, row: usize, count: usize, k0: usize, k: usize, out: *mut Block) {
+unsafe fn panel_q4k(weights: Quantised, first: usize, count: usize, stride: usize, k0: usize, k: usize, out: *mut u8) {
     let zeros = [0u8; 144];
     let low = _mm512_set1_epi8(15);
+    let row = weights.size(stride);
+    let lines = weights.bytes[first * row..][..count * row].as_ptr();
     let mut block = 0;
     while block < k {
         let (large, part) = ((k0 + block) / 8, (k0 + block) % 8);
@@ -269,9 +305,9 @@ unsafe fn panel_q4k(lines: *const u8, row: usize, count: usize, k0: usize, k: us
         store_f16(&halves[1], least.as_mut_ptr());
         least.iter_mut().for_each(|x| *x /= 128.0);
         for i in 0..parts {
-            let columns = out.add((block + i) * 32).cast::<Columns>();
-            times(&scale, &scales[part + i], (&raw mut (*columns).scale).cast());
-            times(&least, &offsets[part + i], (&raw mut (*columns).share).cast());
+            let columns = out.add((block + i) * pitch(true)).cast::<Columns<Shares>>();
+            times(&scale, &scales[part + i], (&raw mut (*columns).scale.scale).cast());
+            times(&least, &offsets[part + i], (&raw mut (*columns).scale.share).cast());
             let (pair, high) = (16 + (part + i) / 2 * 32, (part + i) % 2 == 1);
             for half in 0..2 {
                 let mut words = [low; 8];

@@ -8,7 +8,7 @@
 use super::super::attend::{Scores, head_stride};
 use super::super::micro::{Avx512Bf16, Micro, weigh_row};
 use super::super::{Isa, memory::filled, row_stride};
-use super::avx512::{self, Columns};
+use super::avx512;
 use super::{BLOCK, Block, Bytes as _, Dot, GROUP};
 use half::bf16;
 use rayon::prelude::*;
@@ -22,6 +22,9 @@ pub fn fits(head_dim: usize) -> bool {
 
 /// AVX-512's products of bytes; weights and values are bf16. Elements are 32 values, so a head's last one may be filled up.
 pub struct Bytes;
+
+/// A block of a panel of keys.
+type Columns = avx512::Columns<[f32; 32]>;
 
 /// Rows that are added up by themselves on the way to a mean, whatever the number of threads.
 const TASK: usize = 64;
@@ -82,16 +85,16 @@ impl Scores for Bytes {
     }
 
     fn panel(k: &[Block], stride: usize, first: usize, m: usize, head: usize, _: &mut Vec<Block>, out: &mut [Block]) {
-        const { assert!(Avx512Bf16::NR == 32 && size_of::<Columns>() == 32 * size_of::<Block>()) };
+        const { assert!(Avx512Bf16::NR == 32 && size_of::<Columns>() <= 32 * size_of::<Block>()) };
         assert_eq!(out.len(), head * 32);
         let none = Block::default();
-        for (block, out) in out.chunks_mut(32).enumerate() {
+        for block in 0..head {
             let keys: [&Block; 32] = std::array::from_fn(|j| match first + j < m {
                 true => &k[(first + j) * stride + block],
                 false => &none,
             });
-            // SAFETY: this CPU has the instructions; `out` is as long as a block of 32 columns.
-            unsafe { avx512::columns(keys, out.as_mut_ptr().cast()) }
+            // SAFETY: this CPU has the instructions; `out` has room for so many blocks of 32 columns.
+            unsafe { avx512::columns(keys, out.as_mut_ptr().cast::<Columns>().add(block)) }
         }
     }
 

@@ -1,7 +1,7 @@
 //! Products in whole numbers against the plain sum over what eight bits keep of the activations.
 
 use super::super::blocks::Blocks;
-use super::super::int8::{self, Activations, Dot, KINDS, Quantised};
+use super::super::int8::{self, Activations, Dot, KINDS, Panels, Quantised};
 use super::super::memory::filled;
 use super::super::product::Finish;
 use super::{close, values};
@@ -31,7 +31,8 @@ fn quantised_products_of_no_numbers() {
                 let mut x = values(2 * k, 1);
                 x[lost] = value;
                 let (bytes, _) = quantised(kind, n, k);
-                let (x, weights) = (Activations { x: &x, stride: k, rows: 2, k }, Quantised { kind, bytes: &bytes });
+                let (x, weights) =
+                    (Activations { x: &x, stride: k, rows: 2, k }, Quantised { kind, bytes: &bytes, laid: false });
                 let run = |y: &mut [_]| int8::product_on(dot, &x, weights, n, Finish::default(), y, n);
                 // SAFETY: a product writes all of its result.
                 let y: Vec<f32> = unsafe { filled(2 * n, run) };
@@ -58,7 +59,8 @@ fn quantised_products_of_the_largest_numbers() {
             let mut wide = vec![0f32; n * k];
             kind.decode(&bytes, 0, &mut wide);
             let x = [vec![127f32; k], vec![-127f32; k]].concat();
-            let (a, weights) = (Activations { x: &x, stride: k, rows: m, k }, Quantised { kind, bytes: &bytes });
+            let (a, weights) =
+                (Activations { x: &x, stride: k, rows: m, k }, Quantised { kind, bytes: &bytes, laid: false });
             let run = |y: &mut [_]| int8::product_on(dot, &a, weights, n, Finish::default(), y, n);
             // SAFETY: a product writes all of its result.
             let y: Vec<f32> = unsafe { filled(m * n, run) };
@@ -114,7 +116,7 @@ fn quantised_products() {
                 let x = values(m * stride, 1);
                 let half: Vec<bf16> = x.iter().map(|x| bf16::from_f32(*x)).collect();
                 let (bytes, ws) = quantised(kind, n, k);
-                let weights = Quantised { kind, bytes: &bytes };
+                let weights = Quantised { kind, bytes: &bytes, laid: false };
                 let (bias, whole) = (values(n, 3), values(m * n, 5));
                 let finish = Finish { bias: Some(&bias), residual: Some(&whole), ..Finish::default() };
                 let apart = n + 3;
@@ -146,4 +148,28 @@ fn quantised_products() {
             }
         }
     }
+}
+
+/// Rows that were laid out are the same rows, and multiply to the same bytes.
+#[test]
+fn rows_laid_out_in_panels() {
+    for (m, k, n) in [(1, 32, 32), (5, 768, 96), (401, 2048, 64), (13, 1120, 320)] {
+        let (bytes, _) = quantised(Blocks::Q8_0, n, k);
+        let weights = Quantised { kind: Blocks::Q8_0, bytes: &bytes, laid: false };
+        let panels = Panels::of(weights, n, k / int8::BLOCK);
+        assert_eq!(panels.is_some(), Dot::best() == Some(Dot::Avx512)); // other kernels read rows as they lie
+        let Some(panels) = panels else { continue };
+        assert!(panels.rows(k / int8::BLOCK) == bytes, "{n} rows of {k}");
+        assert_eq!(panels.weights().bytes.len(), bytes.len());
+        let x = values(m * k, 1);
+        let x = Activations { x: &x, stride: k, rows: m, k };
+        let product = |weights| -> Vec<f32> {
+            // SAFETY: a product writes all of its result.
+            unsafe { filled(m * n, |y| int8::product(&x, weights, n, Finish::default(), y, n)) }
+        };
+        assert!(product(weights) == product(panels.weights()), "{m}x{k}x{n}");
+    }
+    // what does not fill panels stays as it is
+    let (bytes, _) = quantised(Blocks::Q8_0, 33, 64);
+    assert!(Panels::of(Quantised { kind: Blocks::Q8_0, bytes: &bytes, laid: false }, 33, 2).is_none());
 }
