@@ -110,6 +110,12 @@ impl Matrix {
         }
     }
 
+    /// The same matrix before it was laid out, for what reads rows.
+    fn unlaid(&self, panels: &Panels) -> Self {
+        let bytes = panels.rows(self.inputs / int8::BLOCK);
+        Self::made(panels.weights().kind, bytes, self.outputs, self.inputs, self.math)
+    }
+
     /// Its blocks, if a CPU multiplies by it in whole numbers.
     pub fn quantised(&self) -> Option<Quantised<'_>> {
         match (&self.data, self.kind()) {
@@ -172,10 +178,7 @@ impl Matrix {
         match &self.data {
             Data::Tensor(tensor) => Ok(tensor.clone()),
             Data::Device(blocks) => blocks.dequantize(&blocks.device()),
-            Data::Laid(panels) => {
-                Self::made(panels.weights().kind, panels.rows(shape.1 / int8::BLOCK), shape.0, shape.1, self.math)
-                    .tensor()
-            }
+            Data::Laid(panels) => self.unlaid(panels).tensor(),
             Data::Mapped(mapped) => match mapped.kind() {
                 Kind::Plain(dtype) => Tensor::from_raw_buffer(mapped.bytes(), dtype, &[shape.0, shape.1], &Device::Cpu),
                 Kind::Blocks(kind) => {
@@ -220,10 +223,7 @@ impl Matrix {
                 Ok(f(read.rows()?))
             }
             Data::Mapped(mapped) => Ok(f(rows(mapped.bytes(), mapped.kind())?)),
-            Data::Laid(panels) => {
-                let kind = panels.weights().kind;
-                Ok(f(Rows::Blocks { kind, bytes: &panels.rows(self.inputs / int8::BLOCK) }))
-            }
+            Data::Laid(panels) => self.unlaid(panels).rows(f),
             Data::Device(_) => bail!("the rows of a matrix that is on a GPU"),
         }
     }

@@ -323,6 +323,22 @@ fn run<K: Micro, T: Element>(
     });
 }
 
+/// Rows that are brought nearer before they are written to.
+const LATER: usize = 4;
+
+/// Brings `count` values nearer, wherever they are.
+#[inline(always)]
+fn fetch<T>(at: *const T, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for i in (0..count * size_of::<T>()).step_by(LINE) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: every x86-64 has the instruction, and any address will do.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast::<i8>().wrapping_add(i)) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (at, count);
+}
+
 /// Sums -> the result.
 fn write<K: Micro, T: Element>(
     tiles: &[Tile],
@@ -344,6 +360,11 @@ fn write<K: Micro, T: Element>(
                 || {
                     // a row's panels one after the other: memory is met in the order that it lies in
                     for r in 0..tile.rows {
+                        let later = tile.out + r + LATER;
+                        fetch(target.0.wrapping_add(later * apart + columns.start), columns.len());
+                        if let Some(residual) = finish.residual {
+                            fetch(residual.as_ptr().wrapping_add(later * n + columns.start), columns.len());
+                        }
                         for panel in 0..columns.len().div_ceil(K::NR) {
                             let first = columns.start + panel * K::NR;
                             let width = K::NR.min(columns.end - first);
