@@ -63,9 +63,9 @@ fn distance(a: &Clip, b: &Clip) -> f64 {
     10.0 * (255.0 * 255.0 / (square / a.len() as f64)).log10()
 }
 
-/// What the embedded model may lose. Measured, prompt by prompt: Q8_0 50, 56 and 52 dB, Q4_K (of which rows of 192 stay as they
-/// are) 46, 47 and 48 dB; the last digit differs from CPU to CPU. Sampling magnifies what is rounded, on sand most and by seed:
-/// README has the figures.
+/// What the embedded model may lose. Measured, prompt by prompt: Q8_0 54, 57 and 55 dB, Q4_K (of which rows of 192 stay as they
+/// are) 48 dB each; the last digit differs from CPU to CPU. Sampling magnifies what is rounded, more or less by seed: README has
+/// the figures.
 const Q8_LEAST: f64 = 46.0;
 const Q4_LEAST: f64 = 34.0;
 
