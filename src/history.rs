@@ -2,12 +2,17 @@
 //! nothing else reads it; no output depends on it. It is the machine's own: no prompts, no paths.
 
 use crate::folders::Folder;
+use crate::platform::files::{self, AtomicFile};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Lines that are kept; the oldest go first.
 const MOST_LINES: usize = 400;
+/// Bytes that a history is read with; a longer file is none of ours.
+const MOST_BYTES: u64 = 1 << 20;
 /// Runs that a forecast is made from.
 const NEAREST: usize = 3;
 /// A run with so many times more or fewer operations tells nothing.
@@ -34,26 +39,32 @@ pub fn place() -> Option<PathBuf> {
 
 /// All runs, the oldest first. Lines that cannot be read are left out.
 pub fn read(path: &Path) -> Vec<Run> {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let text = files::read_small_text(path, MOST_BYTES).unwrap_or_default();
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 /// Adds a finished stage.
 /// - Errors where the place cannot be written; a run is none the worse for it.
-pub fn add(path: &Path, run: &Run) -> std::io::Result<()> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let text = std::fs::read_to_string(path).unwrap_or_default();
+pub fn add(path: &Path, run: &Run) -> Result<()> {
+    let folder = files::folder_of(path);
+    std::fs::create_dir_all(&folder)?;
+    // Held while lines are read and written anew, so that no line of a process beside this one is lost. A file of its own, for the
+    // history itself is replaced. On a disk without locks a line may be lost, and is no great loss.
+    let lock = File::options().create(true).append(true).open(folder.join(".history.lock"))?;
+    let _ = lock.lock();
+    let text = match files::read_small_text(path, MOST_BYTES) {
+        Err(error) if files::is_missing(&error) => String::new(),
+        text => text?,
+    };
     if text.lines().count() >= MOST_LINES {
         let kept: Vec<&str> = text.lines().skip(MOST_LINES / 2).collect();
-        let beside = path.with_extension(format!("{}", std::process::id()));
-        std::fs::write(&beside, kept.join("\n") + "\n")?;
-        std::fs::rename(&beside, path)?;
+        let file = AtomicFile::create(path, true)?;
+        file.file().write_all((kept.join("\n") + "\n").as_bytes())?;
+        file.commit()?;
     }
-    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+    let mut file = File::options().create(true).append(true).open(path)?;
     // in one piece, so that runs beside each other do not mix their lines
-    file.write_all(format!("{}\n", serde_json::to_string(run)?).as_bytes())
+    Ok(file.write_all(format!("{}\n", serde_json::to_string(run)?).as_bytes())?)
 }
 
 /// Seconds that a stage will take: as the runs of the nearest size did, by operations. Runs of the same model go before others'.
@@ -119,5 +130,33 @@ mod tests {
         let runs = read(&path);
         assert_eq!((runs.len(), runs[runs.len() - 1].operations), (MOST_LINES / 2 + 3, MOST_LINES as u64 + 3));
         std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    /// Runs end beside each other, also when one of them shortens the history.
+    #[test]
+    fn no_line_is_lost_among_several_writers() {
+        let folder = files::Scratch::create("reel-history").unwrap();
+        let path = folder.path().join("history.jsonl");
+        let each = 50;
+        // so that it is shortened once meanwhile, by lines that are old
+        (0..MOST_LINES - 20).for_each(|_| add(&path, &run("text", "old", 1, 1.0)).unwrap());
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let path = &path;
+                scope.spawn(move || {
+                    (0..each).for_each(|i| add(path, &run("text", "new", writer * each + i + 1, 1.0)).unwrap())
+                });
+            }
+        });
+        let mut new: Vec<u64> =
+            read(&path).into_iter().filter(|run| run.model == "new").map(|run| run.operations).collect();
+        new.sort_unstable();
+        assert_eq!(new, (1..=4 * each).collect::<Vec<u64>>());
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_history_that_is_no_file_is_none() {
+        assert!(read(Path::new("/dev/zero")).is_empty());
     }
 }

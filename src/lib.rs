@@ -12,7 +12,7 @@
 //!
 //! [`geometry`] holds the arithmetic between pixels and latents, [`nn`] the layers that candle lacks or does slowly,
 //! [`config`] the strict reading of a checkpoint's JSON, [`device`] where and in what precision, [`folders`] where the user's files
-//! of this program are, [`progress`] what a person
+//! of this program are, [`platform`] what the system gives (files that appear whole or not at all), [`progress`] what a person
 //! sees meanwhile, [`mod@bench`] how long each stage takes, [`embedded`] the tiny model that is part of the program.
 
 pub mod bench;
@@ -36,6 +36,7 @@ pub mod outlook;
 pub mod passes;
 pub mod pixels;
 pub mod plan;
+pub mod platform;
 pub mod progress;
 pub mod request;
 pub mod sampler;

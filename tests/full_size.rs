@@ -15,6 +15,7 @@ use reel::models::ltx::vae::{Decoder, Encoder, LatentStatistics};
 use reel::nn::kernel::blocks::Blocks;
 use reel::nn::vars::{Source, Vars};
 use reel::noise::Noise;
+use reel::platform::files::AtomicFile;
 use reel::text::t5::{T5, T5Config};
 use reel::weights::gguf::{self, Part};
 use reel::weights::open::Type;
@@ -155,7 +156,8 @@ fn blocks(path: PathBuf, architecture: &str, kind: Blocks, shapes: &Shapes, rena
         .collect();
     let tile = random::blocks(kind, TILE);
     let tiles = Tiles::new();
-    gguf::write(&path, &[("general.architecture", architecture)], &parts, |i, to| {
+    let file = AtomicFile::create(&path, true).unwrap();
+    gguf::write(&file, &[("general.architecture", architecture)], &parts, |i, to| {
         let Part { name, dtype, shape } = &parts[i];
         let count = shape.iter().product::<usize>();
         match dtype {
@@ -165,6 +167,7 @@ fn blocks(path: PathBuf, architecture: &str, kind: Blocks, shapes: &Shapes, rena
         Ok(())
     })
     .unwrap();
+    file.commit().unwrap();
     println!("{}: {:.2} GB", path.display(), std::fs::metadata(&path).unwrap().len() as f64 / 1e9);
 }
 

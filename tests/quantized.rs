@@ -5,6 +5,7 @@ mod common;
 use common::{Clip, Scratch, generate, reel};
 use reel::embedded;
 use reel::models::ltx::names;
+use reel::platform::files::AtomicFile;
 use reel::weights::gguf::{self, Part};
 use reel::weights::open::Tensors;
 use std::path::Path;
@@ -27,7 +28,9 @@ fn as_gguf(path: &str, prefix: &str, entries: &[(&str, &str)], rename: impl Fn(&
         .iter()
         .map(|(name, raw)| Part { name: name.to_string(), dtype: raw.dtype, shape: raw.shape.to_vec() })
         .collect();
-    gguf::write(Path::new(path), entries, &parts, |i, to| Ok(to.write_all(raws[i].1.bytes)?)).unwrap();
+    let file = AtomicFile::create(Path::new(path), true).unwrap();
+    gguf::write(&file, entries, &parts, |i, to| Ok(to.write_all(raws[i].1.bytes)?)).unwrap();
+    file.commit().unwrap();
 }
 
 /// A file as the community makes them holds the transformer alone; the VAE and the text encoder come beside it.

@@ -8,6 +8,7 @@ use crate::geometry::Extent;
 use crate::nn::kernel::Math;
 use crate::noise::Noise;
 use crate::plan::peak_memory;
+use crate::platform::files::Scratch;
 use crate::progress::{Mode, Progress};
 use crate::request::Request;
 use crate::video::Frame;
@@ -57,20 +58,11 @@ pub fn whole(
     Ok((timed, sum))
 }
 
-/// A file that goes when the clock has stopped.
-struct Scratch(std::path::PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0); // in the system's temporary folder: it may stay
-    }
-}
-
 /// A clip with something going on in it, into an MP4.
 pub fn mux(timer: &Timer, cell: &Cell) -> Result<Row> {
     let Extent { width, height, frames } = cell.clip;
-    let scratch = Scratch(std::env::temp_dir().join(format!("reel-bench-{}.mp4", std::process::id())));
-    let target = Target::parse(&scratch.0.to_string_lossy())?;
+    let scratch = Scratch::create("reel-bench")?;
+    let target = Target::parse(&scratch.path().join("clip.mp4").to_string_lossy())?;
     let noise = Noise::new(6).normal(width * height + frames * 64);
     let clip: Vec<Frame> = (0..frames)
         .map(|i| {

@@ -3,6 +3,7 @@
 use crate::device::Quantize;
 use crate::models::ltx::config::{TransformerConfig, VaeConfig};
 use crate::models::ltx::names;
+use crate::platform::files::AtomicFile;
 use crate::progress::Progress;
 use crate::text;
 use crate::text::t5::T5Config;
@@ -192,10 +193,11 @@ pub fn quantize(path: &Path, text: bool, kind: Quantize, out: &Path, force: bool
         progress.note(&format!("{} matrices stay as they are, for their rows do not divide into blocks", left.len()));
         left.iter().for_each(|name| progress.detail(&format!("not quantised: {name}")));
     }
+    let file = AtomicFile::create(out, force)?;
     let mut stage = progress.stage("quantise", tensors.names().count());
-    tensors.write_gguf(out, &form, || stage.advance(1))?;
+    tensors.write_gguf(&file, &form, || stage.advance(1))?;
     stage.finish();
-    Ok(())
+    file.commit()
 }
 
 /// A transformer with diffusers' names, and what else its file says of it.

@@ -10,12 +10,14 @@ mod usage;
 
 use crate::device;
 use crate::folders::Folder;
+use crate::platform::files;
 use crate::progress::{self, Mode, Progress};
 use crate::weights::catalogue;
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 /// How a verb failed, which is what the exit code says.
 pub enum Failure {
@@ -25,6 +27,8 @@ pub enum Failure {
     Failed(anyhow::Error),
 }
 
+/// How long an interrupt waits for a file that is just getting its name.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Exit code after an interrupt.
 const INTERRUPTED: i32 = 130;
 
@@ -113,7 +117,7 @@ pub fn run() -> ExitCode {
     }
     // a signal ends the program at once; what is half written goes first
     let handled = ctrlc::set_handler(|| {
-        crate::video::write::remove_partial();
+        files::remove_unfinished(PATIENCE);
         std::process::exit(INTERRUPTED);
     });
     if let Err(e) = handled {

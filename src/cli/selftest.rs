@@ -2,12 +2,13 @@
 
 use super::{Common, Failure, print, version};
 use crate::generate::{DEFAULT_MODEL, Job};
+use crate::platform::files::Scratch;
 use crate::progress::{Mode, Progress, human_seconds};
 use crate::request::Request;
 use anyhow::{Context, Result, ensure};
 use image::AnimationDecoder;
 use std::io::Cursor;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 /// The clip that [`request`] gave on the machine where the embedded model was last replaced. Remade by
@@ -49,23 +50,13 @@ pub fn run(args: Args) -> Result<(), Failure> {
     print(b"all is well\n")
 }
 
-/// A folder of its own that goes when the test ends.
-struct Scratch(PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0); // in the system's temporary folder: it may stay
-    }
-}
-
 /// What to print, and how far the clip is from the reference.
 fn test() -> Result<(String, f64)> {
-    let scratch = Scratch(std::env::temp_dir().join(format!("reel-selftest-{}", std::process::id())));
-    std::fs::create_dir_all(&scratch.0).with_context(|| format!("cannot write to `{}`", scratch.0.display()))?;
+    let scratch = Scratch::create("reel-selftest")?;
     let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
     let mut report = format!("reel {}\n{} threads\n", version(), rayon::current_num_threads());
     let begun = Instant::now();
-    let out = scratch.0.join("clip.png");
+    let out = scratch.path().join("clip.png");
     Job::prepare(&request(&out), &silent)?.run(&silent)?;
     let seconds = begun.elapsed().as_secs_f64();
     let made = std::fs::read(&out).with_context(|| format!("cannot read `{}`", out.display()))?;
@@ -88,7 +79,7 @@ fn test() -> Result<(String, f64)> {
         report += &format!("{what}: {state}\n");
     }
     for extension in ["mp4", "webp", "gif"] {
-        let out = scratch.0.join(format!("clip.{extension}"));
+        let out = scratch.path().join(format!("clip.{extension}"));
         let state = match Job::prepare(&request(&out), &silent).and_then(|job| job.run(&silent)) {
             Ok(()) => format!("{} bytes", std::fs::metadata(&out).map(|m| m.len()).unwrap_or(0)),
             Err(e) => format!("cannot be written: {}", e.to_string().lines().next().unwrap_or_default()),

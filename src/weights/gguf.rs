@@ -4,12 +4,12 @@
 use super::open::{Placed, Type};
 use crate::nn::kernel::blocks::Blocks;
 use crate::nn::matrix::Kind;
+use crate::platform::files::AtomicFile;
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::tensor::Dtype;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::io::Write;
-use std::path::Path;
 
 /// What a file begins with.
 pub const MAGIC: &[u8] = b"GGUF";
@@ -210,11 +210,11 @@ pub struct Part {
     pub shape: Vec<usize>,
 }
 
-/// Writes a file, whole or not at all.
+/// Writes a file; the caller commits it.
 /// - `entries`: texts for the header. `bytes`: the bytes of tensor `i`, wanted one after the other.
 /// - Errors on types that GGUF does not have, and when the disk fails.
 pub fn write(
-    path: &Path,
+    file: &AtomicFile,
     entries: &[(&str, &str)],
     parts: &[Part],
     mut bytes: impl FnMut(usize, &mut dyn Write) -> Result<()>,
@@ -251,22 +251,18 @@ pub fn write(
         end += sizes[sizes.len() - 1].next_multiple_of(ALIGNMENT);
     }
     header.resize(header.len().next_multiple_of(ALIGNMENT), 0);
-    let partial = path.with_extension(format!("{}.partial", std::process::id()));
-    let mut whole = || -> Result<()> {
-        let mut file = std::io::BufWriter::with_capacity(1 << 20, std::fs::File::create(&partial)?);
-        file.write_all(&header)?;
+    let mut write = || -> Result<()> {
+        let mut out = file.writer()?;
+        out.write_all(&header)?;
         for (i, size) in sizes.iter().enumerate() {
-            let mut counted = Counted { to: &mut file, count: 0 };
+            let mut counted = Counted { to: &mut out, count: 0 };
             bytes(i, &mut counted)?;
             ensure!(counted.count == *size, "`{}` has {} bytes of {size}", parts[i].name, counted.count);
-            file.write_all(&[0; ALIGNMENT][..size.next_multiple_of(ALIGNMENT) - size])?;
+            out.write_all(&[0; ALIGNMENT][..size.next_multiple_of(ALIGNMENT) - size])?;
         }
-        file.into_inner()?.sync_all()?;
-        Ok(std::fs::rename(&partial, path)?)
+        Ok(out.flush()?)
     };
-    whole()
-        .inspect_err(|_| _ = std::fs::remove_file(&partial))
-        .with_context(|| format!("cannot write `{}`", path.display()))
+    write().with_context(|| file.failed())
 }
 
 /// Counts what is written.

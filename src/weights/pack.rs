@@ -4,6 +4,7 @@ use super::open::Type;
 use super::read_json;
 use crate::checkpoint::{Checkpoint, Sources};
 use crate::models::ltx::names;
+use crate::platform::files::AtomicFile;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 use std::io::Write;
@@ -67,16 +68,14 @@ pub fn pack(dir: &Path, out: &Path, name: Option<&str>, force: bool) -> Result<(
     let mut header = Value::from(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
 
-    let partial = out.with_extension(format!("{}.partial", std::process::id()));
-    let write = || -> std::io::Result<()> {
-        let mut file = std::io::BufWriter::new(std::fs::File::create(&partial)?);
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
-        file.write_all(&header)?;
-        tensors.iter().try_for_each(|(_, raw)| file.write_all(raw.bytes))?;
-        file.into_inner()?.sync_all()?;
-        std::fs::rename(&partial, out)
+    let file = AtomicFile::create(out, force)?;
+    let write = || -> Result<()> {
+        let mut to = file.writer()?;
+        to.write_all(&(header.len() as u64).to_le_bytes())?;
+        to.write_all(&header)?;
+        tensors.iter().try_for_each(|(_, raw)| to.write_all(raw.bytes))?;
+        Ok(to.flush()?)
     };
-    write()
-        .inspect_err(|_| _ = std::fs::remove_file(&partial))
-        .with_context(|| format!("cannot write `{}`", out.display()))
+    write().with_context(|| file.failed())?;
+    file.commit()
 }

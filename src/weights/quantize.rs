@@ -9,6 +9,7 @@ use crate::nn::kernel::encode::encode;
 use crate::nn::kernel::{Math, int8};
 use crate::nn::matrix::{Kind, Matrix, rows};
 use crate::nn::paired;
+use crate::platform::files::{self, AtomicFile};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor, bail};
 use std::hash::{Hash, Hasher};
@@ -71,9 +72,9 @@ impl Tensors {
         self.quantize.filter(|_| entry.shape.len() == 2 && plain(entry.dtype)).and_then(|kind| kind_of(name, kind))
     }
 
-    /// Writes all of them to a GGUF file, the large matrices as blocks.
+    /// Writes all of them to a GGUF file, the large matrices as blocks; the caller commits it.
     /// - `after`: called after each tensor, of which there are [`Tensors::names`].
-    pub fn write_gguf(&self, path: &Path, form: &Form, mut after: impl FnMut()) -> Result<()> {
+    pub fn write_gguf(&self, file: &AtomicFile, form: &Form, mut after: impl FnMut()) -> Result<()> {
         let entries: Vec<_> = self.entries.iter().collect();
         let part = |(name, entry): &(&String, &Entry)| Part {
             name: (form.rename)(name),
@@ -84,7 +85,7 @@ impl Tensors {
         let mut header = vec![("general.architecture", form.architecture), ("config", form.config.as_str())];
         // by which the catalogue knows a model
         header.extend(self.metadata("name").map(|name| ("name", name)));
-        gguf::write(path, &header, &parts, |i, to| {
+        gguf::write(file, &header, &parts, |i, to| {
             let (name, entry) = entries[i];
             match self.becomes(name, entry) {
                 Some(kind) => to.write_all(&blocks(kind, &entry.raw())?)?,
@@ -119,7 +120,11 @@ impl Tensors {
         if !file.is_file() {
             std::fs::create_dir_all(&cache.folder)
                 .with_context(|| format!("cannot make the folder `{}`", cache.folder.display()))?;
-            self.write_gguf(&file, &cache.form, begin(self.entries.len()))?;
+            files::sweep(&cache.folder);
+            let made = AtomicFile::create(&file, false)?;
+            self.write_gguf(&made, &cache.form, begin(self.entries.len()))?;
+            // another process may have made the same meanwhile
+            made.commit_or_keep()?;
         }
         self.clone().taken_from(&file)
     }
@@ -147,11 +152,11 @@ impl Tensors {
             )
         };
         std::fs::create_dir_all(folder).with_context(place)?;
-        let file = folder.join(format!("{}-{}.run", cache.form.architecture, std::process::id()));
+        files::sweep(folder);
+        let file =
+            AtomicFile::create(&folder.join(format!("{}.run", cache.form.architecture)), false).with_context(place)?;
         self.write_gguf(&file, &cache.form, begin(self.entries.len())).with_context(place)?;
-        let opened = self.clone().taken_from(&file);
-        std::fs::remove_file(&file).with_context(place)?; // what is mapped stays until it is let go
-        opened
+        self.clone().taken_from(file.path()) // what is mapped stays when the file goes, until it is let go
     }
 
     fn taken_from(self, file: &Path) -> Result<Self> {

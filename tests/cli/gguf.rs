@@ -2,6 +2,7 @@
 
 use crate::common::*;
 use reel::embedded::TINY;
+use reel::platform::files::AtomicFile;
 use reel::weights::gguf::{self, Part};
 use reel::weights::open::Tensors;
 use std::path::Path;
@@ -22,7 +23,9 @@ fn write(path: &Path, entries: &[(&str, &str)], keep: impl Fn(&str) -> bool) {
         .collect();
     let config = all.metadata("config").unwrap();
     let entries = [entries, &[("config", config)]].concat();
-    gguf::write(path, &entries, &parts, |i, to| Ok(to.write_all(raws[i].1.bytes)?)).unwrap();
+    let file = AtomicFile::create(path, true).unwrap();
+    gguf::write(&file, &entries, &parts, |i, to| Ok(to.write_all(raws[i].1.bytes)?)).unwrap();
+    file.commit().unwrap();
 }
 
 #[test]
@@ -90,6 +93,8 @@ fn a_file_of_another_model_is_told_by_its_architecture() {
     let (_, raw) = all.iter().next().unwrap();
     let part = Part { name: "blk.0.attn_q.weight".to_string(), dtype: raw.dtype, shape: raw.shape.to_vec() };
     let path = scratch.path("other.gguf");
-    gguf::write(&path, &[("general.architecture", "llama")], &[part], |_, to| Ok(to.write_all(raw.bytes)?)).unwrap();
+    let file = AtomicFile::create(&path, true).unwrap();
+    gguf::write(&file, &[("general.architecture", "llama")], &[part], |_, to| Ok(to.write_all(raw.bytes)?)).unwrap();
+    file.commit().unwrap();
     no_model(&scratch, path.to_str().unwrap(), &[], &["architecture `llama`", "LTX-Video's is `ltxv`", "fix:"]);
 }

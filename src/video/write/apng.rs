@@ -1,22 +1,21 @@
 //! Animated PNG: lossless, loops forever.
 
 use super::Rate;
-use super::partial::Partial;
+use crate::platform::files::{AtomicFile, Output};
 use crate::video::Frame;
 use anyhow::{Context, Result};
-use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
 
 pub struct Apng {
-    partial: Partial,
-    writer: png::Writer<BufWriter<File>>,
+    partial: AtomicFile,
+    writer: png::Writer<BufWriter<Output>>,
 }
 
 impl Apng {
     /// - `frames`: stands in the file's first bytes.
     pub fn create(path: &Path, width: usize, height: usize, rate: Rate, frames: usize, force: bool) -> Result<Apng> {
-        let partial = Partial::create(path, force)?;
+        let partial = AtomicFile::create(path, force)?;
         let out = partial.writer()?;
         let header = || -> Result<_> {
             let mut encoder = png::Encoder::new(out, u32::try_from(width)?, u32::try_from(height)?);
@@ -50,7 +49,7 @@ mod tests {
         let folder = Scratch::new("apng");
         let target = folder.target("a.png");
         write_clip(&target, 13, 5, 3, 23.976, false)?;
-        let mut reader = png::Decoder::new(std::io::BufReader::new(File::open(&target.path)?)).read_info()?;
+        let mut reader = png::Decoder::new(std::io::BufReader::new(std::fs::File::open(&target.path)?)).read_info()?;
         let animation = reader.info().animation_control.context("not animated")?;
         assert_eq!((animation.num_frames, animation.num_plays), (3, 0));
         for t in 0..3 {

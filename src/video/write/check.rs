@@ -1,10 +1,9 @@
 //! What can be wrong with an output before any work starts.
 
-use super::partial::Partial;
 use super::{Format, Target, frames};
+use crate::platform::files::{AtomicFile, folder_of};
 use anyhow::{Result, bail, ensure};
 use std::io::{ErrorKind, IsTerminal};
-use std::path::{Path, PathBuf};
 
 pub const NO_H264: &str = "this build of reel cannot write MP4: it was made without the feature `h264`\n  \
                            fix: write .gif, .webp, .png or a folder of frames, or build with `--features h264`";
@@ -118,15 +117,7 @@ pub fn place(target: &Target, force: bool) -> Result<()> {
         _ => path.clone(),
     };
     // Permissions, read-only disks and quotas are best asked by doing what will be done.
-    Partial::create(&probe, true).map(drop)
-}
-
-/// The folder that holds `path`; `.` for a bare name.
-pub fn folder_of(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
-        _ => PathBuf::from("."),
-    }
+    AtomicFile::create(&probe, true).map(drop)
 }
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
-//! A folder of PNG frames; each appears whole.
+//! A folder of PNG frames, which appear all at once.
 
-use super::partial::Partial;
+use crate::platform::files::AtomicFolder;
 use crate::video::Frame;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
 pub struct Frames {
-    folder: PathBuf,
+    target: PathBuf,
+    folder: AtomicFolder,
     force: bool,
-    made: bool,
     next: usize,
 }
 
@@ -36,58 +36,38 @@ pub fn existing(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 impl Frames {
-    /// Makes the folder where it is missing. With `force`, frames that are there are removed when the first new one comes.
-    pub fn create(folder: &Path, force: bool) -> Result<Frames> {
-        let made = !folder.is_dir();
-        if made {
-            std::fs::create_dir(folder).with_context(|| format!("cannot make the folder `{}`", folder.display()))?;
-        }
-        Ok(Frames { folder: folder.to_path_buf(), force, made, next: 0 })
+    /// - `force`: frames that are there are replaced in the end.
+    pub fn create(target: &Path, force: bool) -> Result<Frames> {
+        Ok(Frames { target: target.to_path_buf(), folder: AtomicFolder::create(target)?, force, next: 0 })
     }
 
     pub fn push(&mut self, frame: &Frame) -> Result<()> {
-        let partial = self.begin()?;
-        let mut encoder = png::Encoder::new(partial.writer()?, frame.width as u32, frame.height as u32);
-        encoder.set_color(png::ColorType::Rgb);
-        let mut writer = encoder.write_header().with_context(|| partial.failed())?;
-        writer.write_image_data(&frame.rgb).with_context(|| partial.failed())?;
-        writer.finish().with_context(|| partial.failed())?;
-        partial.commit()?;
+        self.folder.write(&name(Path::new(""), self.next), |out| {
+            let mut encoder = png::Encoder::new(out, frame.width as u32, frame.height as u32);
+            encoder.set_color(png::ColorType::Rgb);
+            let mut writer = encoder.write_header()?;
+            writer.write_image_data(&frame.rgb)?;
+            Ok(writer.finish()?)
+        })?;
         self.next += 1;
         Ok(())
     }
 
     /// Takes the next frame from a PNG file, byte for byte.
     pub fn copy(&mut self, file: &Path) -> Result<()> {
-        let partial = self.begin()?;
-        let mut from =
-            std::fs::File::open(file).with_context(|| format!("cannot read the frame `{}`", file.display()))?;
-        std::io::copy(&mut from, &mut partial.writer()?).with_context(|| partial.failed())?;
-        partial.commit()?;
+        let unread = || format!("cannot read the frame `{}`", file.display());
+        let mut from = std::fs::File::open(file).with_context(unread)?;
+        self.folder.write(&name(Path::new(""), self.next), |out| {
+            std::io::copy(&mut from, out)?;
+            Ok(())
+        })?;
         self.next += 1;
         Ok(())
     }
 
-    fn begin(&self) -> Result<Partial> {
-        if self.next == 0 && self.force {
-            for old in existing(&self.folder)? {
-                std::fs::remove_file(&old)
-                    .with_context(|| format!("cannot remove the old frame `{}`", old.display()))?;
-            }
-        }
-        Partial::create(&name(&self.folder, self.next), self.force)
-    }
-
     pub fn finish(self) -> Result<()> {
-        Ok(())
-    }
-}
-
-impl Drop for Frames {
-    fn drop(&mut self) {
-        if self.made {
-            let _ = std::fs::remove_dir(&self.folder); // goes only if no frame came
-        }
+        let old = if self.target.is_dir() { existing(&self.target)? } else { vec![] };
+        self.folder.commit(self.force, &old)
     }
 }
 
@@ -124,6 +104,32 @@ mod tests {
             vec!["00000.png", "00001.png", "0000.png", "000001.png", "00001.PNG", "a.png", "00009.txt", "+0001.png"];
         left.sort_unstable();
         assert_eq!(folder.names(), left);
+        Ok(())
+    }
+
+    #[test]
+    fn a_folder_of_frames_appears_whole_or_not_at_all() -> Result<()> {
+        let folder = Scratch::new("frames-whole");
+        let target = folder.target("out/");
+        let begin = |force| -> Result<Frames> {
+            let mut frames = Frames::create(&target.path, force)?;
+            frames.push(&patches(6, 4, 3))?;
+            Ok(frames)
+        };
+        let frames = begin(false)?;
+        assert!(!target.path.exists());
+        drop(frames);
+        assert!(folder.names().is_empty());
+        write_clip(&target, 6, 4, 2, 8.0, false)?;
+        let first = || std::fs::read(name(&target.path, 0));
+        let before = first()?;
+        drop(begin(true)?);
+        assert_eq!((first()?, existing(&target.path)?.len()), (before.clone(), 2));
+        assert!(begin(false)?.finish().is_err());
+        assert_eq!((first()?, existing(&target.path)?.len()), (before.clone(), 2));
+        begin(true)?.finish()?;
+        assert_ne!(first()?, before);
+        assert_eq!(existing(&target.path)?.len(), 1);
         Ok(())
     }
 }

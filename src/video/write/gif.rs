@@ -1,18 +1,17 @@
 //! Animated GIF: a palette of 256 for every frame (NeuQuant, or exact where that many are enough), loops forever.
 
 use super::Rate;
-use super::partial::Partial;
+use crate::platform::files::{AtomicFile, Output};
 use crate::video::Frame;
 use anyhow::{Context, Result, ensure};
 use image::codecs::gif::{GifEncoder, Repeat};
 use image::{Delay, RgbaImage};
-use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom};
 use std::path::Path;
 
 pub struct Gif {
-    partial: Partial,
-    encoder: GifEncoder<BufWriter<File>>,
+    partial: AtomicFile,
+    encoder: GifEncoder<BufWriter<Output>>,
     rate: Rate,
     next: usize,
 }
@@ -24,7 +23,7 @@ const TRAILER: u8 = b';';
 
 impl Gif {
     pub fn create(path: &Path, width: usize, height: usize, rate: Rate, force: bool) -> Result<Gif> {
-        let partial = Partial::create(path, force)?;
+        let partial = AtomicFile::create(path, force)?;
         let one_in = (width * height / LEARN).clamp(1, 30) as i32; // the encoder's limits
         let mut encoder = GifEncoder::new_with_speed(partial.writer()?, one_in);
         encoder.set_repeat(Repeat::Infinite).with_context(|| partial.failed())?;
@@ -68,7 +67,7 @@ mod tests {
         let target = folder.target("a.gif");
         write_clip(&target, 33, 7, 25, 24.0, false)?;
         assert!(std::fs::read(&target.path)?.windows(11).any(|bytes| bytes == b"NETSCAPE2.0"));
-        let decoder = GifDecoder::new(std::io::BufReader::new(File::open(&target.path)?))?;
+        let decoder = GifDecoder::new(std::io::BufReader::new(std::fs::File::open(&target.path)?))?;
         let frames = decoder.into_frames().collect_frames()?;
         assert_eq!(frames.len(), 25);
         let delays: Vec<u32> = frames.iter().map(|f| f.delay().numer_denom_ms().0).collect();

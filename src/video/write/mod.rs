@@ -1,6 +1,6 @@
 //! Clips to files: `Target` is what `-o` asked for, `Writer` takes the frames as they come.
 //!
-//! A file is written beside its final name and renamed when it is whole (`partial`). One frame is in memory at a time,
+//! A file is written beside its final name and renamed when it is complete (`platform::files`). One frame is in memory at a time,
 //! but for WebP, whose encoder keeps the compressed clip until the end.
 
 use crate::video::Frame;
@@ -20,14 +20,12 @@ mod mp4_boxes;
 mod mp4_encoder;
 #[cfg(feature = "h264")]
 mod mp4_sets;
-mod partial;
 mod rate;
 #[cfg(test)]
 mod testing;
 mod webp;
 mod y4m;
 
-pub use partial::remove_partial;
 use rate::Rate;
 
 /// The forms a clip can take.
@@ -92,7 +90,7 @@ impl Target {
     }
 }
 
-/// Takes a clip's frames in order. Dropped before `finish`, it removes what it had begun (frames in a folder stay).
+/// Takes a clip's frames in order. Dropped before `finish`, it removes what it had begun.
 pub struct Writer {
     sink: Sink,
     width: usize,
@@ -115,7 +113,7 @@ impl Writer {
     /// - `fps`: may be fractional; 23.976, 29.97 and their like mean 24000/1001, 30000/1001.
     /// - `frames`: exactly as many as will be pushed, at least one.
     /// - `quality`: 1 to 100; MP4 turns it into a constant quantiser, WebP hands it to libwebp, the others ignore it.
-    /// - `force`: replaces an existing output, at `finish` (frames in a folder: at the first `push`).
+    /// - `force`: replaces an existing output, at `finish` (frames in a folder too).
     /// - Errors as `Target::check` does, and when a number is out of range.
     pub fn create(
         target: &Target,

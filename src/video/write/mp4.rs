@@ -11,7 +11,7 @@ use super::colour::{Chroma, Planes};
 use super::mp4_boxes::{self, Entry, Part, Track};
 use super::mp4_encoder::{encoder, once, quantiser, units};
 use super::mp4_sets::{self, KEY, Numbers, PPS, SPS};
-use super::partial::Partial;
+use crate::platform::files::{AtomicFile, Output};
 use crate::video::{Frame, read};
 use anyhow::{Context, Result, ensure};
 use image::metadata::Orientation;
@@ -23,8 +23,8 @@ use std::ops::Range;
 use std::path::Path;
 
 pub struct Mp4 {
-    partial: Partial,
-    out: BufWriter<File>,
+    partial: AtomicFile,
+    out: BufWriter<Output>,
     encoder: Encoder,
     qp: u8,
     planes: Planes,
@@ -88,7 +88,7 @@ fn numbered(colr: &[u8]) -> Vec<u8> {
 }
 
 /// Moves `length` bytes of a file from `from` on by `by`, the last first.
-fn push_back(file: &mut File, from: u64, length: u64, by: u64) -> io::Result<()> {
+fn push_back(file: &mut Output, from: u64, length: u64, by: u64) -> io::Result<()> {
     let mut block = vec![0; 1 << 20];
     let mut left = length;
     while left > 0 {
@@ -117,7 +117,7 @@ impl Mp4 {
         ensure!(u32::try_from(ticks).is_ok(), "the clip is longer than an MP4 can time\n  fix: fewer --frames");
         let qp = quantiser(quality);
         let encoder = encoder(qp, rate)?;
-        let partial = Partial::create(path, force)?;
+        let partial = AtomicFile::create(path, force)?;
         let out = partial.writer()?;
         Ok(Mp4 {
             partial,
@@ -391,7 +391,7 @@ impl Mp4 {
         if long {
             head.extend_from_slice(&(data + LONG_MDAT as u64).to_be_bytes());
         }
-        let write = |out: &mut BufWriter<File>| {
+        let write = |out: &mut BufWriter<Output>| {
             out.rewind()?;
             out.write_all(&head)?;
             out.flush()

@@ -1,7 +1,7 @@
 //! Animated WebP: lossy, loops forever. The encoder keeps the compressed clip in memory until the end.
 
 use super::Rate;
-use super::partial::Partial;
+use crate::platform::files::AtomicFile;
 use crate::video::Frame;
 use anyhow::{Context, Result};
 use std::io::Write;
@@ -9,7 +9,7 @@ use std::path::Path;
 use webp_animation::{ColorMode, Encoder, EncoderOptions, EncodingConfig};
 
 pub struct Webp {
-    partial: Partial,
+    partial: AtomicFile,
     encoder: Encoder,
     rate: Rate,
     next: usize,
@@ -17,7 +17,7 @@ pub struct Webp {
 
 impl Webp {
     pub fn create(path: &Path, width: usize, height: usize, rate: Rate, quality: u8, force: bool) -> Result<Webp> {
-        let partial = Partial::create(path, force)?;
+        let partial = AtomicFile::create(path, force)?;
         // The default is to loop forever. A whole picture every two seconds at the latest lets players seek.
         let options = EncoderOptions {
             kmax: rate.gop() as isize,

@@ -1,12 +1,12 @@
 //! The layout of the Hugging Face cache, as Python writes and reads it: `models--owner--name/` holds `blobs/ETAG` (contents),
 //! `snapshots/COMMIT/FILE` (links to them) and `refs/REVISION` (a commit). Locks lie in `.locks/`.
 
+use crate::platform::files;
 use crate::weights::catalogue::Remote;
 use anyhow::{Context, Result};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
-use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
 /// One repository's part of the cache.
@@ -147,7 +147,7 @@ impl Folder {
         }
         if self.revision != commit {
             // not `create_ref`, which empties the file first: a kill in between would leave a revision without a commit
-            write_whole(&self.path.join("refs").join(&self.revision), commit.as_bytes())?;
+            files::write(&self.path.join("refs").join(&self.revision), commit.as_bytes(), true)?;
         }
         Ok(pointer)
     }
@@ -243,24 +243,6 @@ impl Folder {
             let _ = fs::remove_dir(self.path.join(name)); // fails where something is left, as it should
         }
     }
-}
-
-/// Writes a small file whole or not at all.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let what = || format!("cannot write `{}`", path.display());
-    let folder = path.parent().with_context(what)?;
-    fs::create_dir_all(folder).with_context(what)?;
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}", std::process::id()));
-    let temporary = folder.join(name);
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().inspect_err(|_| _ = fs::remove_file(&temporary)).with_context(what)
 }
 
 fn remove_file(path: &Path) -> Result<()> {

@@ -1,7 +1,7 @@
 //! What was pulled, one small file a name: the commit that the revision stood for, and the hub's own hash, which later checks go
 //! by. No times: no file of ours carries a clock.
 
-use super::cache::write_whole;
+use crate::platform::files;
 use crate::weights::catalogue::{Entry, Remote};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,7 @@ impl Record {
     }
 
     pub fn write(&self, data: &Path, name: &str) -> Result<()> {
-        write_whole(&path(data, name), format!("{}\n", serde_json::to_string_pretty(self)?).as_bytes())
+        files::write(&path(data, name), format!("{}\n", serde_json::to_string_pretty(self)?).as_bytes(), true)
     }
 
     pub fn forget(data: &Path, name: &str) {
