@@ -186,10 +186,12 @@ impl Checkpoint {
         }
         let entry = says.or(found).or(place.entry);
         let convention = Convention::of(vae);
-        if parts
-            .class
-            .as_deref()
-            .is_some_and(|class| (class == "LTXConditionPipeline") != (convention == Convention::Condition))
+        let decided = entry.is_some_and(|entry| entry.run.convention.is_some());
+        if !decided
+            && parts
+                .class
+                .as_deref()
+                .is_some_and(|class| (class == "LTXConditionPipeline") != (convention == Convention::Condition))
         {
             notes.push(format!(
                 "the checkpoint names `{}`; its VAE is that of {}, so it is sampled by the `{convention}` convention",

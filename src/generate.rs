@@ -9,15 +9,18 @@ pub mod two_passes;
 use crate::checkpoint::Checkpoint;
 use crate::device::{self, Compute};
 use crate::geometry::{Extent, Geometry};
-use crate::inputs::{self, Held};
+use crate::inputs::{self, Held, Preparation};
 use crate::models::ltx::Convention;
 use crate::outlook::{self, Outlook};
+use crate::passes::Upscaling;
 use crate::plan::{self, Encoder, Model, Plan, Report, Stage};
 use crate::progress::{Mode, Progress, human_seconds};
-use crate::request::{Request, Settings, default_size};
+use crate::recipe::Recipe;
+use crate::request::{Request, Settings, default_size, image_crf};
 use crate::stages::Stages;
 use crate::upscaler::Upscaler;
 use crate::video::Frame;
+use crate::video::resize::Fit;
 use crate::video::write::{Format, Target, Writer};
 use crate::weights::catalogue::{Entry, RunDefaults};
 use crate::weights::store::Store;
@@ -87,7 +90,7 @@ impl Opened {
         if let Some(quantize) = request.quantize {
             say_quantized(&checkpoint, quantize, progress);
         }
-        let own = Convention::of(&checkpoint.vae.0);
+        let own = checkpoint.run_defaults().convention(&checkpoint.vae.0);
         let convention = request.convention.unwrap_or(own);
         checkpoint.notes.iter().for_each(|note| progress.note(note));
         if convention != own {
@@ -108,6 +111,24 @@ impl Opened {
     /// What a run takes where nothing else is said.
     pub fn run_defaults(&self) -> RunDefaults {
         self.checkpoint.run_defaults()
+    }
+
+    /// How the footage of a join is made ready for the model: as every other picture that it holds.
+    /// - `legal`: size that the new part is made at.
+    pub fn join_preparation(&self, request: &Request, legal: Extent) -> Preparation {
+        let defaults = self.run_defaults();
+        let two = two_passes::is_wanted(request, &defaults);
+        let downscale = Upscaling::decide(request, &defaults).downscale;
+        let largest = if two { two_passes::sizes(legal, self.geometry(), downscale)[1] } else { legal };
+        Preparation {
+            clip: (legal.width, legal.height),
+            legal: (legal.width, legal.height),
+            largest: (largest.width, largest.height),
+            fit: Fit::Stretch,
+            crf: image_crf(request, &defaults),
+            recipe: Recipe::decide(request.convention, defaults.recipe),
+            moved: true,
+        }
     }
 
     /// Width and height that the model makes by default.
@@ -169,7 +190,8 @@ impl Take {
         let first = Outlook::new(model.clone(), first, request, &compute)?;
         let mut held = vec![];
         if first.refusal.is_none() {
-            held = inputs::held(request, &settings, legal, geometry, progress)?;
+            let preparation = Preparation::of(&settings, request, legal, &canvases, checkpoint.entry.is_some());
+            held = inputs::held(request, &settings, (legal, &preparation), geometry, progress)?;
             held.extend(more);
         }
         if !held.is_empty() {
@@ -177,10 +199,10 @@ impl Take {
         }
         idle_flags(request, &settings, &checkpoint, held.is_empty()).iter().for_each(|note| progress.note(note));
         let encode = |text: &str, which: &str| {
-            let encoded = checkpoint.tokenizer.encode(text, convention.max_tokens())?;
+            let encoded = checkpoint.tokenizer.encode(text, settings.max_tokens())?;
             if let Some(unread) = &encoded.unread {
                 let unread = unread.split_whitespace().collect::<Vec<_>>().join(" "); // one line
-                let most = convention.max_tokens();
+                let most = settings.max_tokens();
                 progress.note(&format!("the {which} is longer than {most} tokens; not read: “{unread}”"));
             }
             Ok::<_, anyhow::Error>(encoded.ids)

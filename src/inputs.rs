@@ -1,12 +1,14 @@
 //! The stills and clips that a request names: found, checked and brought to the model's size before any weights load.
 
+use crate::condition::PREFIX;
 use crate::geometry::{Extent, Geometry};
 use crate::models::ltx::Convention;
 use crate::progress::Progress;
+use crate::recipe::Recipe;
 use crate::request::{Request, Settings};
 use crate::video::Frame;
 use crate::video::read::{self, Reader};
-use crate::video::resize::{degrade, fit};
+use crate::video::resize::{Fit, bilinear_frame, degrade, fit, to_aspect};
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 
@@ -14,8 +16,66 @@ use std::path::Path;
 pub struct Held {
     pub frame: usize,
     pub strength: f64,
-    /// 1 + k frames of the model's size.
+    /// 1 + k frames, of the model's size or one that the encoder brings to it.
     pub frames: Vec<Frame>,
+}
+
+/// How pictures are made ready for the encoder.
+#[derive(Clone, Copy, Debug)]
+pub struct Preparation {
+    /// Width and height of the clip as asked for; pictures are fitted to it.
+    pub clip: (usize, usize),
+    /// The same in whole latents; pictures are continued to its rims.
+    pub legal: (usize, usize),
+    /// The largest size that some pass is made at.
+    pub largest: (usize, usize),
+    pub fit: Fit,
+    /// Blur and compression, 0 for none.
+    pub crf: u8,
+    pub recipe: Recipe,
+    /// Whether a clip that begins between two latent frames is moved to the earlier one. Diffusers holds its first two latent
+    /// frames where it was put and the others up to 7 frames earlier.
+    pub moved: bool,
+}
+
+impl Preparation {
+    /// Returns how a run's pictures are made ready.
+    /// - `legal`: the clip in whole latents. `canvases`: of each pass. `known`: the catalogue has an entry for the model.
+    pub fn of(settings: &Settings, request: &Request, legal: Extent, canvases: &[Extent], known: bool) -> Self {
+        let size = |extent: Extent| (extent.width, extent.height);
+        Self {
+            clip: size(settings.clip),
+            legal: size(legal),
+            largest: size(canvases.last().copied().unwrap_or(legal)),
+            fit: request.fit,
+            crf: settings.image_crf,
+            recipe: settings.recipe,
+            moved: known && request.convention.is_none(),
+        }
+    }
+
+    /// Whether a picture of the model's size is the same before and after.
+    pub fn changes_nothing(&self) -> bool {
+        self.crf == 0 && self.clip == self.legal && !self.recipe.resizes_last()
+    }
+
+    /// Returns a picture as the encoder takes it.
+    /// - `still`: there is one picture alone; frames of clips that are larger than every pass are brought to the largest.
+    /// - Where the recipe resizes last it keeps its own size: the encoder brings it to each pass's.
+    pub fn prepare(&self, frame: &Frame, still: bool) -> Result<Frame> {
+        let (width, height) = self.clip;
+        if !self.recipe.resizes_last() {
+            let fitted = degrade(&fit(frame, width, height, self.fit), self.crf)?;
+            return Ok(to_rims(&fitted, self.legal.0, self.legal.1));
+        }
+        let ready = degrade(&to_aspect(frame, width, height, self.fit), self.crf)?;
+        if self.legal != self.clip {
+            return Ok(to_rims(&bilinear_frame(&ready, width, height), self.legal.0, self.legal.1));
+        }
+        let (width, height) = self.largest;
+        let larger = ready.width * ready.height > width * height;
+        Ok(if larger && !still { bilinear_frame(&ready, width, height) } else { ready })
+    }
 }
 
 /// Opens a still or a clip.
@@ -52,12 +112,12 @@ pub fn size_from_stills(
 }
 
 /// Reads what the request wants held: `--image`, `--keyframe` as given, `--last-image`.
-/// - `legal`: the video's size as the model makes it; pictures are fitted to the clip and continued to its rims.
+/// - `legal`: the video's size as the model makes it.
 /// - Errors on a frame outside the clip, on two pictures for one frame, and on what the convention cannot hold.
 pub fn held(
     request: &Request,
     settings: &Settings,
-    legal: Extent,
+    (legal, preparation): (Extent, &Preparation),
     geometry: Geometry,
     progress: &Progress,
 ) -> Result<Vec<Held>> {
@@ -75,10 +135,15 @@ pub fn held(
             "{flag} `{name}`: frame {frame} is outside the clip\n  fix: 0 to {}, or -{count} to -1 counted from the end",
             count - 1
         );
-        let index = index as usize;
+        let mut index = index as usize;
         let mut reader = open(path, flag, progress)?;
         let have = if still { 1 } else { reader.info.frames };
-        let fits = (have.min(legal.frames - index) - 1) / geometry.time * geometry.time + 1;
+        let fit = |index: usize| (have.min(legal.frames - index) - 1) / geometry.time * geometry.time + 1;
+        if let Some((to, line)) = aligned(index, fit(index), preparation, geometry) {
+            progress.note(&format!("{flag} `{name}`: {line}"));
+            index = to;
+        }
+        let fits = fit(index);
         if have > 1 && fits < have {
             progress.note(&format!("{flag} `{name}`: {fits} of its {have} frames are held"));
         }
@@ -98,7 +163,7 @@ pub fn held(
         let mut frames = vec![];
         while frames.len() < fits {
             let Some(timed) = reader.next().with_context(|| format!("{flag}: `{name}` cannot be read"))? else { break };
-            frames.push(prepare(&timed.frame, request, settings, legal)?);
+            frames.push(preparation.prepare(&timed.frame, fits == 1)?);
         }
         ensure!(frames.len() == fits, "{flag}: `{name}` has {} frames where {have} were announced", frames.len());
         all.push(Held { frame: index, strength, frames });
@@ -106,11 +171,27 @@ pub fn held(
     Ok(all)
 }
 
-/// One picture of the model's size.
-fn prepare(frame: &Frame, request: &Request, settings: &Settings, legal: Extent) -> Result<Frame> {
-    let fitted = fit(frame, settings.clip.width, settings.clip.height, request.fit);
-    let fitted = if settings.image_crf > 0 { degrade(&fitted, settings.image_crf)? } else { fitted };
-    Ok(to_rims(&fitted, legal.width, legal.height))
+/// Where a clip of `count` frames that was put at `frame` is held, and what is to be said of that; `None` where it stays and
+/// nothing is to be said.
+fn aligned(frame: usize, count: usize, preparation: &Preparation, geometry: Geometry) -> Option<(usize, String)> {
+    let time = geometry.time;
+    let before = frame / time * time;
+    // beside the video each frame has its own time; only what lies among the video's latent frames needs a multiple
+    let beside = count <= 1 + (PREFIX - 1) * time;
+    if count == 1 || before == frame || beside && !preparation.recipe.holds_clips_at_multiples() {
+        return None;
+    }
+    if preparation.moved {
+        return Some((before, format!("held from frame {before} on, not {frame}: clips begin at multiples of {time}")));
+    }
+    let rest = before + PREFIX * time;
+    Some((
+        frame,
+        format!(
+            "its start is held from frame {frame} on and the rest, from frame {rest} on, {} frames early, as in diffusers: clips begin at multiples of {time}",
+            frame - before
+        ),
+    ))
 }
 
 /// A picture continued by its outermost pixels to a larger size, itself in the centre.
@@ -129,4 +210,57 @@ pub fn to_rims(frame: &Frame, width: usize, height: usize) -> Frame {
         }
     }
     Frame { width, height, rgb }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LTX: Geometry = Geometry { time: 8, space: 32 };
+
+    fn preparation(recipe: Recipe, moved: bool) -> Preparation {
+        let (clip, largest) = ((64, 32), (96, 64));
+        Preparation { clip, legal: clip, largest, fit: Fit::Crop, crf: 0, recipe, moved }
+    }
+
+    #[test]
+    fn clips_begin_at_latent_frames() {
+        let place = |recipe, moved, frame, count| {
+            aligned(frame, count, &preparation(recipe, moved), LTX)
+                .map(|(to, line)| (to, line.contains("multiples of 8")))
+        };
+        for (frame, count) in [(12, 1), (16, 9), (0, 25), (16, 25)] {
+            assert_eq!(place(Recipe::Lightricks, true, frame, count), None, "{frame} {count}");
+            assert_eq!(place(Recipe::Diffusers, true, frame, count), None, "{frame} {count}");
+        }
+        assert_eq!(place(Recipe::Lightricks, true, 12, 9), Some((8, true)));
+        assert_eq!(place(Recipe::Diffusers, true, 12, 9), None, "beside the video it has its own time");
+        assert_eq!(place(Recipe::Diffusers, true, 7, 17), Some((0, true)));
+        assert_eq!(place(Recipe::Diffusers, false, 12, 17), Some((12, true)), "as in diffusers, with a line");
+    }
+
+    /// A picture with a value of its own at every pixel.
+    fn ramp(width: usize, height: usize) -> Frame {
+        Frame { width, height, rgb: (0..width * height * 3).map(|i| (i * 7 % 251) as u8).collect() }
+    }
+
+    #[test]
+    fn what_resizes_last_keeps_its_own_size() {
+        let sizes = |recipe, still, frame: Frame| {
+            let frame = preparation(recipe, true).prepare(&frame, still).unwrap();
+            (frame.width, frame.height)
+        };
+        assert_eq!(sizes(Recipe::Diffusers, true, ramp(200, 120)), (64, 32));
+        assert_eq!(sizes(Recipe::Lightricks, true, ramp(200, 120)), (200, 100), "a still, cropped to the aspect");
+        assert_eq!(
+            sizes(Recipe::Lightricks, false, ramp(200, 120)),
+            (96, 64),
+            "a clip, no larger than the largest pass"
+        );
+        assert_eq!(sizes(Recipe::Lightricks, false, ramp(48, 24)), (48, 24));
+        let odd = Preparation { clip: (60, 30), ..preparation(Recipe::Lightricks, true) };
+        let framed = odd.prepare(&ramp(200, 100), true).unwrap();
+        assert_eq!((framed.width, framed.height), (64, 32));
+        assert_eq!(framed.rgb[..3], framed.rgb[2 * 3..3 * 3], "continued by its outermost pixels");
+    }
 }

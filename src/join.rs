@@ -102,10 +102,11 @@ impl Join {
             opened.convention == Convention::Condition || asked.after.is_none(),
             "this checkpoint can go on from a clip's last frame, but not lead up to a clip\n  fix: use a model from 0.9.5 on, or the built-in one"
         );
+        let preparation = opened.join_preparation(request, legal);
         let side = |path: &Option<PathBuf>, tail: bool| {
-            path.as_deref().map(|path| Side::read(path, tail, most, made_size, fps, geometry, progress)).transpose()
+            path.as_deref().map(|path| Side::read(path, tail, most, fps, &preparation, geometry, progress)).transpose()
         };
-        let (before, after) = (side(&asked.before, true)?, side(&asked.after, false)?);
+        let (mut before, mut after) = (side(&asked.before, true)?, side(&asked.after, false)?);
         // where things lie in the made clip: context, what is new, context
         let wanted = match (request.frames, request.seconds) {
             (Some(n), _) => n,
@@ -113,13 +114,13 @@ impl Join {
             (None, None) => geometry.time * (latents / 2).max(1),
         };
         let lead = before.as_ref().map_or(0, |side| side.context.len());
-        let (new, total, mut held) = match &after {
+        let (new, total, mut held) = match &mut after {
             None => (lead..lead + wanted, lead + wanted, vec![]),
             Some(after) => {
                 let at = (lead + wanted).next_multiple_of(geometry.time);
                 // without footage before, frames too many fall off the front; between two clips none may
                 let new = if before.is_some() { lead..at } else { at - wanted..at };
-                let held = Held { frame: at, strength: 1.0, frames: after.context.clone() };
+                let held = Held { frame: at, strength: 1.0, frames: std::mem::take(&mut after.seen) };
                 (new, at + after.context.len(), vec![held])
             }
         };
@@ -130,8 +131,8 @@ impl Join {
                 geometry.time
             ));
         }
-        if let Some(before) = &before {
-            held.insert(0, Held { frame: 0, strength: 1.0, frames: before.context.clone() });
+        if let Some(before) = &mut before {
+            held.insert(0, Held { frame: 0, strength: 1.0, frames: std::mem::take(&mut before.seen) });
         }
         ensure!(
             after.is_none() || request.prompt_at.is_empty(),

@@ -10,6 +10,8 @@
 //! after window, and the latents are decoded, frame group by frame group ([`pixels`]), into frames that [`video`] writes as
 //! they come. [`join`] puts a made part and footage together, and [`seam`] sees to their colours.
 //!
+//! Whose way a run follows, that of a model's makers or diffusers', is in [`recipe`].
+//!
 //! [`geometry`] holds the arithmetic between pixels and latents, [`nn`] the layers that candle lacks or does slowly,
 //! [`config`] the strict reading of a checkpoint's JSON, [`device`] where and in what precision, [`folders`] where the user's files
 //! of this program are, [`platform`] what the system gives (files that appear whole or not at all), [`progress`] what a person
@@ -38,6 +40,7 @@ pub mod pixels;
 pub mod plan;
 pub mod platform;
 pub mod progress;
+pub mod recipe;
 pub mod request;
 pub mod sampler;
 pub mod seam;

@@ -4,15 +4,16 @@
 use crate::device::Compute;
 use crate::generate::DEFAULT_MODEL;
 use crate::generate::shots::{Shot, shots};
-use crate::generate::two_passes::canvases;
+use crate::generate::two_passes::{self, canvases};
 use crate::geometry::{Extent, Geometry, Grid};
 use crate::history::{self, Run};
-use crate::inputs::{self, Held};
+use crate::inputs::{self, Held, Preparation};
 use crate::models::ltx::Convention;
 use crate::models::ltx::vae::Pace;
 use crate::passes::{Levels, Pass};
 use crate::plan::{self, Budget, Choices, Encoder, Model, Plan, Report, Requantised, Stage, Task};
 use crate::progress::{Mode, Progress, human_bytes};
+use crate::recipe::Recipe;
 use crate::request::{Request, Settings};
 use crate::sampler::Schedule;
 use crate::text::tokenizer::Tokenizer;
@@ -56,14 +57,14 @@ fn budget(request: &Request, compute: &Compute) -> Budget {
 }
 
 /// What is to be made, in numbers.
-/// - `canvases`: of each pass. `prompts`: tokens of each, the negative one included. `held`: (first frame, frames) of what is held.
+/// - `canvases`: of each pass. `prompts`: tokens of each, the negative one included.
 pub fn task(
     settings: &Settings,
     (legal, canvases): (Extent, &[Extent]),
     geometry: Geometry,
     shots: &[Shot],
     prompts: impl Iterator<Item = usize>,
-    held: &[(usize, usize)],
+    held: &[Place],
 ) -> Task {
     let steps = |pass: &Pass| match &pass.levels {
         Levels::Steps { steps, skip_initial, skip_final } => steps - skip_initial - skip_final,
@@ -75,9 +76,9 @@ pub fn task(
         let plane = height * width;
         for shot in shots {
             // what is held at a later frame has tokens of its own beside the video's
-            let here = held.iter().filter(|h| h.0 > shot.start && h.0 < shot.start + shot.frames);
+            let here = held.iter().filter(|h| h.frame > shot.start && h.frame < shot.start + shot.frames);
             let beside: usize =
-                here.map(|h| plane * (geometry.latent_frame(h.1 - 1) + 1).min(crate::condition::PREFIX)).sum();
+                here.map(|h| plane * (geometry.latent_frame(h.count - 1) + 1).min(crate::condition::PREFIX)).sum();
             windows.extend(shot.windows.iter().map(|window| (window.frames * plane + beside, steps(pass))));
         }
     }
@@ -88,15 +89,26 @@ pub fn task(
         canvases: canvases.to_vec(),
         windows,
         scenes: shots.iter().map(|shot| shot.grid.frames).collect(),
-        prompts: prompts.map(|tokens| settings.convention.encoded_tokens(tokens)).collect(),
+        prompts: prompts.map(|tokens| settings.encoded_tokens(tokens)).collect(),
         passes: 1 + usize::from(settings.negative.is_some()) + usize::from(weakened),
-        held: held.iter().map(|h| h.1).collect(),
+        held: held.iter().map(|h| h.count).collect(),
+        pictures: held.iter().map(|h| h.bytes.unwrap_or(h.count * legal.width * legal.height * 3) as u64).sum(),
     }
 }
 
-/// (first frame, frames) of what is held.
-pub fn places(held: &[Held]) -> Vec<(usize, usize)> {
-    held.iter().map(|held| (held.frame, held.frames.len())).collect()
+/// What is held, in numbers.
+pub struct Place {
+    /// Its first frame, and how many there are.
+    pub frame: usize,
+    pub count: usize,
+    /// Of its pictures; `None`: not read yet, as large as the clip.
+    pub bytes: Option<usize>,
+}
+
+/// Where what is held stands.
+pub fn places(held: &[Held]) -> Vec<Place> {
+    let bytes = |held: &Held| held.frames.iter().map(|frame| frame.rgb.len()).sum();
+    held.iter().map(|h| Place { frame: h.frame, count: h.frames.len(), bytes: Some(bytes(h)) }).collect()
 }
 
 impl Outlook {
@@ -218,12 +230,16 @@ pub fn encoder(request: &Request, compute: &Compute) -> Result<Option<Encoder>> 
     let store = Store::from_env()?;
     let old = entry.matches.as_ref().is_some_and(|known| matches!(known.vae.as_deref(), Some("0.9.0" | "0.9.1")));
     let own = if old { Convention::Text } else { Convention::Condition };
-    let convention = request.convention.unwrap_or(own);
+    let convention = request.convention.or(entry.run.convention).unwrap_or(own);
+    let recipe = Recipe::decide(request.convention, entry.run.recipe);
     let tokenizer = Tokenizer::builtin_t5()?; // that of nearly all; for this it is near enough
     let negative = request.negative.as_deref().or(entry.run.negative.as_deref());
     let texts = request.prompt_at.iter().map(|scene| scene.prompt.as_str()).chain(negative);
     let texts = std::iter::once(request.prompt.as_str()).chain(texts);
-    let tokens = |text| Ok(convention.encoded_tokens(tokenizer.encode(text, convention.max_tokens())?.ids.len()));
+    let tokens = |text| {
+        let ids = tokenizer.encode(text, recipe.max_tokens(convention))?.ids;
+        Ok(recipe.encoded_tokens(convention, ids.len()))
+    };
     let prompts = texts.map(tokens).collect::<Result<Vec<usize>>>()?;
     Ok(plan::encoder(entry, &prompts, |entry| store.find(entry), budget(request, compute), compute))
 }
@@ -255,10 +271,10 @@ pub fn of_absent(request: &Request) -> Result<Option<(Plan, Report)>> {
     request.check()?;
     let mut model = Model::of_entry(entry, taken, &compute)?;
     model.text_encoder = encoder.map(|encoder| encoder.told());
-    let two = request.upscaler.as_deref().map_or(entry.run.in_two_passes(), |path| path != "none");
+    let two = two_passes::is_wanted(request, &entry.run);
     let upscaler = entry.upscaler.as_deref().and_then(catalogue::named).and_then(Entry::size);
     model.upscaler = two.then_some((upscaler.unwrap_or(0), UPSCALER_WIDTH));
-    let convention = request.convention.unwrap_or_else(|| Convention::of(&model.vae));
+    let convention = request.convention.unwrap_or_else(|| entry.run.convention(&model.vae));
     let settings = Settings::decide(request, &entry.run, None, convention, None, two, request.seed.unwrap_or(0))?;
     let [time, space, _] = model.vae.strides();
     let geometry = Geometry { time, space };
@@ -269,9 +285,10 @@ pub fn of_absent(request: &Request) -> Result<Option<(Plan, Report)>> {
     shots.iter_mut().try_for_each(|shot| shot.cut(settings.window, &[], geometry, Direction::Forward))?;
     let tokenizer = Tokenizer::builtin_t5()?;
     let texts = settings.scenes.iter().map(|scene| scene.prompt.as_str()).chain(settings.negative.as_deref());
-    let texts = texts.map(|text| Ok(tokenizer.encode(text, convention.max_tokens())?.ids.len()));
+    let texts = texts.map(|text| Ok(tokenizer.encode(text, settings.max_tokens())?.ids.len()));
     let texts = texts.collect::<Result<Vec<usize>>>()?;
-    let held = places(&inputs::held(request, &settings, legal, geometry, &silent)?);
+    let preparation = Preparation::of(&settings, request, legal, &canvases, true);
+    let held = places(&inputs::held(request, &settings, (legal, &preparation), geometry, &silent)?);
     let task = task(&settings, (legal, &canvases), geometry, &shots, texts.into_iter(), &held);
     let outlook = Outlook::new(model, task, request, &compute)?;
     let target = crate::generate::target(request, &settings)?;
@@ -281,7 +298,7 @@ pub fn of_absent(request: &Request) -> Result<Option<(Plan, Report)>> {
 }
 
 /// What a request holds, before any of it is read: a frame each.
-pub fn stills(request: &Request) -> Vec<(usize, usize)> {
+pub fn stills(request: &Request) -> Vec<Place> {
     let count = request.image.iter().count() + request.keyframe.len() + request.last_image.iter().count();
-    vec![(0, 1); count]
+    (0..count).map(|_| Place { frame: 0, count: 1, bytes: None }).collect()
 }

@@ -2,8 +2,11 @@
 //! the model's entry in the catalogue.
 
 use crate::guidance::{ByLevel, Plan};
+use crate::models::ltx::Convention;
+use crate::models::ltx::config::{Sampler, SchedulerConfig};
+use crate::recipe::Recipe;
 use crate::request::Request;
-use crate::sampler::Schedule;
+use crate::sampler::{Schedule, Shift};
 use crate::weights::catalogue::{PassDefaults, RunDefaults};
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -29,6 +32,40 @@ pub enum Levels {
         skip_final: usize,
     },
     Sigmas(Vec<f64>),
+}
+
+impl Levels {
+    /// Returns the noise levels of a pass over a video of `tokens`.
+    /// - `config`: what the checkpoint says of its schedule.
+    /// - Errors on levels that do not fall, and when all steps are left out.
+    pub fn schedule(
+        &self,
+        config: &SchedulerConfig,
+        convention: Convention,
+        recipe: Recipe,
+        tokens: usize,
+    ) -> Result<Schedule> {
+        let (n, skip_initial, skip_final) = match self {
+            Levels::Sigmas(sigmas) => return Schedule::explicit(sigmas),
+            Levels::Steps { steps, skip_initial, skip_final } => (*steps, *skip_initial, *skip_final),
+        };
+        let fixed = Shift { shift: config.shift, terminal: config.terminal };
+        let by_tokens = config.dynamic.map(|bounds| Shift::by_tokens(tokens, bounds, config.terminal));
+        let header = config.sampler.filter(|_| recipe.follows_header());
+        let (sampler, shift) = match (header, convention) {
+            (Some(sampler), _) => (sampler, by_tokens.unwrap_or(fixed)),
+            (None, Convention::Text) => (Sampler::Uniform, by_tokens.unwrap_or(fixed)),
+            // the shift by tokens belongs to the other convention
+            (None, Convention::Condition) => {
+                (Sampler::LinearQuadratic, if by_tokens.is_some() { Shift::NONE } else { fixed })
+            }
+        };
+        let whole = match sampler {
+            Sampler::Uniform => Schedule::linear(n, &shift),
+            Sampler::LinearQuadratic => Schedule::linear_quadratic(n, &shift),
+        };
+        whole.without(skip_initial, skip_final)
+    }
 }
 
 /// One way down the noise levels.
@@ -59,11 +96,17 @@ impl Upscaling {
 /// are the first one's.
 /// - `allowed`: noise levels that the checkpoint itself names. `two`: whether there is an upscaler to go between.
 /// - Errors on levels and lists that do not fit together.
-pub fn decide(request: &Request, model: &RunDefaults, allowed: Option<&[f64]>, two: bool) -> Result<Vec<Pass>> {
+pub fn decide(
+    request: &Request,
+    model: &RunDefaults,
+    recipe: Recipe,
+    allowed: Option<&[f64]>,
+    two: bool,
+) -> Result<Vec<Pass>> {
     let none = PassDefaults::default();
     let make = |own: &PassDefaults, levels: Levels| {
         let tone_map = request.tone_map.or(own.tone_map).or(model.tone_map).unwrap_or(0.0);
-        let pass = Pass { levels, guidance: guidance(request, model, own), tone_map };
+        let pass = Pass { levels, guidance: guidance(request, model, recipe, own), tone_map };
         pass.guidance.check().map(|()| pass)
     };
     if !two {
@@ -95,6 +138,8 @@ fn first_levels(
         (None, Some(sigmas)) => Levels::Sigmas(sigmas.clone()),
         (None, None) => match (&pass.sigmas, allowed, &model.sigmas) {
             (Some(sigmas), ..) => Levels::Sigmas(sigmas.clone()),
+            // exact levels before the file's own, which are rounded to four places
+            _ if pass.steps.or(model.steps).is_some() => steps(pass, usual)?,
             (None, Some(sigmas), _) => Levels::Sigmas(sigmas.to_vec()),
             (None, None, Some(sigmas)) => Levels::Sigmas(sigmas.clone()),
             (None, None, None) => steps(pass, usual)?,
@@ -116,18 +161,37 @@ fn steps(pass: &PassDefaults, steps: usize) -> Result<Levels> {
     Ok(Levels::Steps { steps, skip_initial, skip_final })
 }
 
-fn guidance(request: &Request, model: &RunDefaults, pass: &PassDefaults) -> Plan {
+fn guidance(request: &Request, model: &RunDefaults, recipe: Recipe, pass: &PassDefaults) -> Plan {
     let number = |flag: Option<f64>, pass: &Option<ByLevel<f64>>, model: &Option<ByLevel<f64>>, otherwise: f64| {
         flag.map(ByLevel::All).or_else(|| own(pass, model)).unwrap_or(ByLevel::All(otherwise))
     };
     let blocks = request.stg_blocks.clone().map(ByLevel::All);
+    let stg = number(request.stg, &pass.stg, &model.stg, 0.0);
+    let mut rescale = number(request.guidance_rescale, &pass.guidance_rescale, &model.guidance_rescale, 0.0);
+    if recipe.rescales_with_stg_only() && request.guidance_rescale.is_none() {
+        rescale = where_stg_is_on(rescale, &stg);
+    }
     Plan {
         timesteps: own(&pass.guidance_timesteps, &model.guidance_timesteps).unwrap_or_default(),
         scale: number(request.guidance, &pass.guidance, &model.guidance, GUIDANCE),
-        rescale: number(request.guidance_rescale, &pass.guidance_rescale, &model.guidance_rescale, 0.0),
+        rescale,
         star: request.cfg_star.or(own(&pass.cfg_star, &model.cfg_star)).unwrap_or(false),
-        stg: number(request.stg, &pass.stg, &model.stg, 0.0),
+        stg,
         stg_blocks: blocks.or_else(|| own(&pass.stg_blocks, &model.stg_blocks)).unwrap_or(ByLevel::All(vec![])),
+    }
+}
+
+/// `rescale`, but 0 at the levels where there is no spatio-temporal guidance.
+fn where_stg_is_on(rescale: ByLevel<f64>, stg: &ByLevel<f64>) -> ByLevel<f64> {
+    let on = |rescale: f64, stg: f64| if stg > 0.0 { rescale } else { 0.0 };
+    match (rescale, stg) {
+        (rescale, ByLevel::All(stg)) if *stg > 0.0 => rescale,
+        (_, ByLevel::All(_)) => ByLevel::All(0.0),
+        (ByLevel::All(rescale), ByLevel::Each(stg)) => ByLevel::Each(stg.iter().map(|&stg| on(rescale, stg)).collect()),
+        (ByLevel::Each(rescale), ByLevel::Each(stg)) if rescale.len() == stg.len() => {
+            ByLevel::Each(rescale.iter().zip(stg).map(|(&rescale, &stg)| on(rescale, stg)).collect())
+        }
+        (rescale, _) => rescale, // lists of different lengths: `Plan::check` refuses them
     }
 }
 
@@ -158,7 +222,8 @@ mod tests {
     use crate::weights::catalogue;
 
     fn passes(model: &str, request: &Request, two: bool) -> Vec<Pass> {
-        decide(request, &catalogue::find(model).unwrap().run, None, two).unwrap()
+        let run = &catalogue::find(model).unwrap().run;
+        decide(request, run, Recipe::decide(request.convention, run.recipe), None, two).unwrap()
     }
 
     #[test]
@@ -175,6 +240,7 @@ mod tests {
         assert_eq!(at(1, 0.7), (1.0, 1.0, 0.0, vec![27], true));
         let tones = |model, two| self::passes(model, &Request::default(), two).last().unwrap().tone_map;
         assert_eq!([tones("ltx-13b-0.9.8-distilled", true), tones("ltx-13b-0.9.8-distilled", false)], [0.6, 0.0]);
+        assert_eq!(tones("ltx-13b-0.9.7-distilled", true), 0.0, "tones came with 0.9.8");
     }
 
     #[test]
@@ -186,6 +252,58 @@ mod tests {
         }
         assert_eq!(passes[0].levels, Levels::Steps { steps: 10, skip_initial: 0, skip_final: 1 });
         assert_eq!(passes[1].levels, Levels::Steps { steps: 30, skip_initial: 17, skip_final: 0 });
+    }
+
+    /// Rescale waits for STG in the entry, and not in diffusers or where it is asked for.
+    #[test]
+    fn rescale_goes_with_stg() {
+        let rescale = |request: Request| passes("ltx-2b-0.9.5", &request, false)[0].guidance.rescale.clone();
+        let without = Request { stg: Some(0.0), ..Default::default() };
+        assert_eq!(rescale(Request::default()), ByLevel::All(0.7));
+        assert_eq!(rescale(without.clone()), ByLevel::All(0.0));
+        assert_eq!(rescale(Request { guidance_rescale: Some(0.4), ..without.clone() }), ByLevel::All(0.4));
+        assert_eq!(rescale(Request { convention: Some(Convention::Condition), ..without }), ByLevel::All(0.7));
+        let each = |values: &[f64]| ByLevel::Each(values.to_vec());
+        assert_eq!(where_stg_is_on(ByLevel::All(0.7), &each(&[0.0, 4.0])), each(&[0.0, 0.7]));
+        assert_eq!(where_stg_is_on(each(&[0.5, 0.6, 0.7]), &each(&[1.0, 0.0, 2.0])), each(&[0.5, 0.0, 0.7]));
+    }
+
+    /// A number of steps in the entry makes exact levels, whatever list the file has; a file's list goes before the entry's.
+    #[test]
+    fn exact_levels_go_before_rounded_ones() {
+        let rounded = [1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219];
+        let levels = |model: &str, allowed: &[f64]| {
+            let run = &catalogue::find(model).unwrap().run;
+            decide(&Request::default(), run, Recipe::Lightricks, Some(allowed), false).unwrap().remove(0).levels
+        };
+        let exact = levels("ltx-2b-0.9.6-distilled", &rounded);
+        let exact = exact.schedule(&SchedulerConfig::plain(), Convention::Condition, Recipe::Lightricks, 640).unwrap();
+        let want = [1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0];
+        assert_eq!(exact.sigmas, want.map(|sigma: f64| sigma as f32 as f64));
+        assert_eq!(levels("ltx-2b-0.9.8-distilled", &[0.5]), Levels::Sigmas(vec![0.5]));
+    }
+
+    /// A header with a sampler is followed by models of the catalogue; without one, and in diffusers, the convention decides.
+    #[test]
+    fn the_schedule_is_the_headers() {
+        use Convention::{Condition, Text};
+        let steps = Levels::Steps { steps: 5, skip_initial: 0, skip_final: 0 };
+        let header = SchedulerConfig { sampler: Some(Sampler::Uniform), ..SchedulerConfig::token_shift() };
+        let quadratic = SchedulerConfig { sampler: Some(Sampler::LinearQuadratic), ..SchedulerConfig::plain() };
+        let sigmas = |config: &SchedulerConfig, convention, recipe| {
+            steps.schedule(config, convention, recipe, 2688).unwrap().sigmas
+        };
+        let uniform = sigmas(&header, Text, Recipe::Diffusers);
+        let plain = sigmas(&SchedulerConfig::plain(), Condition, Recipe::Lightricks);
+        assert_ne!(uniform, plain);
+        assert_eq!(sigmas(&header, Condition, Recipe::Lightricks), uniform);
+        assert_eq!(sigmas(&header, Condition, Recipe::Diffusers), plain);
+        assert_eq!(sigmas(&quadratic, Text, Recipe::Lightricks), plain);
+        assert_eq!(
+            sigmas(&SchedulerConfig::token_shift(), Condition, Recipe::Lightricks),
+            plain,
+            "no header, as its VAE"
+        );
     }
 
     #[test]
@@ -209,17 +327,19 @@ mod tests {
     #[test]
     fn a_model_without_a_recipe_is_refined_as_distilled_ones_are() {
         let run = RunDefaults::default();
-        let two = decide(&Request::default(), &run, None, true).unwrap();
+        let two = decide(&Request::default(), &run, Recipe::Diffusers, None, true).unwrap();
         assert_eq!(two[0].levels, Levels::Steps { steps: STEPS, skip_initial: 0, skip_final: 0 });
         assert_eq!(two[1].levels, Levels::Sigmas(REFINE.to_vec()));
         let own = Request { second_sigmas: Some(vec![0.5]), ..Default::default() };
-        assert_eq!(decide(&own, &run, None, true).unwrap()[1].levels, Levels::Sigmas(vec![0.5]));
+        let second = decide(&own, &run, Recipe::Diffusers, None, true).unwrap().remove(1);
+        assert_eq!(second.levels, Levels::Sigmas(vec![0.5]));
     }
 
     #[test]
     fn blocks_have_to_be_there() {
         let request = Request { stg: Some(1.0), ..Default::default() };
-        let pass = |request: &Request| decide(request, &RunDefaults::default(), None, false).unwrap().remove(0);
+        let run = RunDefaults::default();
+        let pass = |request: &Request| decide(request, &run, Recipe::Diffusers, None, false).unwrap().remove(0);
         assert!(pass(&request).check(8).unwrap_err().to_string().contains("--stg-blocks"));
         let some = |blocks: &[usize]| Request { stg_blocks: Some(blocks.to_vec()), ..request.clone() };
         assert!(pass(&some(&[8])).check(8).unwrap_err().to_string().contains("0 to 7"));

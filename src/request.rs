@@ -8,6 +8,7 @@ use crate::geometry::Extent;
 use crate::models::ltx::Convention;
 use crate::passes::{self, Pass, Upscaling};
 use crate::plan::Tiles;
+use crate::recipe::Recipe;
 use crate::sampler::Schedule;
 use crate::video::resize::Fit;
 use crate::weights::catalogue::RunDefaults;
@@ -239,6 +240,7 @@ pub struct Settings {
     /// `None`: guidance does not ask for it.
     pub negative: Option<String>,
     pub convention: Convention,
+    pub recipe: Recipe,
     pub clip: Extent,
     pub fps: f64,
     /// One, or two with the upscaler between.
@@ -292,7 +294,8 @@ impl Settings {
             "--seconds {} at {fps} frames a second are {frames} frames; at most {MOST_FRAMES} are made",
             request.seconds.unwrap_or(0.0)
         );
-        let passes = passes::decide(request, model, allowed, two)?;
+        let recipe = Recipe::decide(request.convention, model.recipe);
+        let passes = passes::decide(request, model, recipe, allowed, two)?;
         let decode_timestep = request.decode_timestep.or(model.decode_timestep).unwrap_or(0.0);
         // a given timestep takes its own noise along, unless the catalogue knows better for just that timestep
         let known_noise =
@@ -303,7 +306,9 @@ impl Settings {
         if scenes.first().is_none_or(|scene| scene.at > 0.0) {
             scenes.insert(0, Scene { at: 0.0, prompt: request.prompt.clone() });
         }
-        let image_noise = match convention {
+        // what another recipe puts on stills is not taken along
+        let own_noise = model.image_noise.filter(|_| recipe == model.recipe.unwrap_or_default());
+        let usual_noise = match convention {
             Convention::Text => 0.0,
             Convention::Condition => 0.15,
         };
@@ -311,13 +316,14 @@ impl Settings {
             scenes,
             negative: guided.then_some(negative),
             convention,
+            recipe,
             clip: Extent { width, height, frames },
             fps,
             passes,
             upscaling: Upscaling::decide(request, model),
             stochastic: request.stochastic.or(model.stochastic).unwrap_or(false),
-            image_noise: request.image_noise.or(model.image_noise).unwrap_or(image_noise),
-            image_crf: request.image_crf.or(model.image_crf.map(|crf| crf as u8)).unwrap_or(0),
+            image_noise: request.image_noise.or(own_noise).unwrap_or(usual_noise),
+            image_crf: image_crf(request, model),
             window: request.window.or(model.window).unwrap_or(WINDOW),
             drift_match: !request.no_drift_match,
             decode_timestep,
@@ -326,6 +332,21 @@ impl Settings {
             quality: request.quality.unwrap_or(QUALITY),
         })
     }
+
+    /// Tokens that a prompt is cut to.
+    pub fn max_tokens(&self) -> usize {
+        self.recipe.max_tokens(self.convention)
+    }
+
+    /// Tokens that the text encoder runs over, for a prompt of `tokens`.
+    pub fn encoded_tokens(&self, tokens: usize) -> usize {
+        self.recipe.encoded_tokens(self.convention, tokens)
+    }
+}
+
+/// Blur and compression of the pictures that a run holds; 0 is none.
+pub fn image_crf(request: &Request, model: &RunDefaults) -> u8 {
+    request.image_crf.or(model.image_crf.map(|crf| crf as u8)).unwrap_or(0)
 }
 
 /// Width and height of a run that says neither.

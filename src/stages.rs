@@ -11,14 +11,15 @@ use crate::nn::kernel::memory;
 use crate::nn::rope::Rope;
 use crate::nn::tiles::Tiling;
 use crate::noise::Noise;
-use crate::passes::{Levels, Pass};
+use crate::passes::Pass;
 use crate::pixels::{self, Cut};
 use crate::plan::Choices;
 use crate::progress::{Progress, Stage};
+use crate::recipe::Recipe;
 use crate::request::Settings;
-use crate::sampler::{self, Schedule, Shift, State};
+use crate::sampler::{self, Schedule, State};
 use crate::text::t5::T5;
-use crate::upscaler::{Upscaler, adain, tone_map};
+use crate::upscaler::{Upscaler, adain, tone_map as compress_tones};
 use crate::video::Frame;
 use crate::weights::open::Tensors;
 use anyhow::{Result, ensure};
@@ -42,12 +43,12 @@ impl Stages<'_> {
         let mut stage = self.progress.stage("text", config.layers * prompts.len());
         let padded = |ids: &Vec<u32>| {
             let mut ids = ids.clone();
-            ids.resize(self.settings.convention.encoded_tokens(ids.len()), 0);
+            ids.resize(self.settings.encoded_tokens(ids.len()), 0);
             ids
         };
         let padded: Vec<Vec<u32>> = prompts.iter().map(padded).collect();
         let texts = t5.encode_each(&padded, || stage.advance(1))?;
-        // the transformer masks padding, so its rows may as well stay out
+        // the transformer masks padding in every recipe, so its rows may as well stay out
         let contexts = texts.iter().zip(prompts).map(|(text, ids)| text.narrow(1, 0, ids.len())?.force_contiguous());
         let contexts = contexts.collect::<candle_core::Result<_>>()?;
         drop((texts, t5));
@@ -119,23 +120,10 @@ impl Stages<'_> {
         }
     }
 
-    /// The noise levels of a pass over a video of so many tokens: one place for both conventions.
+    /// The noise levels of a pass over a video of so many tokens.
     pub fn schedule(&self, pass: &Pass, tokens: usize) -> Result<Schedule> {
-        use crate::models::ltx::Convention::{Condition, Text};
-        let config = &self.checkpoint.scheduler;
-        let fixed = Shift { shift: config.shift, terminal: config.terminal };
-        let (n, skip_initial, skip_final) = match &pass.levels {
-            Levels::Sigmas(sigmas) => return Schedule::explicit(sigmas),
-            Levels::Steps { steps, skip_initial, skip_final } => (*steps, *skip_initial, *skip_final),
-        };
-        let whole = match (self.settings.convention, config.dynamic) {
-            (Text, Some(bounds)) => Schedule::linear(n, &Shift::by_tokens(tokens, bounds, config.terminal)),
-            (Text, None) => Schedule::linear(n, &fixed),
-            // the shift by tokens belongs to the other convention
-            (Condition, Some(_)) => Schedule::linear_quadratic(n, &Shift::NONE),
-            (Condition, None) => Schedule::linear_quadratic(n, &fixed),
-        };
-        whole.without(skip_initial, skip_final)
+        let Settings { convention, recipe, .. } = *self.settings;
+        pass.levels.schedule(&self.checkpoint.scheduler, convention, recipe, tokens)
     }
 
     /// Loads the transformer, with the prompts that it is to follow.
@@ -171,7 +159,7 @@ impl Stages<'_> {
     }
 
     /// What the decoder reads: denormalised, with the noise that it expects mixed in and tones compressed where the last pass
-    /// says so. Tones come last, as in LTX-Video; the noise is that of diffusers, in denormalised latents.
+    /// says so.
     /// - `latents`: (1, f, h, w, c), normalised.
     pub fn decoder_input(&self, latents: &Tensor, noise: &mut Noise) -> Result<Tensor> {
         let config = &self.checkpoint.vae.0;
@@ -179,21 +167,15 @@ impl Stages<'_> {
             latents.sum_all()?.to_scalar::<f32>()?.is_finite(),
             "the model made values that are no numbers\n  fix: try --dtype f32; if that does not help, the weights are damaged"
         );
-        let statistics = self.statistics()?;
-        let mut latents = statistics.denormalise(latents)?;
-        if config.timestep_conditioning {
-            let scale = self.settings.decode_noise;
+        let draw = || {
             let tokens = latents.elem_count() / config.latent_channels;
             let drawn = draw(noise, tokens, config.latent_channels)?.reshape(latents.shape())?;
-            latents = ((latents * (1.0 - scale))? + (drawn.to_device(&self.compute.device)? * scale)?)?;
-        }
-        match self.settings.passes.last() {
-            Some(pass) if pass.tone_map > 0.0 => {
-                let mapped = tone_map(&statistics.normalise(&latents)?, pass.tone_map)?;
-                Ok(statistics.denormalise(&mapped)?)
-            }
-            _ => Ok(latents),
-        }
+            Ok::<_, anyhow::Error>(drawn.to_device(&self.compute.device)?)
+        };
+        let drawn = config.timestep_conditioning.then(draw).transpose()?;
+        let drawn = drawn.as_ref().map(|drawn| (drawn, self.settings.decode_noise));
+        let tone_map = self.settings.passes.last().map_or(0.0, |pass| pass.tone_map);
+        decoder_input(latents, &self.statistics()?, drawn, tone_map, self.settings.recipe)
     }
 
     /// Latents -> frames, handed to `sink` in their order. A device that runs out of memory gets smaller tiles; nothing but the
@@ -245,6 +227,33 @@ impl Stages<'_> {
         let (w, h) = (tiling.width * space, tiling.height * space);
         self.progress.note(&format!("the device ran out of memory: once more, in tiles of {w}x{h}"));
     }
+}
+
+/// Denormalises latents for the decoder, with noise mixed in and their tones compressed.
+/// - `latents`: (1, f, h, w, c), normalised. `noise`: standard noise of that shape and its share, for decoders that expect some.
+///   `tone_map`: 0 to 1, 0 for none; tones come after the noise in both recipes.
+/// - Source: LTX-Video `pipelines/pipeline_ltx_video.py`, `__call__`, at 5260738; diffusers
+///   `pipelines/ltx/pipeline_ltx_condition.py`, `__call__`, at 58eb52c, which mixes the noise into denormalised latents.
+pub fn decoder_input(
+    latents: &Tensor,
+    statistics: &LatentStatistics,
+    noise: Option<(&Tensor, f64)>,
+    tone_map: f64,
+    recipe: Recipe,
+) -> Result<Tensor> {
+    let noisy = |latents: Tensor| -> Result<Tensor> {
+        let Some((drawn, share)) = noise else { return Ok(latents) };
+        Ok(((latents * (1.0 - share))? + (drawn * share)?)?)
+    };
+    if recipe.noises_normalised() {
+        let latents = compress_tones(&noisy(latents.clone())?, tone_map)?;
+        return Ok(statistics.denormalise(&latents)?);
+    }
+    let latents = noisy(statistics.denormalise(latents)?)?;
+    if tone_map == 0.0 {
+        return Ok(latents);
+    }
+    Ok(statistics.denormalise(&compress_tones(&statistics.normalise(&latents)?, tone_map)?)?)
 }
 
 /// A loaded transformer and the prompts that it follows.

@@ -25,9 +25,6 @@ pub struct Args {
     /// How they meet the frame
     #[arg(long, value_enum, default_value_t, value_name = "HOW", help_heading = "Stills and clips")]
     fit: Fit,
-    /// Blur and H.264-like degradation that some weights expect of a still, 0 to 51; 0 is none
-    #[arg(long, value_name = "N", help_heading = "Stills and clips")]
-    image_crf: Option<u8>,
     /// Frames a second
     #[arg(long, value_name = "F", allow_negative_numbers = true, help_heading = "Clip")]
     fps: Option<f64>,
@@ -45,7 +42,6 @@ pub fn run(args: Args) -> Result<(), Failure> {
             last_image: args.last_image,
             keyframe: args.keyframe,
             fit: args.fit,
-            image_crf: args.image_crf,
             fps: args.fps,
             ..args.making.request(prompt(args.prompt)?)?
         })

@@ -95,6 +95,9 @@ pub struct Making {
     /// Compression of strong tones before decoding, 0 to 1
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Sampling")]
     tone_map: Option<f64>,
+    /// Blur and H.264-like degradation that some weights expect of stills and clips, 0 to 51; 0 is none [default: the model's]
+    #[arg(long, value_name = "N", help_heading = "Stills and clips")]
+    image_crf: Option<u8>,
     /// Noise on pictures that are held firmly, 0 to 1, which helps motion
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Sampling")]
     image_noise: Option<f64>,
@@ -226,6 +229,7 @@ impl Making {
             second_sigmas: self.second_sigmas,
             adain: self.adain,
             tone_map: self.tone_map,
+            image_crf: self.image_crf,
             image_noise: self.image_noise,
             prompt_at,
             window: self.window,

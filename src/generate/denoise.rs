@@ -91,7 +91,7 @@ impl Take {
                 });
                 conditions = later;
                 here.extend(Vec::from_iter(now).into_iter().map(|(held, posterior): (&Held, _)| Condition {
-                    frame: held.frame - shot.start - window.start * geometry.time,
+                    frame: frame_in(window, held.frame - shot.start, geometry.time),
                     strength: held.strength,
                     clean: Clean::Encoded(posterior),
                 }));
@@ -131,5 +131,24 @@ impl Take {
         };
         let latents = made.narrow(1, first, window.carried)?.contiguous()?;
         Ok(Some(Condition { frame, strength: 1.0, clean: Clean::Made(latents) }))
+    }
+}
+
+/// The frame of a window that a frame of its scene is; the first, where that lies inside the latent frame that the window begins
+/// with, which as a first one stands for its last frame alone.
+/// - `time`: frames a latent frame.
+fn frame_in(window: &Window, frame: usize, time: usize) -> usize {
+    frame.saturating_sub(window.start * time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_inside_a_windows_first_latent_is_its_first() {
+        let window = Window { start: 2, frames: 5, carried: 2 }; // its first latent frame holds the frames 9 to 16
+        let frames = [9, 12, 16, 17, 24].map(|frame| frame_in(&window, frame, 8));
+        assert_eq!(frames, [0, 0, 0, 1, 8]);
     }
 }

@@ -5,7 +5,7 @@ use crate::models::ltx::Convention;
 use crate::progress::Progress;
 use crate::request::{Request, Settings};
 use crate::upscaler::Upscaler;
-use crate::weights::catalogue::{self, Entry, Kind};
+use crate::weights::catalogue::{self, Entry, Kind, RunDefaults};
 use crate::weights::store;
 use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
@@ -49,11 +49,22 @@ pub fn upscaler(
     }
 }
 
+/// Whether the run is to make two passes, as far as the request and the model's entry say.
+pub fn is_wanted(request: &Request, model: &RunDefaults) -> bool {
+    request.upscaler.as_deref().map_or(model.in_two_passes(), |path| path != "none")
+}
+
+/// What the first and the second of two passes make.
+pub fn sizes(legal: Extent, geometry: Geometry, downscale: f64) -> [Extent; 2] {
+    let first = geometry.shrunk(legal, downscale);
+    [first, Extent { width: 2 * first.width, height: 2 * first.height, ..first }]
+}
+
 /// What each of two passes makes.
 /// - Errors when the first would come to nothing.
 pub fn canvases(legal: Extent, geometry: Geometry, settings: &Settings, progress: &Progress) -> Result<Vec<Extent>> {
     let factor = settings.upscaling.downscale;
-    let first = geometry.shrunk(legal, factor);
+    let [first, second] = sizes(legal, geometry, factor);
     ensure!(
         first.width > 0 && first.height > 0,
         "{}x{} is too small for two passes: the first is made at {factor:.2} of it, in whole {} pixels\n  fix: a larger --size, or --upscaler none",
@@ -61,7 +72,6 @@ pub fn canvases(legal: Extent, geometry: Geometry, settings: &Settings, progress
         legal.height,
         geometry.space
     );
-    let second = Extent { width: 2 * first.width, height: 2 * first.height, ..first };
     progress.note(&format!(
         "two passes: {}x{}, then {}x{}, brought to {}x{}",
         first.width, first.height, second.width, second.height, legal.width, legal.height

@@ -1,7 +1,7 @@
 //! The footage on one side of a join: read at the joined clip's rate, seen by the model, and written as it is.
 
 use crate::geometry::Geometry;
-use crate::inputs;
+use crate::inputs::{self, Preparation};
 use crate::progress::Progress;
 use crate::seam::Watch;
 use crate::video::Frame;
@@ -18,19 +18,21 @@ pub struct Side {
     pub fps: f64,
     /// Frames of it at that rate.
     pub frames: usize,
-    /// The frames that the model sees, of its own size.
+    /// The frames that the model goes on from, of its own size, clean: what the new part's colours are compared with.
     pub context: Vec<Frame>,
+    /// The same as the model sees them.
+    pub seen: Vec<Frame>,
 }
 
 impl Side {
-    /// - `tail`: take the context from the footage's end. `most`: latent frames of context. `size`: of the model's frames.
-    ///   `fps`: of the joined clip.
+    /// - `tail`: take the context from the footage's end. `most`: latent frames of context. `fps`: of the joined clip.
+    ///   `preparation`: how the model sees the context.
     pub fn read(
         path: &Path,
         tail: bool,
         most: usize,
-        size: (usize, usize),
         fps: f64,
+        preparation: &Preparation,
         geometry: Geometry,
         progress: &Progress,
     ) -> Result<Self> {
@@ -40,14 +42,20 @@ impl Side {
         if footage.step != 1.0 {
             progress.note(&format!("`{}`: its {own:.3} frames a second are brought to {fps:.3}", path.display()));
         }
-        let mut side = Self { path: path.to_path_buf(), fps, frames: footage.count, context: vec![] };
+        let mut side = Self { path: path.to_path_buf(), fps, frames: footage.count, context: vec![], seen: vec![] };
         let count = ((side.frames - 1) / geometry.time).min(most - 1) * geometry.time + 1;
         if tail {
             footage.at = side.frames - count;
         }
         while side.context.len() < count {
             let Some(frame) = footage.next_frame()? else { break };
-            side.context.push(fit(&frame, size.0, size.1, Fit::Stretch));
+            let (width, height) = preparation.legal;
+            let clean = fit(&frame, width, height, preparation.fit);
+            side.seen.push(match preparation.changes_nothing() {
+                true => clean.clone(),
+                false => preparation.prepare(&frame, count == 1)?,
+            });
+            side.context.push(clean);
         }
         let read = side.context.len();
         ensure!(read == count, "`{}` ends after {read} of {} frames", path.display(), side.frames);

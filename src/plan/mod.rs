@@ -53,6 +53,8 @@ pub struct Task {
     pub passes: usize,
     /// Frames of every still and clip that is held.
     pub held: Vec<usize>,
+    /// Bytes of all their pictures.
+    pub pictures: u64,
 }
 
 impl Task {
@@ -200,11 +202,6 @@ fn geometry(model: &Model) -> Geometry {
     Geometry { time, space }
 }
 
-/// Pictures that are held, 8 bits a value.
-fn pictures(task: &Task) -> u64 {
-    (task.held.iter().sum::<usize>() * task.legal.width * task.legal.height * 3) as u64
-}
-
 /// Vectors of all prompts.
 fn vectors(model: &Model, task: &Task, compute: &Compute) -> u64 {
     (task.prompts.iter().sum::<usize>() * model.text.0.d_model * compute.dtype.size_in_bytes()) as u64
@@ -220,7 +217,7 @@ fn latents(model: &Model, task: &Task) -> u64 {
 
 fn text(model: &Model, task: &Task, compute: &Compute) -> Need {
     let (config, weights) = &model.text;
-    of_text(config, weights, model.operands[1], &task.prompts, pictures(task) + vectors(model, task, compute), compute)
+    of_text(config, weights, model.operands[1], &task.prompts, task.pictures + vectors(model, task, compute), compute)
 }
 
 /// What a text encoder takes.
@@ -249,7 +246,7 @@ fn encode(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> N
             all.operations += times * count.operations;
         });
     }
-    let held = pictures(task) + vectors(model, task, compute);
+    let held = task.pictures + vectors(model, task, compute);
     let weights = model.encoder.total();
     Need { stage: Stage::Encode, weights, live: all.peak, held, operations: all.operations }
 }
@@ -265,7 +262,7 @@ fn denoise(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> 
         peak = peak.max(count.peak);
         operations += (steps * task.passes) as u64 * count.operations;
     }
-    let held = pictures(task) + vectors(model, task, compute) + contexts.peak + 2 * latents(model, task);
+    let held = task.pictures + vectors(model, task, compute) + contexts.peak + 2 * latents(model, task);
     let mut weights = weights.with_layers(choices.resident);
     if let Some((bytes, width)) = model.upscaler {
         // it stands between two passes, with the transformer where it was
@@ -297,7 +294,7 @@ fn decode(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> N
             joined = joined.max(frames * joining(&tiling, h, w, space, wide) as u64);
         }
     }
-    let held = pictures(task) + vectors(model, task, compute) + 2 * latents(model, task) + joined;
+    let held = task.pictures + vectors(model, task, compute) + 2 * latents(model, task) + joined;
     let weights = model.decoder.total();
     Need { stage: Stage::Decode, weights, live: all.peak, held, operations: all.operations }
 }

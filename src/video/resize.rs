@@ -126,8 +126,57 @@ fn part(frame: &Frame, left: usize, top: usize, width: usize, height: usize) -> 
     Frame { width, height, rgb: (0..height).flat_map(row).copied().collect() }
 }
 
+/// Brings a picture to the frame's aspect at its own size, to be resized later: cropped, as it is, or between black borders.
+/// - Source of the crop's rounding: LTX-Video `inference.py`, `load_image_to_tensor_with_resize_and_crop`, at 5260738.
+pub fn to_aspect(frame: &Frame, width: usize, height: usize, fit: Fit) -> Frame {
+    let (w, h) = (frame.width, frame.height);
+    if [w, h, width, height].contains(&0) {
+        return frame.clone();
+    }
+    // compared and divided as whole numbers: a picture of the frame's aspect is never cropped by a rounding error
+    let (wider, taller) = (w * height > h * width, w * height < h * width);
+    match fit {
+        Fit::Stretch => frame.clone(),
+        Fit::Crop => {
+            let kept = (if wider { h * width / height } else { w }, if taller { w * height / width } else { h });
+            let kept = (kept.0.max(1), kept.1.max(1));
+            if kept == (w, h) {
+                return frame.clone();
+            }
+            part(frame, (w - kept.0) / 2, (h - kept.1) / 2, kept.0, kept.1)
+        }
+        Fit::Pad => {
+            let whole = (
+                if taller { (h * width).div_ceil(height) } else { w },
+                if wider { (w * height).div_ceil(width) } else { h },
+            );
+            between_borders(frame, whole.0, whole.1)
+        }
+    }
+}
+
+/// A picture in the middle of a larger black one.
+fn between_borders(inside: &Frame, width: usize, height: usize) -> Frame {
+    let (left, top) = ((width - inside.width) / 2, (height - inside.height) / 2);
+    let mut rgb = vec![0; width * height * 3];
+    for (y, row) in inside.rgb.chunks_exact(inside.width * 3).enumerate() {
+        rgb[((top + y) * width + left) * 3..][..row.len()].copy_from_slice(row);
+    }
+    Frame { width, height, rgb }
+}
+
+/// Brings a picture to the frame's size by torch's bilinear interpolation, rounded to 8 bits.
+pub fn bilinear_frame(frame: &Frame, width: usize, height: usize) -> Frame {
+    if (frame.width, frame.height) == (width, height) {
+        return frame.clone();
+    }
+    let values: Vec<f32> = frame.rgb.iter().map(|&v| f32::from(v)).collect();
+    let rgb = bilinear(&values, (frame.width, frame.height), (width, height));
+    Frame { width, height, rgb: rgb.into_iter().map(|v| v.round_ties_even() as u8).collect() }
+}
+
 /// Brings a picture to the frame's size, resized by `lanczos`.
-/// - Source of the crop's rounding: LTX-Video `inference.py`, `load_image_to_tensor_with_resize_and_crop`.
+/// - The crop's rounding is that of [`to_aspect`].
 pub fn fit(frame: &Frame, width: usize, height: usize, fit: Fit) -> Frame {
     let (w, h) = (frame.width, frame.height);
     if [w, h, width, height].contains(&0) {
@@ -137,27 +186,14 @@ pub fn fit(frame: &Frame, width: usize, height: usize, fit: Fit) -> Frame {
     let (wider, taller) = (w * height > h * width, w * height < h * width);
     match fit {
         Fit::Stretch => lanczos(frame, width, height),
-        Fit::Crop => {
-            let kept = (if wider { h * width / height } else { w }, if taller { w * height / width } else { h });
-            let kept = (kept.0.max(1), kept.1.max(1));
-            if kept == (w, h) {
-                return lanczos(frame, width, height);
-            }
-            lanczos(&part(frame, (w - kept.0) / 2, (h - kept.1) / 2, kept.0, kept.1), width, height)
-        }
+        Fit::Crop => lanczos(&to_aspect(frame, width, height, fit), width, height),
         Fit::Pad => {
             let round = |a: usize, b: usize, by: usize| ((2 * a * b + by) / (2 * by)).max(1);
             let inner = (
                 if taller { round(w, height, h).min(width) } else { width },
                 if wider { round(h, width, w).min(height) } else { height },
             );
-            let inside = lanczos(frame, inner.0, inner.1);
-            let (left, top) = ((width - inner.0) / 2, (height - inner.1) / 2);
-            let mut rgb = vec![0; width * height * 3];
-            for (y, row) in inside.rgb.chunks_exact(inner.0 * 3).enumerate() {
-                rgb[((top + y) * width + left) * 3..][..row.len()].copy_from_slice(row);
-            }
-            Frame { width, height, rgb }
+            between_borders(&lanczos(frame, inner.0, inner.1), width, height)
         }
     }
 }
@@ -196,7 +232,8 @@ fn blur(frame: &Frame) -> Frame {
 ///
 /// The official code asks x264 (`veryfast`) for a CRF; here it is openh264's constant quantiser. The damage is alike in
 /// kind and amount (measured at 29: luma within 2 dB on photos and noise) and not in its bytes.
-/// - The size is made even, as the official code has it: an odd last column or row is cut off.
+/// - The size is made even, as the official code has it: an odd last column or row is cut off. Pictures with a side above
+///   2048 are compressed in tiles, which openh264 takes.
 /// - Errors when openh264 cannot take the size, or in a build without it.
 /// - Source: LTX-Video `inference.py` and `pipelines/crf_compressor.py`.
 pub fn degrade(frame: &Frame, crf: u8) -> Result<Frame> {
@@ -205,8 +242,24 @@ pub fn degrade(frame: &Frame, crf: u8) -> Result<Frame> {
     }
     let even = part(&blur(frame), 0, 0, frame.width / 2 * 2, frame.height / 2 * 2);
     ensure!(!even.rgb.is_empty(), "a still of {}x{} has nothing to compress", frame.width, frame.height);
-    round_trip::through(&even, crf)
+    if even.width <= LARGEST && even.height <= LARGEST {
+        return round_trip::through(&even, crf);
+    }
+    let mut rgb = vec![0; even.rgb.len()];
+    for top in (0..even.height).step_by(LARGEST) {
+        for left in (0..even.width).step_by(LARGEST) {
+            let (width, height) = (LARGEST.min(even.width - left), LARGEST.min(even.height - top));
+            let tile = round_trip::through(&part(&even, left, top, width, height), crf)?;
+            for (y, row) in tile.rgb.chunks_exact(width * 3).enumerate() {
+                rgb[((top + y) * even.width + left) * 3..][..row.len()].copy_from_slice(row);
+            }
+        }
+    }
+    Ok(Frame { rgb, ..even })
 }
+
+/// Side of the tiles that larger pictures are compressed in, a multiple of H.264's blocks: openh264 takes 36,864 of 16x16 at most.
+const LARGEST: usize = 2048;
 
 #[cfg(not(feature = "h264"))]
 mod round_trip {

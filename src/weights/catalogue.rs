@@ -4,7 +4,10 @@
 mod read;
 
 use crate::guidance::ByLevel;
+use crate::models::ltx::Convention;
+use crate::models::ltx::config::VaeConfig;
 use crate::progress::human_bytes;
+use crate::recipe::Recipe;
 use anyhow::{Result, anyhow};
 use serde::Deserialize;
 use std::path::Path;
@@ -98,7 +101,7 @@ impl Entry {
         self.bytes.or(self.about_bytes)
     }
 
-    /// `6.34 GB`, `about 28.6 GB`, `built in` or `size unknown`.
+    /// `6.34 GB`, `about 9.53 GB`, `built in` or `size unknown`.
     pub fn size_text(&self) -> String {
         match (self.embedded, self.bytes, self.about_bytes) {
             (true, ..) => "built in".into(),
@@ -159,11 +162,18 @@ pub struct RunDefaults {
     pub negative: Option<String>,
     pub image_noise: Option<f64>,
     pub image_crf: Option<u32>,
-    /// `text` or `condition`, for a model whose VAE does not tell.
-    pub convention: Option<String>,
+    /// For a model whose VAE does not tell.
+    pub convention: Option<Convention>,
+    /// Whose way it is run; absent: diffusers'.
+    pub recipe: Option<Recipe>,
 }
 
 impl RunDefaults {
+    /// Returns how the model was trained to be sampled: as its entry says, else by its VAE.
+    pub fn convention(&self, vae: &VaeConfig) -> Convention {
+        self.convention.unwrap_or_else(|| Convention::of(vae))
+    }
+
     /// Whether a run makes two passes, with an upscaler between them.
     pub fn in_two_passes(&self) -> bool {
         self.first.is_some() || self.second.is_some()
@@ -305,8 +315,8 @@ fn unknown(name: &str, what: &str, among: impl Iterator<Item = &'static Entry>) 
 /// agree; the user's own come first. Of several that do the one is taken that is as long as the file, else the one whose version
 /// the file's name says, else the newest. The file's own list of steps, where it has one, is the better default than the entry's `sigmas`.
 pub fn matching(facts: &Facts) -> Option<&'static Entry> {
-    let by_name = models()
-        .find(|entry| entry.matches.as_ref().is_some_and(|m| m.name.is_some() && m.name.as_deref() == facts.name));
+    let named = |m: &Match| m.name.is_some() && m.name.as_deref() == facts.name;
+    let by_name = |own: bool| models().find(|e| e.own == own && e.matches.as_ref().is_some_and(named));
     let alike = |own: bool| {
         models().rev().filter(move |e| e.own == own && e.matches.as_ref().is_some_and(|m| m.shape_is(facts)))
     };
@@ -315,7 +325,7 @@ pub fn matching(facts: &Facts) -> Option<&'static Entry> {
         let so_called = || alike(own).find(|entry| facts.called.is_some_and(|called| entry.version_is_in(called)));
         as_long.or_else(so_called).or_else(|| alike(own).next())
     };
-    by_name.or_else(|| best(true)).or_else(|| best(false))
+    by_name(true).or_else(|| by_name(false)).or_else(|| best(true)).or_else(|| best(false))
 }
 
 /// Entries that the one found by [`matching`] cannot be told from, and that run otherwise.

@@ -117,9 +117,18 @@ impl TransformerConfig {
     }
 }
 
-/// How a checkpoint's noise schedule is bent.
+/// How noise levels are spaced before they are bent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sampler {
+    Uniform,
+    LinearQuadratic,
+}
+
+/// How a checkpoint's noise schedule is made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SchedulerConfig {
+    /// What Lightricks' form names; diffusers' leaves it to the pipeline.
+    pub sampler: Option<Sampler>,
     pub shift: f64,
     /// Shift by the number of tokens: (base shift, max shift, base tokens, max tokens).
     pub dynamic: Option<[f64; 4]>,
@@ -159,6 +168,7 @@ impl SchedulerConfig {
                     "{what}: `max_image_seq_len` is {many}, and has to be above `base_image_seq_len`, {few}"
                 );
                 Self {
+                    sampler: None,
                     shift: keys.positive("shift", 1.0)?,
                     dynamic: keys.or("use_dynamic_shifting", false)?.then_some(bounds),
                     terminal: keys.get("shift_terminal")?,
@@ -167,10 +177,16 @@ impl SchedulerConfig {
             "RectifiedFlowScheduler" => {
                 keys.ignore(&["base_resolution"]);
                 keys.only("sampler", &[json!("Uniform"), json!("LinearQuadratic")])?;
+                let sampler = match json["sampler"].as_str() {
+                    Some("LinearQuadratic") => Sampler::LinearQuadratic,
+                    _ => Sampler::Uniform, // the class's default
+                };
                 keys.only("shifting", &[json!("SD3")])?;
                 keys.only("shift", &[json!(1), json!(1.0)])?;
                 let terminal = keys.get("target_shift_terminal")?;
-                if json["shifting"].is_null() { Self::plain() } else { Self { terminal, ..Self::token_shift() } }
+                let config = if json["shifting"].is_null() { Self::plain() } else { Self::token_shift() };
+                let terminal = config.dynamic.and(terminal);
+                Self { sampler: Some(sampler), terminal, ..config }
             }
             other => bail!(
                 "{what}: `_class_name` is `{other}`, and reel knows `FlowMatchEulerDiscreteScheduler` and `RectifiedFlowScheduler`"
@@ -188,12 +204,12 @@ impl SchedulerConfig {
 
     /// What 0.9.5 and later are sampled with.
     pub fn plain() -> Self {
-        Self { shift: 1.0, dynamic: None, terminal: None }
+        Self { sampler: None, shift: 1.0, dynamic: None, terminal: None }
     }
 
     /// What 0.9.0 and 0.9.1 are sampled with.
     /// - Source: LTX-Video `schedulers/rf.py`, `sd3_resolution_dependent_timestep_shift`, at 5260738.
     pub fn token_shift() -> Self {
-        Self { shift: 1.0, dynamic: Some([0.95, 2.05, 1024.0, 4096.0]), terminal: Some(0.1) }
+        Self { sampler: None, shift: 1.0, dynamic: Some([0.95, 2.05, 1024.0, 4096.0]), terminal: Some(0.1) }
     }
 }

@@ -258,9 +258,7 @@ impl RunDefaults {
                 pass.check(&format!("run.{name}"))?;
             }
         }
-        ensure(self.convention.as_deref().is_none_or(|c| c == "text" || c == "condition"), || {
-            "`run.convention` is `text` or `condition`".to_string()
-        })
+        Ok(())
     }
 }
 

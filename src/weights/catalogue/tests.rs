@@ -65,7 +65,8 @@ fn what_is_wrong_is_said_with_its_line() {
         ("[x.run.second]\nsigmas = [0.5, 0.7]\n", 1, "`run.second.sigmas` have to fall"),
         ("[x.run]\nguidance = [3.0, -1.0]\n", 1, "`run.guidance` is below 0"),
         ("[x.run]\nwidth = 0\n", 1, "`run.width` is 0"),
-        ("[x.run]\nconvention = 'new'\n", 1, "`text` or `condition`"),
+        ("[x.run]\nconvention = 'new'\n", 7, "`text` or `condition`"),
+        ("[x.run]\nrecipe = 'new'\n", 7, "`lightricks` or `diffusers`"),
         ("[x.match]\nvae = '0.9.5'\n", 1, "`match` needs"),
         ("bytes = 1\nabout_bytes = 1\n", 1, "say the same thing"),
         ("sha256 = 'ABC'\n", 1, "64 digits"),
@@ -147,11 +148,11 @@ fn run_defaults_are_legal() {
         assert!(run.guidance.as_ref().unwrap().values().iter().all(|&scale| scale >= 1.0), "{name}");
         let layers = matches.as_ref().and_then(|m| m.layers).unwrap_or(usize::MAX);
         for two in [false, true] {
-            let passes = passes::decide(&Request::default(), run, None, two).unwrap();
+            let passes = passes::decide(&Request::default(), run, Recipe::Lightricks, None, two).unwrap();
             assert!(passes.iter().all(|pass| pass.check(layers).is_ok()), "{name}");
         }
         assert_eq!(run.in_two_passes(), upscaler.is_some() && run.downscale.is_some(), "{name}");
-        assert!(run.convention.as_deref().is_none_or(|c| c == "text" || c == "condition"), "{name}");
+        assert_eq!(run.recipe, (name != "tiny").then_some(Recipe::Lightricks), "{name}");
     }
 }
 
@@ -256,7 +257,7 @@ fn sizes_are_said() {
     let said = |name: &str| named(name).unwrap().size_text();
     assert_eq!(said("tiny"), "built in");
     assert_eq!(said("ltx-2b-0.9.5"), "6.34 GB");
-    assert_eq!(said("ltx-13b-0.9.7-distilled"), "about 28.6 GB");
+    assert_eq!(said("t5-xxl-bf16"), "about 9.53 GB");
 }
 
 #[test]
