@@ -9,7 +9,7 @@ use crate::models::ltx::config::VaeConfig;
 use crate::progress::human_bytes;
 use crate::recipe::Recipe;
 use anyhow::{Result, anyhow};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -96,6 +96,15 @@ impl Entry {
         })
     }
 
+    /// What of several names that hold what was asked for goes first: of models the distilled ones, which are by far the quickest,
+    /// small before large, newer before older.
+    /// - `at`: its place in the catalogue.
+    fn age(&self, at: usize) -> (bool, usize, std::cmp::Reverse<usize>) {
+        let known = self.matches.as_ref();
+        let at = if self.kind == Kind::Model { at } else { usize::MAX };
+        (!known.is_some_and(|m| m.distilled), known.and_then(|m| m.layers).unwrap_or(0), std::cmp::Reverse(at))
+    }
+
     /// Bytes of its file, as far as the catalogue knows.
     pub fn size(&self) -> Option<u64> {
         self.bytes.or(self.about_bytes)
@@ -128,7 +137,7 @@ pub struct Match {
 }
 
 /// What a run takes where the user says nothing; named like the flags of `generate`. Absent: the convention's default.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunDefaults {
     /// Pixels.
@@ -181,7 +190,7 @@ impl RunDefaults {
 }
 
 /// What one of two passes takes in place of the run's own defaults; named like them.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct PassDefaults {
     pub steps: Option<usize>,
@@ -288,19 +297,32 @@ pub fn find_any(name: &str) -> Result<&'static Entry> {
     named(name).ok_or_else(|| unknown(name, "name", entries().iter()))
 }
 
+/// How near a name is to what was asked for, nearest first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Near {
+    /// It holds what was asked for.
+    Part((bool, usize, std::cmp::Reverse<usize>)),
+    /// So many letters are other ones.
+    Slip(usize),
+}
+
 fn unknown(name: &str, what: &str, among: impl Iterator<Item = &'static Entry>) -> anyhow::Error {
-    // A part of a name (`0.9.8`, `ltx-2b-0.9.6`) is nearer than any slip of the finger.
+    // A part of a name (`0.9.8`, `ltx-2b`) is nearer than any slip of the finger.
     let part = |of: &str| name.len() > 2 && of.contains(&name.to_lowercase());
-    let mut names: Vec<(bool, usize, &str)> =
-        among.map(|entry| (!part(&entry.name), distance(name, &entry.name), &*entry.name)).collect();
-    names.sort_by_key(|&(apart, far, _)| (apart, far)); // stable: equally far ones keep the catalogue's order
-    let quoted: Vec<String> = names.iter().map(|(_, _, name)| format!("`{name}`")).collect();
+    let mut names: Vec<(Near, &str)> = among
+        .enumerate()
+        .map(|(at, entry)| match part(&entry.name) {
+            true => (Near::Part(entry.age(at)), &*entry.name),
+            false => (Near::Slip(distance(name, &entry.name)), &*entry.name),
+        })
+        .collect();
+    names.sort_by_key(|(near, _)| *near); // stable: equally far ones keep the catalogue's order
+    let quoted: Vec<String> = names.iter().map(|(_, name)| format!("`{name}`")).collect();
     let guess = match names.first() {
         // Half the letters wrong is no slip any more.
-        Some((apart, far, near)) if !apart || *far <= name.chars().count() / 2 => {
-            format!("; did you mean `{near}`?")
-        }
-        _ => String::new(),
+        Some((Near::Slip(far), _)) if *far > name.chars().count() / 2 => String::new(),
+        Some((_, near)) => format!("; did you mean `{near}`?"),
+        None => String::new(),
     };
     let fix = match what {
         "model" => "name one of these, or give a path to a `.safetensors` file or a directory",

@@ -242,6 +242,19 @@ fn an_unknown_name_lists_the_choices() {
     assert!(error.contains("models: `ltx-2b-0.9.6-distilled`, `ltx-2b-0.9.8-distilled`"), "{error}");
     assert!(models().all(|e| error.contains(&format!("`{}`", e.name))), "{error}");
     assert!(error.contains("path"), "{error}");
+    // of several that hold what was asked for the newest distilled one, the oldest of which nobody wants
+    for (asked, newest) in [
+        ("ltx", "ltx-2b-0.9.8-distilled"),
+        ("ltx-2b", "ltx-2b-0.9.8-distilled"),
+        ("LTX-13B", "ltx-13b-0.9.8-distilled"),
+        ("13b-0.9.7", "ltx-13b-0.9.7-distilled"),
+        ("0.9.8-dev", "ltx-13b-0.9.8-dev"),
+    ] {
+        for error in [find(asked).unwrap_err(), find_any(asked).unwrap_err()] {
+            assert!(error.to_string().contains(&format!("did you mean `{newest}`?")), "{asked}: {error}");
+        }
+    }
+    assert!(find_any("t5-xxl").unwrap_err().to_string().contains("did you mean `t5-xxl-fp16`?"));
     assert!(find("TINY").unwrap_err().to_string().contains("did you mean `tiny`?"));
     for nonsense in ["", "x", "stable-diffusion-xl"] {
         let error = find(nonsense).unwrap_err().to_string();
