@@ -155,7 +155,7 @@ impl Take {
         let defaults = checkpoint.run_defaults();
         let allowed = checkpoint.allowed_sigmas.as_deref();
         let channels = checkpoint.vae.0.latent_channels;
-        let here = |entry: &Entry| Store::from_env().ok()?.find(entry);
+        let here = |entry: &Entry| Store::from_env()?.sound(entry);
         let upscaler = two_passes::upscaler(request, checkpoint.entry, channels, convention, here)?;
         let settings = Settings::decide(request, &defaults, allowed, convention, size, upscaler.is_some(), seed)?;
         let blocks = checkpoint.transformer.0.layers;

@@ -18,7 +18,7 @@ pub fn upscaler(
     entry: Option<&Entry>,
     channels: usize,
     convention: Convention,
-    pulled: impl Fn(&Entry) -> Option<PathBuf>,
+    pulled: impl Fn(&Entry) -> Result<Option<PathBuf>>,
 ) -> Result<Option<Upscaler>> {
     match (request.upscaler.as_deref(), entry.filter(|entry| entry.run.in_two_passes())) {
         (Some("none"), _) | (None, None) => Ok(None),
@@ -30,20 +30,26 @@ pub fn upscaler(
             let named =
                 catalogue::named(path).filter(|entry| entry.kind == Kind::Upscaler && !Path::new(path).exists());
             let path = match named {
-                Some(entry) => pulled(entry).with_context(|| store::not_here(entry))?,
+                Some(entry) => pulled(entry)?.with_context(|| store::not_here(entry))?,
                 None => PathBuf::from(path),
             };
             Upscaler::open(&path, channels).map(Some)
         }
         (None, Some(entry)) => {
-            let own = entry.upscaler.as_deref().and_then(catalogue::named);
-            if let Some(path) = own.and_then(&pulled) {
+            let name = &entry.name;
+            let Some(own) = entry.upscaler.as_deref().and_then(catalogue::named) else {
+                let known = catalogue::entries().iter().find(|entry| entry.kind == Kind::Upscaler);
+                let such = known.map(|known| format!(", such as `{}`,", known.name)).unwrap_or_default();
+                bail!(
+                    "`{name}` is run in two passes, and names no `upscaler` to go between them\n  fix: pass one{such} with --upscaler, or make one pass with --upscaler none, or name it in the entry of weights.toml"
+                )
+            };
+            if let Some(path) = pulled(own)? {
                 return Upscaler::open(&path, channels).map(Some);
             }
-            let (name, upscaler) = (&entry.name, own.map_or("a latent upscaler", |own| &own.name));
-            let size = own.map(|own| format!(" ({}, {})", own.size_text(), own.licence)).unwrap_or_default();
+            let (upscaler, size, licence) = (&own.name, own.size_text(), &own.licence);
             bail!(
-                "`{name}` is run in two passes with `{upscaler}`{size} between them, which is not here\n  fix: `reel models pull {upscaler}`, or pass it with --upscaler FILE, or make one pass with --upscaler none"
+                "`{name}` is run in two passes with `{upscaler}` ({size}, {licence}) between them, which is not here\n  fix: `reel models pull {upscaler}`, or pass it with --upscaler FILE, or make one pass with --upscaler none"
             )
         }
     }
@@ -88,7 +94,7 @@ mod tests {
     fn a_recipe_without_its_upscaler_is_an_error() {
         let find = |model: &str, asked: Option<&str>| {
             let request = Request { upscaler: asked.map(String::from), ..Default::default() };
-            upscaler(&request, Some(catalogue::find(model).unwrap()), 128, Convention::Condition, |_| None)
+            upscaler(&request, Some(catalogue::find(model).unwrap()), 128, Convention::Condition, |_| Ok(None))
         };
         for model in ["ltx-2b-0.9.8-distilled", "ltx-13b-0.9.8-dev", "ltx-13b-0.9.7-distilled"] {
             let error = find(model, None).err().unwrap().to_string();
@@ -99,5 +105,24 @@ mod tests {
         }
         assert!(find("ltx-2b-0.9.6-distilled", None).unwrap().is_none());
         assert!(find("tiny", Some("no-such-file")).is_err());
+    }
+
+    #[test]
+    fn an_entry_that_names_no_upscaler_is_told_so() {
+        let named = catalogue::find("ltx-2b-0.9.8-distilled").unwrap();
+        let entry = Entry { name: "mine".to_string(), upscaler: None, ..named.clone() };
+        let error =
+            upscaler(&Request::default(), Some(&entry), 128, Convention::Condition, |_| Ok(None)).err().unwrap();
+        let error = error.to_string();
+        assert!(error.contains("`mine`") && error.contains("such as `ltx-spatial-upscaler-0.9.8`"), "{error}");
+        assert!(!error.contains("models pull"), "{error}");
+    }
+
+    #[test]
+    fn a_store_that_cannot_be_opened_is_no_absent_file() {
+        let entry = catalogue::find("ltx-2b-0.9.8-distilled").unwrap();
+        let broken = |_: &Entry| bail!("no home folder");
+        let error = upscaler(&Request::default(), Some(entry), 128, Convention::Condition, broken).err().unwrap();
+        assert_eq!(error.to_string(), "no home folder");
     }
 }
