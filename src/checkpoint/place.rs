@@ -35,22 +35,30 @@ pub fn locate(model: &str, encoded: bool, notes: &mut Vec<String>) -> Result<Pla
 
 /// The files that a name is opened from, all of which have to be here.
 fn pulled(entry: &'static Entry, encoded: bool, notes: &mut Vec<String>) -> Result<Place> {
-    let mut parts = Store::from_env()?.parts(entry, None);
+    let store = Store::from_env()?;
+    let mut parts = store.parts(entry, None);
+    parts.retain(|(part, _)| !(encoded && part.kind == Kind::TextEncoder));
+    let to_pull: Vec<&Entry> = parts.iter().filter(|(_, path)| path.is_none()).map(|(part, _)| *part).collect();
     // whether an upscaler is needed is known when the run is
-    parts.retain(|(part, _)| part.kind != Kind::Upscaler && !(encoded && part.kind == Kind::TextEncoder));
-    let missing: Vec<&Entry> = parts.iter().filter(|(_, path)| path.is_none()).map(|(part, _)| *part).collect();
+    parts.retain(|(part, _)| part.kind != Kind::Upscaler);
+    let missing: Vec<&Entry> = to_pull.iter().copied().filter(|part| part.kind != Kind::Upscaler).collect();
+    missing.iter().try_for_each(|part| store.sound(part).map(|_| ()))?;
     if !missing.is_empty() {
         let each: Vec<String> = missing
             .iter()
             .map(|part| format!("`{}`, {}, licence: {}", part.name, part.size_text(), part.licence))
             .collect();
+        let upscaler = to_pull.iter().find(|part| part.kind == Kind::Upscaler);
+        let upscaler = upscaler.map(|part| format!(" with `{}`", part.name)).unwrap_or_default();
         bail!(
-            "the weights of `{}` are not here ({})\n  fix: `reel models pull {}` fetches them, or the same command with --pull",
+            "the weights of `{}` are not here ({})\n  fix: `reel models pull {}` fetches them ({} in all{upscaler}), or the same command with --pull",
             entry.name,
             each.join("; "),
-            entry.name
+            entry.name,
+            store::size_of(to_pull.iter().copied())
         );
     }
+    parts.iter().for_each(|(part, _)| notes.extend(store.look(part).remarks));
     let find = |kind: Kind| parts.iter().find(|(part, _)| part.kind == kind).map(|(part, path)| (*part, path.clone()));
     let path_of = |kind: Kind| find(kind).and_then(|(_, path)| path);
     if let (Some((variant, _)), Some(own)) = (find(Kind::TextEncoder), &entry.text_encoder)
@@ -70,7 +78,7 @@ fn pulled(entry: &'static Entry, encoded: bool, notes: &mut Vec<String>) -> Resu
 pub fn locate_text_encoder(given: &Path) -> Result<PathBuf> {
     let entry = given.to_str().and_then(catalogue::named).filter(|entry| entry.kind == Kind::TextEncoder);
     match entry {
-        Some(entry) if !given.exists() => Store::from_env()?.find(entry).with_context(|| store::not_here(entry)),
+        Some(entry) if !given.exists() => Store::from_env()?.sound(entry)?.with_context(|| store::not_here(entry)),
         _ => Ok(given.to_path_buf()),
     }
 }

@@ -175,13 +175,13 @@ pub fn pull_for(request: &Request, progress: &Progress) -> Result<(), Failure> {
 
 fn verify(name: Option<&str>, progress: &Progress) -> Result<(), Failure> {
     let store = open()?;
+    let here = |entry: &Entry| matches!(store.state(entry), State::Here { .. } | State::Damaged { .. });
     let entries: Vec<&Entry> = match name {
         Some(name) => {
-            let parts = store.parts(named(name)?, None).into_iter();
-            let parts: Vec<_> = parts.filter(|(part, path)| part.name == name || path.is_some()).collect();
-            parts.into_iter().map(|(part, _)| part).filter(|part| !part.embedded).collect()
+            let parts = store.parts(named(name)?, None).into_iter().map(|(part, _)| part);
+            parts.filter(|part| !part.embedded && (part.name == name || here(part))).collect()
         }
-        None => catalogue::entries().iter().filter(|entry| store.find(entry).is_some()).collect(),
+        None => catalogue::entries().iter().filter(|entry| here(entry)).collect(),
     };
     let total = entries.iter().map(|entry| match store.state(entry) {
         State::Here { bytes, .. } => bytes,
@@ -190,14 +190,22 @@ fn verify(name: Option<&str>, progress: &Progress) -> Result<(), Failure> {
     let mut stage = progress.bytes("verify", total.sum());
     let (mut report, mut damaged) = (String::new(), vec![]);
     for entry in &entries {
+        let found = store.look(entry);
+        found.remarks.iter().for_each(|remark| stage.note(remark));
         // a file that is not here is the user's to mend; one that cannot be read is not
-        if store.find(entry).is_none() {
+        if !here(entry) {
             return Err(Failure::BadInput(anyhow!(store::not_here(entry))));
         }
         let said = match store.verify(entry, |n| stage.advance(n)).map_err(Failure::Failed)? {
             Verdict::Whole { of } => format!("whole (SHA-256 as {of} says)"),
+            Verdict::WholeByGit => "whole (git's hash as the hub says)".to_string(),
+            Verdict::Own { sha256 } => {
+                let hash = if progress.verbose { sha256 } else { store::short(&sha256) };
+                format!("as downloaded on this machine; nobody else vouches for it (SHA-256 {hash})")
+            }
             Verdict::Unknown { sha256 } => format!("nobody says what it should be; SHA-256 {sha256}"),
-            Verdict::Damaged { what } => {
+            Verdict::Damaged { what, hashes } => {
+                hashes.iter().filter(|_| progress.verbose).for_each(|hashes| stage.note(hashes));
                 damaged.push(entry.name.as_str());
                 format!("damaged: {what}")
             }
@@ -226,9 +234,10 @@ fn path(name: &str) -> Result<(), Failure> {
     if entry.embedded {
         return Err(Failure::BadInput(anyhow!("`{name}` is part of the program, and has no file")));
     }
-    match open()?.find(entry) {
+    let store = open()?;
+    match store.find(entry) {
         Some(path) => print(format!("{}\n", path.display()).as_bytes()),
-        None => Err(Failure::BadInput(anyhow!(store::not_here(entry)))),
+        None => Err(Failure::BadInput(anyhow!(store.lack(entry)))),
     }
 }
 
@@ -261,6 +270,7 @@ fn list(json: bool) -> Result<(), Failure> {
                 let (here, path, bytes) = match state {
                     State::Here { path, bytes } => ("here", Some(path.display().to_string()), *bytes),
                     State::Partly { bytes } => ("partly", None, *bytes),
+                    State::Damaged { bytes, .. } => ("damaged", None, *bytes),
                     State::Absent if e.embedded => ("here", None, 0),
                     State::Absent => ("absent", None, 0),
                 };
@@ -275,6 +285,7 @@ fn list(json: bool) -> Result<(), Failure> {
     }
     let there = |state: &State| match state {
         State::Here { .. } => "here".to_string(),
+        State::Damaged { .. } => "damaged".to_string(),
         State::Partly { bytes } => format!("{} of it", human_bytes(*bytes)),
         State::Absent => String::new(),
     };

@@ -49,7 +49,8 @@ impl Scratch {
             cache: self.0.join("hub"),
             data: self.0.join("data"),
             endpoint: server.address.clone(),
-            token: Some(Token::new(TOKEN).unwrap()),
+            token: Token::new(TOKEN),
+            trouble: None,
             offline: false,
             timeout: Duration::from_millis(400),
             waits: [1, 3, 5].map(Duration::from_millis).to_vec(),
@@ -134,6 +135,11 @@ fn assert_words(error: &str, words: &[&str]) {
     }
     assert!(!error.contains(TOKEN), "{error}");
     assert!(error.contains("\n  fix: "), "{error}");
+}
+
+/// The beginning of the SHA-256, as errors show it.
+fn short(bytes: &[u8]) -> String {
+    format!("{}…", &sha256(bytes)[..12])
 }
 
 /// Whether a folder or anything below it is a file.

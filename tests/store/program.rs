@@ -414,3 +414,89 @@ fn a_disk_that_takes_no_more_keeps_what_it_took() {
     let again = server.requests("GET").iter().map(Request::from).nth(1);
     assert_eq!(again, Some(kept as usize), "it goes on from what was kept");
 }
+
+#[test]
+fn without_a_network_sizes_come_first_and_addresses_last() {
+    let (scratch, mini) = (Scratch::new(), Mini::new());
+    let server = mini.serve(|_, _, reply| reply);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap(); // closed again
+    let pull = ["models", "pull", "ltx-2b-0.9.8-distilled"];
+    let flags = ["generate", "x", "--model", "ltx-2b-0.9.8-distilled", "--pull", "--memory", "64GiB", "-o", "a.gif"];
+    for (args, encoder) in [(&pull[..], "t5xxl_fp16.safetensors"), (&flags, "")] {
+        let begun = std::time::Instant::now();
+        let away =
+            told(command(&scratch, &server, args).env("HF_ENDPOINT", format!("http://{free}")).output().unwrap());
+        assert_eq!(away.code, Some(1), "{}", away.talk);
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        let (before, error) = away.talk.split_once("error: ").unwrap();
+        let licence = "licence: LTX-Video Open Weights 0.X (http";
+        for word in ["ltx-2b-0.9.8-distilled: 6.34 GB", licence, "ltx-spatial-upscaler-0.9.8: 505 MB", "in all: "] {
+            assert!(before.contains(word), "no `{word}` in {before}");
+        }
+        assert!(before.find("6.34 GB").unwrap() < before.find("trying again").unwrap(), "{before}");
+        assert_eq!((before.matches("trying again").count(), error.lines().count()), (1, 3), "{}", away.talk);
+        for word in [
+            "2 times over",
+            "https://huggingface.co/Lightricks/LTX-Video/resolve/main/ltxv-2b-0.9.8-distilled.safetensors",
+            "--model ltxv-2b-0.9.8-distilled.safetensors --text-encoder ",
+            encoder,
+            "--upscaler ltxv-spatial-upscaler-0.9.8.safetensors",
+            "HTTPS_PROXY",
+            "HF_ENDPOINT",
+        ] {
+            assert!(error.contains(word), "no `{word}` in {error}");
+        }
+    }
+    assert!(!any_file(&scratch.0.join("hub")));
+}
+
+#[test]
+fn a_token_that_is_none_stops_no_run_of_what_is_here() {
+    let (scratch, mini) = (Scratch::new(), Mini::new());
+    let server = mini.serve(|_, _, reply| reply);
+    works(&scratch, &server, &["models", "pull", "mini"]);
+    let odd = |args: &[&str]| told(command(&scratch, &server, args).env("HF_TOKEN", "a b").output().unwrap());
+    let clip = odd(&["generate", "a red ball", "--model", "mini", "-o", "a.gif"]);
+    assert_eq!(clip.code, Some(0), "{}", clip.talk);
+    assert_eq!(odd(&["models", "verify"]).code, Some(0));
+    works(&scratch, &server, &["models", "remove", "mini"]);
+    let pull = odd(&["models", "pull", "mini"]);
+    assert_eq!(pull.code, Some(1));
+    assert_words(&pull.talk, &["the Hugging Face token of HF_TOKEN"]);
+}
+
+#[test]
+fn what_is_damaged_is_said_and_a_pull_mends_it() {
+    let (scratch, mini) = (Scratch::new(), Mini::new());
+    let server = mini.serve(|_, _, reply| reply);
+    works(&scratch, &server, &["models", "pull", "mini"]);
+    let blob = scratch.folder().join("blobs").join(sha256(&mini.model));
+    std::fs::write(&blob, &mini.model[..1001]).unwrap();
+    let whole = format!("mini.safetensors` has 1001 bytes, and {} are right", mini.model.len());
+    for args in [&["generate", "x", "--model", "mini", "-o", "a.gif"][..], &["models", "path", "mini"]] {
+        fails(&scratch, &server, args, 2, &["`mini` is damaged: `", &whole, "reel models pull mini"]);
+    }
+    assert_eq!(state(&scratch, &server, "mini"), "damaged");
+    fails(&scratch, &server, &["models", "verify"], 1, &["1 of 3 files is damaged: mini"]);
+    let said = works(&scratch, &server, &["models", "pull", "mini"]);
+    assert!(said.talk.contains("`mini` is damaged (") && said.talk.contains(&whole), "{}", said.talk);
+    let verified = works(&scratch, &server, &["models", "verify"]);
+    assert_eq!(verified.out.matches("whole (SHA-256 as the hub says)").count(), 3, "{}", verified.out);
+}
+
+#[test]
+fn what_nobody_vouches_for_is_called_so() {
+    let (scratch, mini) = (Scratch::new(), Mini::new());
+    let server = mini.serve(|_, _, mut reply| {
+        reply.headers.retain(|(name, _)| !name.starts_with("x-linked"));
+        reply.with("etag", "\"of-a-mirror\"")
+    });
+    let said = works(&scratch, &server, &["models", "pull", "mini-t5"]);
+    assert!(said.talk.contains("mini-t5: nobody vouches for these bytes"), "{}", said.talk);
+    let verified = works(&scratch, &server, &["models", "verify", "mini-t5"]).out;
+    let words = "mini-t5: as downloaded on this machine; nobody else vouches for it (SHA-256 ";
+    assert!(verified.starts_with(words) && !verified.contains("whole"), "{verified}");
+    assert!(verified.contains(&short(&mini.text)) && !verified.contains(&sha256(&mini.text)), "{verified}");
+    let loud = works(&scratch, &server, &["models", "verify", "mini-t5", "-v"]).out;
+    assert!(loud.contains(&sha256(&mini.text)), "{loud}");
+}

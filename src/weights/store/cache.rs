@@ -1,9 +1,10 @@
 //! The layout of the Hugging Face cache, as Python writes and reads it: `models--owner--name/` holds `blobs/ETAG` (contents),
 //! `snapshots/COMMIT/FILE` (links to them) and `refs/REVISION` (a commit). Locks lie in `.locks/`.
 
+use super::check::{is_commit, no_plain_file, read_note};
 use crate::platform::files;
 use crate::weights::catalogue::Remote;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
@@ -16,6 +17,13 @@ pub struct Folder {
     path: PathBuf,
     revision: String,
     links: bool,
+}
+
+/// A blob that is ours alone, as long as this lives.
+pub struct Lock {
+    /// Whether the disk knows locks. Where it does not, another process may write the same partial file.
+    pub held: bool,
+    _file: File,
 }
 
 /// What removing a file freed.
@@ -54,21 +62,56 @@ impl Folder {
         self.root.join(".locks").join(self.path.file_name().unwrap_or_default())
     }
 
+    /// Commits that have a snapshot. What else is in that folder is nobody's.
     fn commits(&self) -> Vec<String> {
         let entries = fs::read_dir(self.path.join("snapshots")).into_iter().flatten().flatten();
-        let mut commits: Vec<String> = entries.filter_map(|e| e.file_name().into_string().ok()).collect();
+        let names = entries.filter_map(|e| e.file_name().into_string().ok());
+        let mut commits: Vec<String> = names.filter(|name| is_commit(name)).collect();
         commits.sort();
         commits
     }
 
-    /// The file, where it is here: of the commit that was pulled, of the revision, or of any other commit when its blob is the
-    /// one that is known.
-    pub fn find(&self, file: &str, commit: Option<&str>, sha256: Option<&str>) -> Option<PathBuf> {
-        let of = |commit: &str| self.pointer(commit, file);
-        let exact = [Some(of(&self.revision)), commit.map(of), self.names.get(file)];
+    fn reference(&self) -> PathBuf {
+        self.path.join("refs").join(&self.revision)
+    }
+
+    /// The commit that the revision is said to stand for here, where that is written down.
+    /// - Errors say what is wrong with the reference, its path first.
+    pub fn commit(&self) -> Result<Option<String>, String> {
+        let Some(text) = read_note(&self.reference())? else { return Ok(None) };
+        let commit = text.trim();
+        if is_commit(commit) {
+            return Ok(Some(commit.to_string()));
+        }
+        let shown: String = commit.chars().take(60).collect();
+        Err(format!("`{}` holds {shown:?}, which is no commit, and is left aside", self.reference().display()))
+    }
+
+    /// Where snapshots have something of the file's name: of the revision, of the commit that was pulled, or of any other commit
+    /// when its blob is the one that is known.
+    pub fn pointers(&self, file: &str, commit: Option<&str>, sha256: Option<&str>) -> Vec<PathBuf> {
+        let own = Some(self.revision.as_str()).filter(|revision| is_commit(revision));
+        let referred = self.commit().ok().flatten();
+        let exact = [own, commit, referred.as_deref()].into_iter().flatten().map(|commit| self.pointer(commit, file));
         let known = |path: &PathBuf| sha256.is_some() && self.etag_of(path).as_deref() == sha256;
-        let others = self.commits().into_iter().map(|commit| of(&commit)).filter(known);
-        exact.into_iter().flatten().chain(others).find(|path| path.is_file())
+        let others = self.commits().into_iter().map(|commit| self.pointer(&commit, file)).filter(known);
+        let mut found: Vec<PathBuf> = vec![];
+        for path in exact.chain(others) {
+            if path.symlink_metadata().is_ok() && !found.contains(&path) {
+                found.push(path);
+            }
+        }
+        found
+    }
+
+    /// Where a file really is, when a link in a snapshot leads out of the cache. What newer versions of Python share between
+    /// caches is a blob that is a link, and stays.
+    pub fn outside(&self, pointer: &Path) -> Option<PathBuf> {
+        if self.etag_of(pointer).is_some() {
+            return None;
+        }
+        let (root, place) = (self.root.canonicalize().ok()?, pointer.canonicalize().ok()?);
+        (!place.starts_with(root)).then_some(place)
     }
 
     /// The name of the blob that a pointer leads to, where it is a link into the blobs.
@@ -96,29 +139,69 @@ impl Folder {
         Ok(())
     }
 
-    /// Holds a blob against other pulls, Python's included, until the file is dropped or the process ends.
-    /// - `waiting`: called once when another one has it.
-    pub fn lock(&self, etag: &str, waiting: impl FnOnce()) -> Result<File> {
-        let path = self.locks().join(format!("{etag}.lock"));
-        let what = || format!("cannot lock `{}`", path.display());
-        let file = File::options().create(true).write(true).truncate(false).open(&path).with_context(what)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                waiting();
-                file.lock().with_context(what)?;
+    /// Checks that nothing stands where a download will write: before it, not after.
+    /// - Errors name what is in the way.
+    pub fn check_places(&self, file: &str, commit: &str, etag: &str) -> Result<()> {
+        let lock = self.lock_of(etag);
+        let places = [self.blob(etag), self.pointer(commit, file), self.partial(etag), self.reference(), lock];
+        for (i, place) in places.iter().enumerate() {
+            let may_be_link = i < 2; // what is written in place would be written through one
+            let above = place.ancestors().skip(1).take_while(|folder| folder.starts_with(&self.root));
+            for folder in above {
+                let Ok(at) = folder.metadata() else { continue };
+                ensure!(at.is_dir(), "`{}` is no directory\n  fix: move it away", folder.display());
+                break;
             }
-            // a disk without locks: two pulls at once are then the user's to avoid
-            Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {}
-            Err(TryLockError::Error(e)) => return Err(e).with_context(what),
+            let Ok(at) = place.symlink_metadata() else { continue };
+            match no_plain_file(&at) {
+                None => {}
+                Some(_) if may_be_link && at.is_symlink() && !place.is_dir() => {}
+                Some(kind) => {
+                    bail!("`{}` is {kind}, and a file belongs there\n  fix: move it away", place.display())
+                }
+            }
         }
-        Ok(file)
+        Ok(())
     }
 
-    /// Whether another process pulls this blob.
-    pub fn is_locked(&self, etag: &str) -> bool {
-        let path = self.locks().join(format!("{etag}.lock"));
-        File::open(path).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+    fn lock_of(&self, etag: &str) -> PathBuf {
+        self.locks().join(format!("{etag}.lock"))
+    }
+
+    /// Locks a blob against other pulls, Python's included, until the lock is dropped or the process ends.
+    /// - `waiting`: called once when another one has it.
+    pub fn lock(&self, etag: &str, waiting: impl FnOnce()) -> Result<Lock> {
+        let mut waiting = Some(waiting);
+        self.locked(etag, |file| {
+            waiting.take().into_iter().for_each(|waiting| waiting());
+            file.lock().map(|()| true)
+        })?
+        .context("a lock that was waited for is there")
+    }
+
+    /// As [`Folder::lock`], and `None` where another one has it.
+    pub fn try_lock(&self, etag: &str) -> Result<Option<Lock>> {
+        self.locked(etag, |_| Ok(false))
+    }
+
+    /// - `taken`: what to do where another one has the lock; whether it is ours after that.
+    fn locked(&self, etag: &str, mut taken: impl FnMut(&File) -> std::io::Result<bool>) -> Result<Option<Lock>> {
+        let path = self.lock_of(etag);
+        let what = || format!("cannot lock `{}`", path.display());
+        loop {
+            let file = File::options().create(true).write(true).truncate(false).open(&path).with_context(what)?;
+            let held = match file.try_lock() {
+                Ok(()) => true,
+                Err(TryLockError::WouldBlock) if taken(&file).with_context(what)? => true,
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => false,
+                Err(TryLockError::Error(e)) => return Err(e).with_context(what),
+            };
+            // some versions of Python remove the file as they let go: then this lock is on a file that nobody else sees
+            if !held || is_same(&file, &path) {
+                return Ok(Some(Lock { held, _file: file }));
+            }
+        }
     }
 
     /// Gives a blob its place in a snapshot, and the revision its commit. The blob has to be locked.
@@ -147,7 +230,7 @@ impl Folder {
         }
         if self.revision != commit {
             // not `create_ref`, which empties the file first: a kill in between would leave a revision without a commit
-            files::write(&self.path.join("refs").join(&self.revision), commit.as_bytes(), true)?;
+            files::write(&self.reference(), commit.as_bytes(), true)?;
         }
         Ok(pointer)
     }
@@ -155,23 +238,36 @@ impl Folder {
     /// Takes `file` out of every snapshot, and with it the blobs that nothing else refers to. Touches nothing outside this
     /// repository's folder: where a link leads elsewhere, only the link goes.
     /// - `etags`: further blobs that are known to be this file's, for what a broken-off download left.
+    /// - Errors when another process pulls one of the blobs; nothing is removed then.
     pub fn remove(&self, file: &str, etags: &[String]) -> Result<Removed> {
         let mut removed = Removed::default();
-        let mut blobs = etags.to_vec();
-        for commit in self.commits() {
-            let pointer = self.pointer(&commit, file);
+        if !self.path.exists() {
+            return Ok(removed);
+        }
+        let commits = self.commits();
+        let pointers: Vec<PathBuf> = commits.iter().map(|commit| self.pointer(commit, file)).collect();
+        let mut blobs: Vec<String> =
+            pointers.iter().filter_map(|path| self.etag_of(path)).chain(etags.to_vec()).collect();
+        blobs.sort();
+        blobs.dedup();
+        fs::create_dir_all(self.locks())
+            .with_context(|| format!("cannot make the folder `{}`", self.locks().display()))?;
+        let mut locks = vec![];
+        for etag in &blobs {
+            let taken = || format!("`{file}` is being pulled by another process\n  fix: wait for that one, or stop it");
+            locks.push(self.try_lock(etag)?.with_context(taken)?);
+        }
+        for (commit, pointer) in commits.iter().zip(pointers) {
             let Ok(at) = pointer.symlink_metadata() else { continue };
             if at.is_dir() {
                 continue;
             }
-            match self.etag_of(&pointer) {
-                Some(etag) => blobs.push(etag),
-                None if at.is_file() => removed.bytes += at.len(),
-                None => {}
+            if self.etag_of(&pointer).is_none() && at.is_file() {
+                removed.bytes += at.len();
             }
             remove_file(&pointer)?;
             removed.any = true;
-            let snapshot = self.names.pointer_path(&commit);
+            let snapshot = self.names.pointer_path(commit);
             // folders that are empty now
             for folder in pointer.ancestors().skip(1).take_while(|folder| folder.starts_with(&snapshot)) {
                 if fs::remove_dir(folder).is_err() {
@@ -179,15 +275,13 @@ impl Folder {
                 }
             }
         }
-        blobs.sort();
-        blobs.dedup();
         let used = self.used();
         for etag in blobs {
             let users = used.iter().filter(|(of, _)| *of == etag).map(|(_, name)| name.clone());
             let users: Vec<String> = users.collect();
             for path in [self.partial(&etag), self.blob(&format!("{etag}.pointer")), self.blob(&etag)] {
                 let Ok(at) = path.symlink_metadata() else { continue };
-                if path == self.blob(&etag) && !users.is_empty() {
+                if at.is_dir() || path == self.blob(&etag) && !users.is_empty() {
                     continue;
                 }
                 removed.bytes += if at.is_file() { at.len() } else { 0 };
@@ -242,6 +336,21 @@ impl Folder {
         for name in ["refs", "snapshots", "blobs", ""] {
             let _ = fs::remove_dir(self.path.join(name)); // fails where something is left, as it should
         }
+    }
+}
+
+/// Whether an open file is the one that has this path now.
+fn is_same(file: &File, path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let id = |at: fs::Metadata| (at.dev(), at.ino());
+        matches!((file.metadata().map(id), path.metadata().map(id)), (Ok(ours), Ok(now)) if ours == now)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = (file, path); // an open file cannot be removed there
+        true
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is asked of the hub: what a file is, and its bytes from some place on. The token goes to the hub's own address alone.
 
+use super::check::{is_commit, is_etag};
 use super::settings::Settings;
 use crate::weights::catalogue::{Remote, is_sha256};
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -43,6 +44,8 @@ impl Meta {
 pub enum Trouble {
     /// Worth another attempt: after so long, where the server says.
     Again(String, Option<Duration>),
+    /// There is no way to the server at all, which seldom mends itself in a minute.
+    Away(String),
     /// The file is another one than when it was asked about.
     Changed,
     Final(anyhow::Error),
@@ -60,8 +63,11 @@ struct Answer {
 }
 
 impl<'a> Hub<'a> {
-    /// - Errors when the file of certificates that the environment names holds none.
+    /// - Errors when the environment stands against asking at all, or names a file of certificates that holds none.
     pub fn new(settings: &'a Settings) -> Result<Self> {
+        if let Some(trouble) = &settings.trouble {
+            bail!("{trouble}");
+        }
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0) // followed here, where the token is taken off
@@ -79,16 +85,9 @@ impl<'a> Hub<'a> {
         Ok(Self { agent: config.build().new_agent(), settings })
     }
 
-    fn address(&self, remote: &Remote, revision: &str) -> String {
-        let repo = Repo::with_revision(remote.repo.to_string(), RepoType::Model, revision.to_string());
-        // hf-hub's own address of a file leaves its name as it is, blanks and all
-        let (repo, revision, file) = (repo.url(), repo.url_revision(), escaped(remote.file));
-        format!("{}/{repo}/resolve/{revision}/{file}", self.settings.endpoint)
-    }
-
     /// What `remote` is now.
     pub fn meta(&self, remote: &Remote) -> Result<Meta, Trouble> {
-        let answer = self.ask(Method::HEAD, &self.address(remote, remote.revision), None)?;
+        let answer = self.ask(Method::HEAD, &address(&self.settings.endpoint, remote), None)?;
         self.judge(&answer, remote)?;
         let text = |name: &str| answer.response.headers().get(name).and_then(|v| v.to_str().ok());
         let redirected = answer.response.status().is_redirection();
@@ -104,11 +103,13 @@ impl<'a> Hub<'a> {
             )));
         };
         // both become names of files
-        let safe = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-        if !safe(&commit) || !safe(&etag) {
+        if !is_commit(&commit) || !is_etag(&etag) {
+            let cut = |text: &str| text.chars().take(80).collect::<String>();
             return Err(Trouble::Final(anyhow!(
-                "`{}` answers with a commit `{commit}` and an etag `{etag}` that cannot be names of files\n  fix: check HF_ENDPOINT",
-                self.settings.endpoint
+                "`{}` answers with a commit `{}` and an etag `{}` that cannot be names of files\n  fix: check HF_ENDPOINT",
+                self.settings.endpoint,
+                cut(&commit),
+                cut(&etag)
             )));
         }
         Ok(Meta { commit, etag, bytes })
@@ -116,7 +117,8 @@ impl<'a> Hub<'a> {
 
     /// The bytes of a file from `from` on, as the server chooses to give them: status 206, 200 (from the start) or 416.
     pub fn bytes(&self, remote: &Remote, meta: &Meta, from: u64) -> Result<Response<Body>, Trouble> {
-        let answer = self.ask(Method::GET, &self.address(remote, &meta.commit), Some(from))?;
+        let at_commit = Remote { revision: &meta.commit, ..*remote };
+        let answer = self.ask(Method::GET, &address(&self.settings.endpoint, &at_commit), Some(from))?;
         if answer.response.status() != 416 {
             self.judge(&answer, remote)?;
         }
@@ -168,10 +170,17 @@ impl<'a> Hub<'a> {
 
     /// A request that brought no answer.
     fn unanswered(&self, error: ureq::Error, address: &str) -> Trouble {
+        use ErrorKind::{ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable};
         use ureq::Error::*;
         let host = host(address);
-        let unknown = || Trouble::Again(format!("`{host}` cannot be found: no network, or no such name"), None);
+        let proxy =
+            self.agent.config().proxy().map(|proxy| format!(" through the proxy `{}:{}`", proxy.host(), proxy.port()));
+        let proxy = proxy.unwrap_or_default();
+        let unknown = || Trouble::Away(format!("`{host}` cannot be found{proxy}: no network, or no such name"));
         match error {
+            Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => {
+                Trouble::Away(format!("no connection to `{host}`{proxy} in {:?}", self.settings.timeout))
+            }
             Timeout(_) => Trouble::Again(format!("`{host}` did not answer in {:?}", self.settings.timeout), None),
             HostNotFound => unknown(),
             Rustls(e) => Trouble::Final(unsafe_connection(&host, &e)),
@@ -184,7 +193,10 @@ impl<'a> Hub<'a> {
             }
             // the standard library has no kind of its own for it
             Io(e) if e.to_string().starts_with("failed to lookup address") => unknown(),
-            Io(e) => Trouble::Again(format!("no connection to `{host}`: {e}"), None),
+            Io(e) if matches!(e.kind(), ConnectionRefused | HostUnreachable | NetworkDown | NetworkUnreachable) => {
+                Trouble::Away(format!("no connection to `{host}`{proxy}: {e}"))
+            }
+            Io(e) => Trouble::Again(format!("no connection to `{host}`{proxy}: {e}"), None),
             ConnectionFailed | Protocol(_) => Trouble::Again(format!("`{host}` broke off: {error}"), None),
             error => {
                 Trouble::Final(anyhow!("cannot ask `{host}`: {error}\n  fix: check HF_ENDPOINT and the proxy settings"))
@@ -237,6 +249,19 @@ impl<'a> Hub<'a> {
             ))),
         }
     }
+}
+
+/// Where a hub has a file.
+pub fn address(endpoint: &str, remote: &Remote) -> String {
+    let repo = Repo::with_revision(remote.repo.to_string(), RepoType::Model, remote.revision.to_string());
+    // hf-hub's own address of a file leaves its name as it is, blanks and all
+    let (repo, revision, file) = (repo.url(), repo.url_revision(), escaped(remote.file));
+    format!("{endpoint}/{repo}/resolve/{revision}/{file}")
+}
+
+/// The file's own name, without its folders.
+pub fn last_of(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
 }
 
 /// How long `Retry-After` asks to wait: seconds, or a date, which is past where the wait is none.

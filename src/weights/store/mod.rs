@@ -7,25 +7,23 @@
 //! runtime and 200 crates more.
 
 mod cache;
+mod check;
 mod hub;
+mod pull;
 mod record;
 pub mod settings;
 mod transfer;
 
-use crate::plan::free_disk;
-use crate::progress::{Bytes, Progress, human_bytes};
 use crate::weights::catalogue::{self, Entry, Remote, is_sha256};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use cache::Folder;
 pub use cache::Removed;
-use hub::{Hub, Meta, Trouble};
+use check::{Length, fault};
+pub use pull::size_of;
 use record::Record;
 use settings::Settings;
 use std::path::{Path, PathBuf};
-use transfer::{Ended, Wanted, fetch, hash_file, pause};
-
-/// Times that the hub may have another file than a moment ago.
-const MOST_CHANGES: usize = 3;
+use transfer::{hash_file, hash_of_git, is_git_hash};
 
 pub struct Store {
     settings: Settings,
@@ -38,6 +36,12 @@ pub enum State {
         path: PathBuf,
         bytes: u64,
     },
+    /// Something is there that cannot be the file.
+    Damaged {
+        bytes: u64,
+        /// The path first.
+        what: String,
+    },
     /// Begun and broken off.
     Partly {
         bytes: u64,
@@ -45,34 +49,30 @@ pub enum State {
     Absent,
 }
 
+/// What the cache has of an entry's file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    pub state: State,
+    /// What on the way to it is not as it should be, and does no harm; a line each.
+    pub remarks: Vec<String>,
+}
+
 /// What looking at a file's bytes showed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The hash is the one that `of` says.
-    Whole {
-        of: &'static str,
-    },
+    Whole { of: &'static str },
+    /// Git's hash is the one that the hub says; it has no other of small files.
+    WholeByGit,
+    /// The hash is the one that the download had; nobody else has said what it should be.
+    Own { sha256: String },
     /// Nobody has said what the hash should be.
-    Unknown {
-        sha256: String,
-    },
+    Unknown { sha256: String },
     Damaged {
         what: String,
+        /// Both hashes in full, where hashes differ.
+        hashes: Option<String>,
     },
-}
-
-/// One file of a pull, asked about.
-struct Item<'a> {
-    entry: &'a Entry,
-    remote: Remote<'a>,
-    folder: Folder,
-    meta: Meta,
-    /// Bytes, where anyone tells.
-    bytes: Option<u64>,
-    /// What the finished file has to hash to.
-    sha256: Option<String>,
-    /// Bytes of it that are on the disk already.
-    kept: u64,
 }
 
 impl Store {
@@ -89,31 +89,93 @@ impl Store {
         &self.settings.cache
     }
 
+    /// Where the hub has an entry's file: an address for any browser.
+    pub fn address(&self, entry: &Entry) -> Option<String> {
+        // what the catalogue knows is at the hub itself, whatever mirror is set
+        let endpoint = if entry.own { &self.settings.endpoint } else { settings::HUB };
+        Some(hub::address(endpoint, &entry.remote()?))
+    }
+
+    /// Where the text of an entry's licence is.
+    pub fn licence_address(&self, entry: &Entry) -> Option<String> {
+        let (repo, file) = (entry.repo.as_ref()?, entry.licence_file.as_ref()?);
+        Some(format!("{}/{repo}/blob/main/{file}", self.settings.endpoint))
+    }
+
     fn folder(&self, remote: &Remote) -> Folder {
         Folder::new(&self.settings.cache, remote, self.settings.links)
     }
 
     fn record(&self, entry: &Entry) -> Option<Record> {
-        Record::read(&self.settings.data, entry)
+        Record::read(&self.settings.data, entry).ok().flatten()
     }
 
-    /// The entry's file, where it is here. Asks nobody.
-    pub fn find(&self, entry: &Entry) -> Option<PathBuf> {
-        let (remote, record) = (entry.remote()?, self.record(entry));
+    /// What is here of an entry's file: the first of the places where it may be that has nothing wrong with it. Asks nobody.
+    pub fn look(&self, entry: &Entry) -> Found {
+        let mut remarks = vec![];
+        let Some(remote) = entry.remote() else { return Found { state: State::Absent, remarks } };
+        let folder = self.folder(&remote);
+        let record = Record::read(&self.settings.data, entry).unwrap_or_else(|what| {
+            remarks.push(what);
+            None
+        });
+        remarks.extend(folder.commit().err());
         let known = record.as_ref().and_then(|r| r.sha256.as_deref()).or(entry.sha256.as_deref());
-        self.folder(&remote).find(remote.file, record.as_ref().map(|r| r.commit.as_str()), known)
+        let commit = record.as_ref().map(|r| r.commit.as_str());
+        let mut damaged = None;
+        for path in folder.pointers(remote.file, commit, known) {
+            if !path.exists() && folder.etag_of(&path).is_some() {
+                continue; // its blob was removed
+            }
+            let etag = folder.etag_of(&path);
+            let length = length(entry, record.as_ref(), etag.as_deref());
+            if let Some(place) = folder.outside(&path) {
+                remarks.push(format!("`{}` leads out of the cache, to `{}`", path.display(), place.display()));
+            }
+            let bytes = path.metadata().map_or(0, |at| at.len());
+            match fault(&path, remote.file, length) {
+                None => return Found { state: State::Here { path, bytes }, remarks },
+                Some(what) => damaged = damaged.or(Some(State::Damaged { bytes, what })),
+            }
+        }
+        let begun = || {
+            let partial = self.etags(entry).into_iter().map(|etag| folder.partial(&etag));
+            partial.filter_map(|path| path.metadata().ok()).map(|at| at.len()).max()
+        };
+        let state = damaged.unwrap_or_else(|| begun().map_or(State::Absent, |bytes| State::Partly { bytes }));
+        Found { state, remarks }
+    }
+
+    /// The entry's file, where it is here with nothing wrong with it. Asks nobody.
+    pub fn find(&self, entry: &Entry) -> Option<PathBuf> {
+        match self.look(entry).state {
+            State::Here { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+
+    /// As [`Store::find`].
+    /// - Errors when something is there that cannot be the file.
+    pub fn sound(&self, entry: &Entry) -> Result<Option<PathBuf>> {
+        match self.look(entry).state {
+            State::Here { path, .. } => Ok(Some(path)),
+            State::Damaged { .. } => bail!(self.lack(entry)),
+            State::Partly { .. } | State::Absent => Ok(None),
+        }
     }
 
     pub fn state(&self, entry: &Entry) -> State {
-        let Some(remote) = entry.remote() else { return State::Absent };
-        if let Some(path) = self.find(entry) {
-            let bytes = path.metadata().map_or(0, |m| m.len());
-            return State::Here { path, bytes };
+        self.look(entry).state
+    }
+
+    /// What to say of a file that is not here, or not as it should be.
+    pub fn lack(&self, entry: &Entry) -> String {
+        match self.state(entry) {
+            State::Damaged { what, .. } => {
+                format!("`{0}` is damaged: {what}\n  fix: `reel models pull {0}` fetches it anew", entry.name)
+            }
+            _ => not_here(entry),
         }
-        let folder = self.folder(&remote);
-        let begun =
-            self.etags(entry).iter().filter_map(|etag| folder.partial(etag).metadata().ok()).map(|m| m.len()).max();
-        begun.map_or(State::Absent, |bytes| State::Partly { bytes })
     }
 
     /// Blobs that are known to be the entry's.
@@ -133,213 +195,43 @@ impl Store {
         parts.into_iter().flatten().map(|entry| (entry, self.find(entry))).collect()
     }
 
-    /// Fetches what is not here, having said what it is, how large, under which licence and where it goes.
-    /// - `accept_hash`: goes on where the hub's own answer is not what the catalogue says.
-    pub fn pull(&self, entries: &[&Entry], accept_hash: bool, progress: &Progress) -> Result<()> {
-        let mut missing = vec![];
-        for entry in entries {
-            match (entry.remote(), self.find(entry)) {
-                (None, _) => progress.note(&format!("`{}` is part of the program", entry.name)),
-                (_, Some(path)) => progress.note(&format!("`{}` is here: {}", entry.name, path.display())),
-                (Some(remote), None) => missing.push((*entry, remote)),
-            }
-        }
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let names: Vec<String> = missing.iter().map(|(entry, _)| format!("`{}`", entry.name)).collect();
-        ensure!(
-            !self.settings.offline,
-            "{} {} not here, and HF_HUB_OFFLINE says not to fetch\n  fix: unset HF_HUB_OFFLINE, or copy the file into `{}` as Python's cache has it",
-            names.join(" and "),
-            if names.len() == 1 { "is" } else { "are" },
-            self.settings.cache.display()
-        );
-        let hub = Hub::new(&self.settings)?;
-        let items: Vec<Item> = missing
-            .into_iter()
-            .map(|(entry, remote)| self.ask(&hub, entry, remote, accept_hash, progress))
-            .collect::<Result<_>>()?;
-        self.say(&items, progress);
-        self.check_disk(&items)?;
-        let mut stage = progress.bytes("pull", items.iter().map(|item| item.bytes.unwrap_or(0)).sum());
-        let done = items.into_iter().try_for_each(|item| self.fetch(&hub, item, accept_hash, progress, &mut stage));
-        stage.finish();
-        done
-    }
-
-    /// Asks the hub what a file is, and holds the answer against the catalogue's.
-    fn ask<'a>(
-        &self,
-        hub: &Hub,
-        entry: &'a Entry,
-        remote: Remote<'a>,
-        accept_hash: bool,
-        progress: &Progress,
-    ) -> Result<Item<'a>> {
-        let mut failed = 0;
-        let meta = loop {
-            match hub.meta(&remote) {
-                Ok(meta) => break meta,
-                Err(Trouble::Again(why, rest)) => {
-                    let Some(wait) = self.settings.waits.get(failed) else {
-                        bail!(
-                            "cannot ask for `{}`: {why}, {} times over\n  fix: try again later",
-                            entry.name,
-                            failed + 1
-                        )
-                    };
-                    failed += 1;
-                    pause(&why, rest.unwrap_or(*wait), |text| progress.note(text));
-                }
-                Err(Trouble::Final(error)) => return Err(error),
-                Err(Trouble::Changed) => {
-                    bail!("`{}` changes while it is asked about\n  fix: try again later", entry.name)
-                }
-            }
-        };
-        let said = |hash: Option<&str>, bytes: Option<u64>| {
-            let bytes = bytes.map(|bytes| format!("{bytes} bytes"));
-            let parts: Vec<String> = hash.map(|hash| format!("SHA-256 {hash}")).into_iter().chain(bytes).collect();
-            parts.join(", ")
-        };
-        let other_hash = entry.sha256.as_deref().zip(meta.sha256()).is_some_and(|(ours, hubs)| ours != hubs);
-        // where the hashes agree it is the same file, whatever the catalogue says of its length
-        let same = entry.sha256.is_some() && entry.sha256.as_deref() == meta.sha256();
-        let other_size = !same && entry.bytes.zip(meta.bytes).is_some_and(|(ours, hubs)| ours != hubs);
-        if other_hash || other_size {
-            let text = format!(
-                "`{}`: the catalogue knows {}, and the hub has {}",
-                entry.name,
-                said(entry.sha256.as_deref().filter(|_| other_hash), entry.bytes),
-                said(meta.sha256(), meta.bytes)
-            );
-            ensure!(
-                accept_hash,
-                "{text}\n  fix: if the publisher replaced the file, `reel models pull {} --accept-hash` takes the hub's word; else do not use it",
-                entry.name
-            );
-            progress.note(&format!("{text}; taken by the hub's word"));
-        }
-        let folder = self.folder(&remote);
-        let kept = folder.partial(&meta.etag).metadata().map_or(0, |m| m.len());
-        let bytes = meta.bytes.or(entry.bytes.filter(|_| !other_hash));
-        let sha256 = meta.sha256().map(str::to_string).or_else(|| entry.sha256.clone());
-        Ok(Item { entry, remote, folder, meta, bytes, sha256, kept })
-    }
-
-    /// Size, licence and place, before the first byte.
-    fn say(&self, items: &[Item], progress: &Progress) {
-        for item in items {
-            let size = item.bytes.map_or("size unknown".to_string(), human_bytes);
-            let kept = if item.kept > 0 { format!(", {} of it here", human_bytes(item.kept)) } else { String::new() };
-            let text = item.entry.licence_file.as_ref();
-            let at = text.map(|file| format!(" ({}/{}/blob/main/{file})", self.settings.endpoint, item.remote.repo));
-            progress.note(&format!(
-                "{}: {} from {}, {size}{kept}; licence: {}{}",
-                item.entry.name,
-                item.remote.file,
-                item.remote.repo,
-                item.entry.licence,
-                at.unwrap_or_default()
-            ));
-        }
-        let rest: u64 = items.iter().map(Item::rest).sum();
-        progress.note(&format!("to fetch: {}, into {}", human_bytes(rest), self.settings.cache.display()));
-    }
-
-    fn check_disk(&self, items: &[Item]) -> Result<()> {
-        let need: u64 = items.iter().map(Item::rest).fold(0, u64::saturating_add);
-        let free = free_disk(&self.settings.cache).unwrap_or(u64::MAX);
-        ensure!(
-            need <= free,
-            "{} are needed in `{}`, and {} are free there\n  fix: make room (`reel models list` shows what is here), or set HF_HOME to another disk",
-            human_bytes(need),
-            self.settings.cache.display(),
-            human_bytes(free)
-        );
-        Ok(())
-    }
-
-    fn fetch(
-        &self,
-        hub: &Hub,
-        mut item: Item,
-        accept_hash: bool,
-        progress: &Progress,
-        stage: &mut Bytes,
-    ) -> Result<()> {
-        for _ in 0..MOST_CHANGES {
-            item.folder.prepare()?;
-            let etag = item.meta.etag.clone();
-            let name = &item.entry.name;
-            let _lock = item.folder.lock(&etag, || {
-                stage.note(&format!("`{name}` is being pulled by another process: waiting for it"));
-            })?;
-            // written first, so that what is broken off is known to be this entry's
-            let mut record = item.record();
-            record.write(&self.settings.data, name)?;
-            let blob = item.folder.blob(&etag);
-            let fresh = !blob.exists();
-            if fresh {
-                let wanted =
-                    Wanted { remote: item.remote, meta: &item.meta, bytes: item.bytes, sha256: item.sha256.as_deref() };
-                let partial = item.folder.partial(&etag);
-                match fetch(hub, &wanted, &partial, &self.settings.waits, stage) {
-                    Ok(done) => {
-                        record.sha256.get_or_insert(done.sha256);
-                        record.bytes.get_or_insert(done.bytes);
-                    }
-                    Err(ended) => {
-                        if partial.metadata().is_ok_and(|m| m.len() == 0) {
-                            let _ = std::fs::remove_file(&partial); // nothing to go on from
-                        }
-                        match ended {
-                            Ended::Failed(error) => return Err(error),
-                            Ended::Changed => {
-                                stage.note(&format!("`{name}` has changed on the hub meanwhile"));
-                                item = self.ask(hub, item.entry, item.remote, accept_hash, progress)?;
-                                continue;
-                            }
-                        }
-                    }
-                }
-                std::fs::rename(&partial, &blob).with_context(|| format!("cannot write `{}`", blob.display()))?;
-            } else {
-                stage.here(item.bytes.unwrap_or(0));
-            }
-            let path = item.folder.link(item.remote.file, &item.meta.commit, &etag, fresh)?;
-            record.write(&self.settings.data, name)?;
-            stage.note(&format!("`{name}` is here: {}", path.display()));
-            return Ok(());
-        }
-        bail!("`{}` keeps changing on the hub\n  fix: try again later", item.entry.name)
-    }
-
-    /// Reads a file that is here, and holds its hash against what the hub said of it, or else the catalogue.
-    /// - `read`: bytes as they are read. Errors when the file is not here, or cannot be read.
+    /// Reads a file that is here, and holds its hash against what the hub said of it, or else the catalogue, or else the download.
+    /// - `read`: bytes as they are read. Errors when nothing of the file is here, or it cannot be read.
     pub fn verify(&self, entry: &Entry, read: impl FnMut(u64)) -> Result<Verdict> {
         let remote = entry.remote().context("a model in the program has no file")?;
-        let path = self.find(entry).with_context(|| not_here(entry))?;
-        let record = self.record(entry);
+        let path = match self.state(entry) {
+            State::Here { path, .. } => path,
+            State::Damaged { what, .. } => return Ok(Verdict::Damaged { what, hashes: None }),
+            _ => bail!(not_here(entry)),
+        };
         let folder = self.folder(&remote);
-        let etag = folder.etag_of(&path).filter(|etag| is_sha256(etag));
-        let recorded = record.as_ref().and_then(|record| record.sha256.clone());
-        let known = [(etag, "the hub"), (recorded, "the hub at the download"), (entry.sha256.clone(), "the catalogue")];
-        let known = known.into_iter().find_map(|(hash, of)| Some((hash?, of)));
-        let bytes = path.metadata().with_context(|| format!("cannot read `{}`", path.display()))?.len();
-        let right = record.as_ref().and_then(|record| record.bytes);
-        if let Some(right) = right.filter(|right| *right != bytes) {
-            return Ok(Verdict::Damaged {
-                what: format!("{} has {bytes} bytes, and {right} are right", path.display()),
+        let record = self.record(entry);
+        let etag = folder.etag_of(&path);
+        // of this very file
+        let record = record.filter(|record| etag.as_ref().is_none_or(|etag| *etag == record.etag));
+        let recorded = |hash: &dyn Fn(&Record) -> Option<String>| record.as_ref().and_then(hash);
+        let by_name = etag.clone().filter(|etag| is_sha256(etag));
+        let at_download = recorded(&|record| record.sha256.clone().filter(|hash| *hash == record.etag));
+        let known =
+            [(by_name, "the hub"), (at_download, "the hub at the download"), (entry.sha256.clone(), "the catalogue")];
+        let (sha256, _) = hash_file(&path, read)?;
+        for (right, of) in known.into_iter().filter_map(|(hash, of)| Some((hash?, of))) {
+            return Ok(match right == sha256 {
+                true => Verdict::Whole { of },
+                false => damaged(&path, "SHA-256", &sha256, &right, of),
             });
         }
-        let (sha256, _) = hash_file(&path, read)?;
-        Ok(match known {
-            Some((right, of)) if right == sha256 => Verdict::Whole { of },
-            Some((right, of)) => {
-                Verdict::Damaged { what: format!("{} has SHA-256 {sha256}, and {of} says {right}", path.display()) }
-            }
+        // of small files the hub gives git's hash
+        if let Some(right) = etag.or(recorded(&|record| Some(record.etag.clone()))).filter(|etag| is_git_hash(etag)) {
+            let git = hash_of_git(&path)?;
+            return Ok(match git == right {
+                true => Verdict::WholeByGit,
+                false => damaged(&path, "git's hash", &git, &right, "the hub"),
+            });
+        }
+        Ok(match recorded(&|record| record.own_sha256.clone()) {
+            Some(own) if own == sha256 => Verdict::Own { sha256 },
+            Some(own) => damaged(&path, "SHA-256", &sha256, &own, "the download"),
             None => Verdict::Unknown { sha256 },
         })
     }
@@ -348,41 +240,37 @@ impl Store {
     pub fn remove(&self, entry: &Entry) -> Result<Removed> {
         let remote =
             entry.remote().with_context(|| format!("`{}` is part of the program, and has no file", entry.name))?;
-        let folder = self.folder(&remote);
-        let etags = self.etags(entry);
-        for etag in &etags {
-            ensure!(
-                !folder.is_locked(etag),
-                "`{}` is being pulled by another process\n  fix: stop that one first",
-                entry.name
-            );
-        }
-        let removed = folder.remove(remote.file, &etags)?;
+        let removed = self.folder(&remote).remove(remote.file, &self.etags(entry))?;
         Record::forget(&self.settings.data, &entry.name);
         Ok(removed)
     }
 }
 
-impl Item<'_> {
-    /// Bytes that are still to come.
-    fn rest(&self) -> u64 {
-        if self.folder.blob(&self.meta.etag).exists() {
-            return 0;
-        }
-        self.bytes.unwrap_or(0).saturating_sub(self.kept)
+/// How long an entry's file has to be.
+/// - `etag`: of the file that is there, where its name tells.
+fn length(entry: &Entry, record: Option<&Record>, etag: Option<&str>) -> Length {
+    let recorded = record.filter(|record| etag.is_none_or(|etag| etag == record.etag)).and_then(|record| record.bytes);
+    let another = etag.is_some_and(|etag| is_sha256(etag) && entry.sha256.as_deref().is_some_and(|ours| ours != etag));
+    match (recorded, entry.bytes) {
+        (Some(bytes), _) => Length::Recorded(bytes),
+        (None, Some(bytes)) if !another => Length::Catalogued(bytes),
+        _ => Length::Unknown,
     }
+}
 
-    fn record(&self) -> Record {
-        let Remote { repo, revision, file } = self.remote;
-        Record {
-            repo: repo.to_string(),
-            revision: revision.to_string(),
-            file: file.to_string(),
-            commit: self.meta.commit.clone(),
-            etag: self.meta.etag.clone(),
-            bytes: self.bytes,
-            sha256: self.sha256.clone(),
-        }
+fn damaged(path: &Path, kind: &str, found: &str, right: &str, of: &str) -> Verdict {
+    let path = path.display();
+    Verdict::Damaged {
+        what: format!("`{path}` has {kind} {}, and {of} says {}", short(found), short(right)),
+        hashes: Some(format!("`{path}`: {kind} {found}; {of} says {right}")),
+    }
+}
+
+/// The beginning of a hash, which is enough to tell two apart.
+pub fn short(hash: &str) -> String {
+    match hash.get(..12) {
+        Some(first) if hash.len() > 16 => format!("{first}…"),
+        _ => hash.to_string(),
     }
 }
 

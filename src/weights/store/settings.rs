@@ -1,13 +1,15 @@
 //! What the environment says about the hub and its cache; the variables mean what they mean to Python's `huggingface_hub`.
 
+use super::check::read_note;
 use crate::folders::{Folder, home};
 use anyhow::{Context, Result, ensure};
-use std::ffi::OsString;
+use std::cell::RefCell;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-const HUB: &str = "https://huggingface.co";
+pub const HUB: &str = "https://huggingface.co";
 
 /// Where files come from and go to.
 #[derive(Clone, Debug)]
@@ -19,6 +21,8 @@ pub struct Settings {
     /// Address of the hub, without a closing `/`.
     pub endpoint: String,
     pub token: Option<Token>,
+    /// Why the hub cannot be asked at all: a token that is none, a variable that is no text. What is here can be used all the same.
+    pub trouble: Option<String>,
     /// No network at all.
     pub offline: bool,
     /// The longest wait for a server's next bytes.
@@ -38,14 +42,10 @@ pub struct Settings {
 pub struct Token(String);
 
 impl Token {
-    /// - Errors when it cannot stand in a header.
-    pub fn new(text: &str) -> Result<Self> {
+    /// `None` where the text cannot stand in a header.
+    pub fn new(text: &str) -> Option<Self> {
         let text = text.trim();
-        ensure!(
-            !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic()),
-            "the Hugging Face token holds characters that no token has\n  fix: set HF_TOKEN anew, or remove it"
-        );
-        Ok(Self(text.to_string()))
+        (!text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic())).then(|| Self(text.to_string()))
     }
 
     pub fn secret(&self) -> &str {
@@ -60,32 +60,60 @@ impl fmt::Debug for Token {
 }
 
 impl Settings {
-    /// - Errors when there is no home folder and nothing that stands in for it, or the token is none.
+    /// - Errors when there is no home folder and nothing that stands in for it, or when a folder is named that cannot be made out.
     pub fn from_env() -> Result<Self> {
-        Self::from(&|name| std::env::var(name).ok().filter(|value| !value.trim().is_empty()))
+        Self::from(&|name| std::env::var_os(name).filter(|value| !value.to_string_lossy().trim().is_empty()))
     }
 
-    /// `var`: the value of a variable; an empty one counts as absent.
-    fn from(var: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
-        let path = |name: &str| var(name).map(|text| expanded(&text, var));
-        let os = |name: &str| var(name).map(OsString::from);
-        let home = || home(&os).context("there is no home folder\n  fix: set HF_HOME to a folder for downloads");
-        let hf_home = match (path("HF_HOME"), path("XDG_CACHE_HOME")) {
+    /// `os`: the value of a variable; an empty one counts as absent.
+    fn from(os: &dyn Fn(&str) -> Option<OsString>) -> Result<Self> {
+        let trouble = RefCell::new(None);
+        let var = |name: &str| {
+            let text = os(name)?.into_string();
+            let wrong = || format!("{name} is not UTF-8\n  fix: set it anew, or unset it");
+            text.inspect_err(|_| _ = trouble.borrow_mut().get_or_insert_with(wrong)).ok()
+        };
+        let path = |name: &str| os(name).map(|text| expanded(name, &text, os)).transpose();
+        let home = || home(os).context("there is no home folder\n  fix: set HF_HOME to a folder for downloads");
+        let hf_home = match (path("HF_HOME")?, path("XDG_CACHE_HOME")?) {
             (Some(folder), _) => folder,
             (None, Some(cache)) => cache.join("huggingface"),
             (None, None) => home()?.join(".cache/huggingface"),
         };
-        let cache =
-            path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| hf_home.join("hub"));
-        let data = Folder::Data.find(&os).unwrap_or_else(|| hf_home.join("reel"));
+        let cache = match (path("HF_HUB_CACHE")?, path("HUGGINGFACE_HUB_CACHE")?) {
+            (Some(cache), _) | (None, Some(cache)) => cache,
+            (None, None) => hf_home.join("hub"),
+        };
+        let data = Folder::Data.find(os).unwrap_or_else(|| hf_home.join("reel"));
         let truth =
             |name: &str| var(name).is_some_and(|v| ["1", "ON", "YES", "TRUE"].contains(&v.to_uppercase().as_str()));
-        let file = path("HF_TOKEN_PATH").unwrap_or_else(|| hf_home.join("token"));
+        let file = path("HF_TOKEN_PATH")?.unwrap_or_else(|| hf_home.join("token"));
         let token = if truth("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
             None
         } else {
-            let kept = || std::fs::read_to_string(file).ok().filter(|text| !text.trim().is_empty());
-            var("HF_TOKEN").or_else(|| var("HUGGING_FACE_HUB_TOKEN")).or_else(kept)
+            let named = |name: &'static str| var(name).map(|text| (text, name.to_string()));
+            let kept = || {
+                let note = read_note(&file).inspect_err(|what| {
+                    trouble
+                        .borrow_mut()
+                        .get_or_insert_with(|| format!("{what}\n  fix: mend the file of the token, or set HF_TOKEN"));
+                });
+                let text = note.ok().flatten().filter(|text| !text.trim().is_empty())?;
+                Some((text, format!("`{}`", file.display())))
+            };
+            named("HF_TOKEN").or_else(|| named("HUGGING_FACE_HUB_TOKEN")).or_else(kept)
+        };
+        let token = token.and_then(|(text, of)| {
+            let wrong = || format!("the Hugging Face token of {of} holds characters that no token has\n  fix: set it anew, or remove it");
+            let token = Token::new(&text);
+            if token.is_none() {
+                trouble.borrow_mut().get_or_insert_with(wrong);
+            }
+            token
+        });
+        let certificates = match (path("SSL_CERT_FILE")?, path("REQUESTS_CA_BUNDLE")?) {
+            (Some(file), _) => Some(file),
+            (None, bundle) => bundle,
         };
         let seconds = var("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|text| text.trim().parse::<f64>().ok());
         let timeout = seconds.filter(|s| s.is_finite() && *s > 0.0 && *s < 1e6).unwrap_or(10.0);
@@ -93,13 +121,14 @@ impl Settings {
             cache: absolute(cache),
             data: absolute(data),
             endpoint: var("HF_ENDPOINT").unwrap_or_else(|| HUB.to_string()).trim_end_matches('/').to_string(),
-            token: token.map(|text| Token::new(&text)).transpose()?,
+            token,
             offline: truth("HF_HUB_OFFLINE") || truth("TRANSFORMERS_OFFLINE"),
             timeout: Duration::from_secs_f64(timeout),
             waits: [1, 2, 4, 8, 16].map(Duration::from_secs).to_vec(),
             proxies: true,
-            certificates: path("SSL_CERT_FILE").or_else(|| path("REQUESTS_CA_BUNDLE")),
+            certificates,
             links: !truth("HF_HUB_DISABLE_SYMLINKS"),
+            trouble: trouble.take(),
         })
     }
 }
@@ -109,25 +138,35 @@ fn absolute(path: PathBuf) -> PathBuf {
 }
 
 /// A leading `~` and `$NAME` or `${NAME}` anywhere, as Python expands them; an unknown name stays as it is.
-fn expanded(text: &str, var: &dyn Fn(&str) -> Option<String>) -> PathBuf {
-    let text = match (text.strip_prefix('~'), home(&|name| var(name).map(OsString::from))) {
-        (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with('/') => format!("{}{rest}", home.display()),
-        _ => text.to_string(),
+/// - Errors where a path that is not UTF-8 holds what would have to be expanded.
+fn expanded(variable: &str, text: &OsStr, var: &dyn Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
+    let Some(plain) = text.to_str() else {
+        let bytes = text.as_encoded_bytes();
+        ensure!(
+            !bytes.starts_with(b"~") && !bytes.contains(&b'$'),
+            "{variable} holds `~` or `$` and is not UTF-8\n  fix: write the folder out"
+        );
+        return Ok(text.into());
     };
-    let mut parts = text.split('$');
-    let mut out = parts.next().unwrap_or_default().to_string();
+    let mut out = match (plain.strip_prefix('~'), home(var)) {
+        (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with('/') => home.into_os_string(),
+        _ => OsString::new(),
+    };
+    let rest = if out.is_empty() { plain } else { &plain[1..] };
+    let mut parts = rest.split('$');
+    out.push(parts.next().unwrap_or_default());
     for part in parts {
         let plain = part.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(part.len());
         let (name, rest) = match part.strip_prefix('{').and_then(|p| p.split_once('}')) {
             Some(braced) => braced,
             None => part.split_at(plain),
         };
-        match var(name) {
-            Some(value) if !name.is_empty() => out.extend([value.as_str(), rest]),
-            _ => out.extend(["$", part]),
+        match var(name).filter(|_| !name.is_empty()) {
+            Some(value) => [value.as_os_str(), rest.as_ref()].iter().for_each(|piece| out.push(piece)),
+            _ => ["$", part].iter().for_each(|piece| out.push(piece)),
         }
     }
-    out.into()
+    Ok(out.into())
 }
 
 #[cfg(test)]
@@ -135,7 +174,7 @@ mod tests {
     use super::*;
 
     fn settings(vars: &[(&str, &str)]) -> Settings {
-        let var = |name: &str| vars.iter().find(|(n, _)| *n == name).map(|(_, value)| value.to_string());
+        let var = |name: &str| vars.iter().find(|(n, _)| *n == name).map(|(_, value)| value.into());
         Settings::from(&var).unwrap()
     }
 
@@ -168,7 +207,31 @@ mod tests {
         assert!(!format!("{:?}", token(&[])).contains("hf_file"));
         std::fs::remove_dir_all(home).unwrap();
         assert_eq!(token(&[]), None);
-        assert!(Token::new("a b").is_err() && Token::new("a\nb").is_err());
+    }
+
+    #[test]
+    fn what_stands_against_asking_stops_nothing_else() {
+        let set = settings(&[("HF_HOME", "/hf"), ("HF_TOKEN", "a b\nc")]);
+        let trouble = set.trouble.unwrap();
+        assert!(set.token.is_none() && trouble.contains("token of HF_TOKEN") && !trouble.contains("a b"), "{trouble}");
+        assert_eq!(settings(&[("HF_HOME", "/hf"), ("HF_TOKEN", "hf_x")]).trouble, None);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn variables_need_not_be_utf_8_where_they_are_paths() {
+        use std::os::unix::ffi::OsStringExt;
+        let odd = |text: &[u8]| OsString::from_vec([text, b"/\xff"].concat());
+        let of = |name: &'static str, value: OsString| {
+            let home = (name != "HF_HOME").then(|| OsString::from("/hf"));
+            Settings::from(&|n| if n == name { Some(value.clone()) } else { home.clone().filter(|_| n == "HF_HOME") })
+        };
+        assert_eq!(of("HF_HOME", odd(b"/odd")).unwrap().cache, PathBuf::from(odd(b"/odd")).join("hub"));
+        assert!(of("HF_HUB_CACHE", odd(b"$HF_HOME")).is_err_and(|e| e.to_string().contains("HF_HUB_CACHE")));
+        for name in ["HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE"] {
+            let trouble = of(name, odd(b"x")).unwrap().trouble.unwrap();
+            assert!(trouble.contains(&format!("{name} is not UTF-8")), "{trouble}");
+        }
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! The bytes of one file, from the hub to the disk. A download that breaks off goes on where it was, in this run or a later one;
 //! the hash is taken over every byte, those of earlier runs too.
 
+use super::check::no_plain_file;
 use super::hub::{Hub, Meta, Trouble};
+use super::short;
 use crate::plan::free_disk;
 use crate::progress::{Bytes, human_bytes};
 use crate::weights::catalogue::Remote;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use ring::digest::{Context as Hash, SHA1_FOR_LEGACY_USE_ONLY as SHA1, SHA256};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
@@ -22,16 +24,15 @@ pub struct Wanted<'a> {
     /// Bytes, where the hub or the catalogue tells.
     pub bytes: Option<u64>,
     pub sha256: Option<&'a str>,
+    /// Whether errors show the beginnings of hashes alone.
+    pub short_hashes: bool,
 }
 
 impl Wanted<'_> {
     /// The beginning of git's hash, where the hub gives that one and nothing better is known.
     fn git(&self) -> Option<Hash> {
-        let etag = &self.meta.etag;
-        let is_git = etag.len() == 40 && etag.bytes().all(|b| b.is_ascii_hexdigit()) && self.sha256.is_none();
-        let mut hash = Hash::new(&SHA1);
-        hash.update(format!("blob {}\0", self.bytes.filter(|_| is_git)?).as_bytes());
-        Some(hash)
+        let is_git = is_git_hash(&self.meta.etag) && self.sha256.is_none();
+        self.bytes.filter(|_| is_git).map(begun_by_git)
     }
 }
 
@@ -65,6 +66,10 @@ impl Part {
     /// Opens what an earlier run left, or an empty file, and takes the hash of it.
     fn open(path: &Path, wanted: &Wanted, stage: &mut Bytes) -> Result<Self> {
         let what = || format!("cannot write `{}`", path.display());
+        // a link would be written through, and a pipe waited for
+        if let Some(kind) = path.symlink_metadata().ok().as_ref().and_then(no_plain_file) {
+            bail!("`{}` is {kind}, and a file belongs there\n  fix: move it away", path.display());
+        }
         let file = File::options().read(true).write(true).create(true).truncate(false).open(path).with_context(what)?;
         let mut part = Self { file, bytes: 0, hash: Hash::new(&SHA256), git: wanted.git(), ranges: true };
         let mut piece = vec![0; PIECE];
@@ -116,6 +121,10 @@ pub fn fetch(hub: &Hub, wanted: &Wanted, path: &Path, waits: &[Duration], stage:
         let before = part.bytes;
         let whole = wanted.bytes == Some(part.bytes) && part.bytes > 0;
         let done = if whole { Ok(()) } else { attempt(hub, wanted, path, &mut part, stage) };
+        let rest = match &done {
+            Err(Trouble::Again(_, rest)) => *rest,
+            _ => None,
+        };
         pieced |= before > 0 && part.bytes > before;
         match done {
             Ok(()) => {
@@ -133,6 +142,8 @@ pub fn fetch(hub: &Hub, wanted: &Wanted, path: &Path, waits: &[Duration], stage:
                 // nothing of it can be trusted, so nothing of it is kept
                 part.empty(wanted, stage).map_err(|e| disk(e, path))?;
                 if !pieced || anew {
+                    let shown = |hash: &str| if wanted.short_hashes { short(hash) } else { hash.to_string() };
+                    let (found, right) = (shown(found), shown(right));
                     return Err(Ended::Failed(anyhow!(
                         "`{}` came whole with the wrong bytes: {what} {found}, and {right} was announced\n  fix: try again later, or another HF_ENDPOINT",
                         wanted.remote.file
@@ -144,7 +155,8 @@ pub fn fetch(hub: &Hub, wanted: &Wanted, path: &Path, waits: &[Duration], stage:
             }
             Err(Trouble::Changed) => return Err(Ended::Changed),
             Err(Trouble::Final(error)) => return Err(Ended::Failed(error)),
-            Err(Trouble::Again(why, rest)) => {
+            // a hub that is away was there a moment ago: patience may help
+            Err(Trouble::Again(why, _) | Trouble::Away(why)) => {
                 if part.bytes > before {
                     failed = 0;
                 }
@@ -276,6 +288,32 @@ pub fn hash_file(path: &Path, mut read: impl FnMut(u64)) -> Result<(String, u64)
                 bytes += n as u64;
                 read(n as u64);
             }
+        }
+    }
+}
+
+/// Whether a text is a hash as git makes them of files.
+pub fn is_git_hash(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// Git's hash of a file of so many bytes, before the first of them.
+fn begun_by_git(bytes: u64) -> Hash {
+    let mut hash = Hash::new(&SHA1);
+    hash.update(format!("blob {bytes}\0").as_bytes());
+    hash
+}
+
+/// Git's hash of a file, in lower-case hex.
+pub fn hash_of_git(path: &Path) -> Result<String> {
+    let what = || format!("cannot read `{}`", path.display());
+    let mut file = File::open(path).with_context(what)?;
+    let mut hash = begun_by_git(file.metadata().with_context(what)?.len());
+    let mut piece = vec![0; PIECE];
+    loop {
+        match file.read(&mut piece).with_context(what)? {
+            0 => return Ok(hex(hash)),
+            n => hash.update(&piece[..n]),
         }
     }
 }
