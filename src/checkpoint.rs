@@ -21,8 +21,8 @@ use crate::weights::open::{Tensors, weight_files};
 use crate::weights::{part_folder, read_json};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use parts::{
-    LTX_ARCHITECTURE, has_vae, header_config, open_text_encoder, open_vae, part, shapes, text_form, transformer_form,
-    vae_beside, vae_folder, vae_of,
+    LTX_ARCHITECTURE, has_vae, header_config, open_text_encoder, open_vae, shapes, text_form, text_of,
+    transformer_form, transformer_of, vae_beside, vae_folder, vae_of,
 };
 use place::{locate, locate_text_encoder};
 use serde_json::Value;
@@ -305,10 +305,8 @@ fn directory(dir: &Path, with_text: bool, vae: Option<(VaeConfig, Tensors)>) -> 
 fn single_file(tensors: Tensors, path: Option<&Path>, vae: Option<(VaeConfig, Tensors)>) -> Result<Parts> {
     let what = tensors.what().to_string();
     let mut notes = vec![];
-    let prefix =
-        if tensors.names().any(|n| n.starts_with(names::TRANSFORMER_PREFIX)) { names::TRANSFORMER_PREFIX } else { "" };
-    let transformer = part(&tensors, prefix);
-    let text = part(&tensors, names::TEXT_PREFIX);
+    let transformer = transformer_of(&tensors);
+    let text = text_of(&tensors);
     let config = header_config(&tensors)?;
     let at = |key: &str| format!("{what}: `{key}` in its header");
     let (transformer_config, own_vae_config, scheduler, allowed_sigmas, text_config);
@@ -358,11 +356,10 @@ fn single_file(tensors: Tensors, path: Option<&Path>, vae: Option<(VaeConfig, Te
         VaeVersion::V090 | VaeVersion::V091 => SchedulerConfig::token_shift(),
         VaeVersion::V095 => SchedulerConfig::plain(),
     });
-    let has_text = text.names().next().is_some();
-    let text = match (has_text, text_config) {
-        (false, _) => None,
-        (true, Some(config)) => Some((config, text)),
-        (true, None) => Some((T5Config::from_shapes(shapes(&text), &what)?, text)),
+    let text = match (text, text_config) {
+        (None, _) => None,
+        (Some(text), Some(config)) => Some((config, text)),
+        (Some(text), None) => Some((T5Config::from_shapes(shapes(&text), &what)?, text)),
     };
     let tokenizer = match tensors.metadata("tokenizer") {
         Some(json) => Some(Tokenizer::from_json(json.as_bytes(), &at("tokenizer"))?),

@@ -153,6 +153,83 @@ fn scales_alphas_and_sums() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What PEFT's settings make of a LoRA of rank 3, wherever they stand.
+#[test]
+fn settings_decide_the_scale() -> anyhow::Result<()> {
+    let golden = Golden::open("lora");
+    let bits = |x: Tensor| numbers(&x).iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    let plain = Scratch::new("lora-plain");
+    let bare = |key: &str| key.strip_prefix("transformer.").unwrap().to_string();
+    let style = adapter(&golden, &plain, "style", bare);
+    let file = Tensors::open(&[PathBuf::from(&style)])?;
+    let tensors: Vec<(String, Tensor)> =
+        file.names().map(|key| (key.to_string(), golden.at(&format!("in.style.transformer.{key}")))).collect();
+    let half = bits(velocity(&golden, &[(&style, 0.5)])?);
+    let peft = |key: &str| format!("base_model.model.{}", bare(key));
+    // beside PEFT's file and beside any other whose ranks they say
+    let beside: [(&str, &str, Option<f64>); 8] = [
+        ("peft", r#"{"r": 3, "lora_alpha": 1.5}"#, Some(0.5)),
+        ("peft", r#"{"r": 3, "lora_alpha": 3}"#, Some(1.0)),
+        ("peft", r#"{"lora_alpha": 3, "use_rslora": true}"#, Some(3f64.sqrt())),
+        ("peft", r#"{"r": 8, "rank_pattern": {"^.*": 3}, "lora_alpha": 1.5}"#, None),
+        ("bare", r#"{"r": 3, "lora_alpha": 1.5}"#, Some(0.5)),
+        // of another LoRA in the same folder
+        ("bare", r#"{"r": 4, "lora_alpha": 1.5, "use_dora": true}"#, Some(1.0)),
+        (
+            "bare",
+            r#"{"r": 3, "lora_alpha": 60, "alpha_pattern": {"to_q": 1.5, "to_v": 1.5, "to_out\\.0$": 1.5}}"#,
+            None,
+        ),
+        ("bare", r#"{"r": 3, "lora_alpha": "1.5"}"#, Some(0.5)),
+    ];
+    for (form, settings, want) in beside {
+        let scratch = Scratch::new("lora-beside");
+        let path = adapter(&golden, &scratch, "style", |key| if form == "peft" { peft(key) } else { bare(key) });
+        std::fs::write(scratch.path("adapter_config.json"), settings)?;
+        match (velocity(&golden, &[(&path, 1.0)]), want) {
+            (Ok(got), Some(scale)) => assert!(bits(got) == bits(velocity(&golden, &[(&style, scale)])?), "{settings}"),
+            (Ok(got), None) => assert!(bits(got) != bits(velocity(&golden, &[(&style, 1.0)])?), "{settings}"),
+            (Err(error), want) => assert!(want.is_none(), "{settings}: {error}"),
+        }
+    }
+    // in the header, where other programs put them
+    let headers = [
+        ("lora_adapter_metadata", r#"{"transformer.r": 3, "transformer.lora_alpha": 1.5}"#),
+        ("lora_config", r#"{"r": 3, "lora_alpha": 1.5, "init_lora_weights": true}"#),
+        ("lora_alpha", "1.5"),
+    ];
+    for (key, text) in headers {
+        let path = plain.path("header.safetensors");
+        write(&path, &tensors, Some((key, text)));
+        assert!(bits(velocity(&golden, &[(&path, 1.0)])?) == half, "{key}");
+    }
+    Ok(())
+}
+
+/// A difference of a bias is added to it, by the LoRA's scale and by nothing else.
+#[test]
+fn differences_of_biases() -> anyhow::Result<()> {
+    let golden = Golden::open("lora");
+    let scratch = Scratch::new("lora-bias");
+    let weights = Tensors::open(&[common::golden_path("lora")])?;
+    let weights = weights.renamed(|name| name.strip_prefix("weights.").map(String::from));
+    let layer = "transformer_blocks.0.attn1.to_q";
+    let width = weights.shape(&format!("{layer}.bias")).unwrap()[0];
+    let path = scratch.path("bias.safetensors");
+    let difference = (values(&[width], 5) * 0.1)?;
+    write(&path, &[(format!("diffusion_model.{layer}.diff_b"), difference.clone())], None);
+    let bias = |scale: f64| -> anyhow::Result<Tensor> {
+        let lora = weights.clone().with_loras([(Path::new(&path), scale)].into_iter())?;
+        Ok(lora.load(None, DType::F32, &Device::Cpu).get(width, &format!("{layer}.bias"))?)
+    };
+    let own = weights.load(None, DType::F32, &Device::Cpu).get(width, &format!("{layer}.bias"))?;
+    for scale in [1.0, -0.3, 0.0] {
+        assert_eq!(numbers(&bias(scale)?), numbers(&(&own + (&difference * scale)?)?), "{scale}");
+    }
+    assert!(numbers(&velocity(&golden, &[(&path, 1.0)])?) != numbers(&golden.at("out.none")));
+    Ok(())
+}
+
 fn values(shape: &[usize], seed: u64) -> Tensor {
     Tensor::from_vec(Noise::new(seed).normal(shape.iter().product()), shape, &Device::Cpu).unwrap()
 }

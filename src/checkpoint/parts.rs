@@ -3,12 +3,15 @@
 use crate::device::Quantize;
 use crate::models::ltx::config::{TransformerConfig, VaeConfig};
 use crate::models::ltx::names;
+use crate::models::ltx::vae::{Decoder, Encoder, LatentStatistics};
+use crate::nn::vars::Vars;
 use crate::platform::files::AtomicFile;
 use crate::progress::Progress;
 use crate::text;
 use crate::text::t5::T5Config;
 use crate::weights::open::{Tensors, weight_files};
 use crate::weights::quantize::Form;
+use crate::weights::random::{self, Part};
 use crate::weights::{part_folder, read_json};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -43,24 +46,59 @@ pub(super) fn header_config(tensors: &Tensors) -> Result<Option<Value>> {
     json.transpose()
 }
 
-/// Whether a video autoencoder is in the file, below its prefix or by itself.
+/// The transformer of a single file, in the file's names.
+pub(super) fn transformer_of(tensors: &Tensors) -> Tensors {
+    part(tensors, names::transformer_prefix(tensors.names()))
+}
+
+/// The text encoder of a single file, with transformers' names; `None` where it has none.
+pub(super) fn text_of(tensors: &Tensors) -> Option<Tensors> {
+    let text = part(tensors, names::text_prefix(tensors.names())?);
+    Some(text.renamed(|name| Some(text::names::from_llama(name))))
+}
+
+/// Whether a video autoencoder is in the file, below a prefix or by itself.
 pub(super) fn has_vae(tensors: &Tensors) -> bool {
-    let by_itself = |name: &str| name == "decoder.conv_in.conv.weight";
-    tensors.names().any(|name| name.starts_with(names::VAE_PREFIX) || by_itself(name))
+    names::vae_prefix(tensors.names()).is_some()
 }
 
 /// The VAE of a single file, in either naming.
 pub(super) fn vae_of(tensors: &Tensors, config: Option<Value>) -> Result<(VaeConfig, Tensors)> {
     let what = tensors.what();
-    let prefix = if tensors.names().any(|name| name.starts_with(names::VAE_PREFIX)) { names::VAE_PREFIX } else { "" };
-    let vae = part(tensors, prefix);
+    let vae = part(tensors, names::vae_prefix(tensors.names()).unwrap_or_default());
     let config = match config {
         Some(config) => VaeConfig::parse(&config, &format!("{what}: `config.vae` in its header"))?,
+        None if is_diffusers(&vae) => released_vae(&vae)?,
         None => VaeConfig::parse(&names::vae_config_from_shapes(shapes(&vae), what)?, what)?,
     };
     let official = vae.names().any(|n| n.starts_with("per_channel_statistics."));
     let vae = if official { vae.renamed(|name| names::vae_from_official(name, &config)) } else { vae };
     Ok((config, vae))
+}
+
+/// Whether a VAE has diffusers' names.
+fn is_diffusers(vae: &Tensors) -> bool {
+    vae.names().any(|name| name.starts_with("decoder.mid_block."))
+}
+
+/// The configuration of a VAE of diffusers that came without its `config.json`: that of the release whose shapes it has.
+fn released_vae(vae: &Tensors) -> Result<VaeConfig> {
+    let released = random::sizes().into_iter().filter(|(_, part, _)| *part == Part::Vae);
+    let mut released = released.filter_map(|(name, _, json)| VaeConfig::parse(&json, name).ok());
+    let fits = |config: &VaeConfig| vae.check(|vb| load_vae(config, vb)).is_ok();
+    released.find(fits).with_context(|| {
+        format!(
+            "{} is a VAE without its configuration, and its shapes are those of no release\n  fix: put its `config.json` beside it",
+            vae.what()
+        )
+    })
+}
+
+/// Asks for every tensor of a VAE.
+fn load_vae(config: &VaeConfig, vb: Vars) -> candle_core::Result<()> {
+    LatentStatistics::load(config, vb.clone())?;
+    Encoder::load(config, vb.pp("encoder"))?;
+    Decoder::load(config, vb.pp("decoder")).map(|_| ())
 }
 
 /// `--vae`: a single file with a VAE in it, or a directory.
@@ -81,7 +119,7 @@ pub(super) fn open_vae(path: &Path) -> Result<(VaeConfig, Tensors)> {
     );
     // a file of a diffusers directory has its configuration beside it
     let config = path.with_file_name("config.json");
-    if tensors.names().any(|name| name.starts_with("decoder.mid_block.")) && config.is_file() {
+    if is_diffusers(&tensors) && config.is_file() {
         return Ok((VaeConfig::parse(&read_json(&config)?, &format!("`{}`", config.display()))?, tensors));
     }
     let config = header_config(&tensors)?.and_then(|config| config.get("vae").cloned());
@@ -120,12 +158,11 @@ pub(crate) fn open_text_encoder(path: &Path) -> Result<(T5Config, Tensors)> {
     let files = if dir.is_dir() { weight_files(dir)? } else { vec![path.to_path_buf()] };
     let mut tensors = Tensors::open(&files)?;
     let mut own = header_config(&tensors)?;
-    if tensors.names().any(|name| name.starts_with(names::TEXT_PREFIX)) {
-        // a single file with everything was given
-        tensors = part(&tensors, names::TEXT_PREFIX);
-        own = own.map(|config| config["text_encoder"].clone());
+    if let Some(text) = text_of(&tensors) {
+        // a single file with everything says more than the text encoder's configuration
+        own = own.map(|config| if config.get("d_model").is_some() { config } else { config["text_encoder"].clone() });
+        tensors = text;
     }
-    let tensors = tensors.renamed(|name| Some(text::names::from_llama(name)));
     let config = dir.join("config.json");
     let config = if dir.is_dir() && config.is_file() {
         T5Config::parse(&read_json(&config)?, &format!("`{}`", config.display()))?
@@ -180,6 +217,7 @@ pub fn quantize(path: &Path, text: bool, kind: Quantize, out: &Path, force: bool
             (tensors, text_form(&config))
         }
     };
+    tensors.check_form()?;
     let tensors = tensors.quantized(Some(kind.blocks()));
     ensure!(
         tensors.quantized_count() > 0,
@@ -212,9 +250,7 @@ fn open_transformer(path: &Path) -> Result<Option<FoundTransformer>> {
         return Ok(Some((config, None, Tensors::open(&weight_files(&dir)?)?)));
     }
     let tensors = Tensors::open(&[path.to_path_buf()])?;
-    let prefix =
-        if tensors.names().any(|n| n.starts_with(names::TRANSFORMER_PREFIX)) { names::TRANSFORMER_PREFIX } else { "" };
-    let transformer = part(&tensors, prefix);
+    let transformer = transformer_of(&tensors);
     if !transformer.names().any(|name| name.starts_with("transformer_blocks.")) {
         return Ok(None);
     }

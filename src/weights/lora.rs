@@ -1,46 +1,70 @@
 //! LoRA files: low-rank products that are added to a transformer's layers while it runs, so that they go with weights of any
-//! type and change none of them.
+//! type and change none of them; and what some of them add to biases.
+
+mod peft;
 
 use super::open::Tensors;
 use crate::models::ltx::names;
 use crate::nn::kernel::Math;
 use crate::nn::linear::{Linear, Lora};
-use anyhow::{Context, Result, bail, ensure};
-use candle_core::{DType, Device};
-use serde_json::Value;
+use anyhow::{Result, bail, ensure};
+use candle_core::{DType, Device, Tensor};
+use peft::Settings;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Prefixes that name the transformer: diffusers', ComfyUI's and Lightricks', PEFT's.
 const PREFIXES: [&str; 4] = ["transformer.", "model.diffusion_model.", "diffusion_model.", "base_model.model."];
-/// Of kohya's scripts, who also write `_` for `.`.
-const FLAT_PREFIX: &str = "lora_unet_";
+/// Of kohya's scripts and of those like them, who also write `_` for `.`.
+const FLAT_PREFIXES: [&str; 3] = ["lora_unet_", "lora_transformer_", "lycoris_"];
 /// Prefixes that name a text encoder.
 const TEXT_PREFIXES: [&str; 5] = ["text_encoder", "text_model", "lora_te", "t5xxl", "conditioner"];
 
-/// What a key ends in, for each part of a layer's pair: the factor that reads, the factor that writes, and what their product
-/// is multiplied by, over the rank.
-const ENDS: [&[&str]; 3] = [
+/// What a key ends in, for each part of a layer: the factor that reads, the factor that writes, what their product is multiplied
+/// by, over the rank, and what is added to the layer's bias.
+/// - Source of the last: ComfyUI `comfy/lora.py`, `load_lora`, at 0.3.76.
+const ENDS: [&[&str]; 4] = [
     &[".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight", ".lora.down.weight"],
     &[".lora_B.weight", ".lora_B.default.weight", ".lora_up.weight", ".lora.up.weight"],
     &[".alpha"],
+    &[".diff_b"],
 ];
 
-/// Under this key diffusers keeps what PEFT was configured with.
-/// - Source: diffusers `loaders/lora_base.py`, `LORA_ADAPTER_METADATA_KEY`, at 0.42.1.
-const METADATA: &str = "lora_adapter_metadata";
+/// What keys of other kinds end in, for errors; of the first kind also what they hold.
+const DORA: [&str; 2] = [".dora_scale", ".lora_magnitude_vector"];
+const OTHERS: [(&str, &str); 8] = [
+    (".hada_w1_a", "a LoHa"),
+    (".lokr_w1", "a LoKr"),
+    (".lokr_w1_a", "a LoKr"),
+    (".oft_blocks", "an OFT"),
+    (".oft_diag", "an OFT"),
+    (".diff", "one of whole differences"),
+    (".set_weight", "one of whole weights"),
+    (".lora_mid.weight", "a LoCon with a core"),
+];
 
 /// Keys that an error lists.
 const SHOWN: usize = 4;
 
-/// One layer's pair, by their names in the file; see [`ENDS`].
-type Pair = [Option<String>; 3];
+/// One layer's parts, by their names in the file; see [`ENDS`].
+type Parts = [Option<String>; 4];
 
 /// A LoRA that fits a transformer.
 pub struct Adapter {
     file: Tensors,
     /// By layer: names of the two factors, and what their product is multiplied by.
     layers: BTreeMap<String, (String, String, f64)>,
+    /// By layer: the name of what is added to its bias.
+    biases: BTreeMap<String, String>,
+    scale: f64,
+}
+
+/// A layer's two factors, by name, which multiply and fit the layer.
+struct Pair {
+    down: String,
+    up: String,
+    rank: usize,
+    alpha: Option<f64>,
 }
 
 impl Adapter {
@@ -55,48 +79,52 @@ impl Adapter {
         );
         let file = Tensors::open(&[path.to_path_buf()])?;
         let what = format!("the LoRA {}", file.what());
-        let pairs = pairs(&file, transformer, &what)?;
-        let peft: Option<Value> = match file.metadata(METADATA) {
-            Some(text) => {
-                Some(serde_json::from_str(text).with_context(|| format!("{what}: `{METADATA}` is not JSON"))?)
+        let (mut pairs, mut biases) = (BTreeMap::new(), BTreeMap::new());
+        for (layer, parts) in parts(&file, transformer, &what)? {
+            let [down, up, alpha, bias] = parts;
+            if let Some(bias) = bias {
+                let (own, base) = (file.shape(&bias), transformer.shape(&format!("{layer}.bias")));
+                ensure!(
+                    base.is_some() && own == base,
+                    "{what}: `{bias}` is for the bias of another model: of shape {own:?} there and {base:?} here\n  fix: use a LoRA that was trained on this model"
+                );
+                biases.insert(layer.clone(), bias);
+                if (&down, &up, &alpha) == (&None, &None, &None) {
+                    continue;
+                }
             }
-            None => None,
-        };
-        let mut layers = BTreeMap::new();
-        for (layer, pair) in pairs {
-            let [Some(down), Some(up), alpha] = pair else {
+            let (Some(down), Some(up)) = (down, up) else {
                 bail!("{what} has one half of `{layer}` alone\n  fix: fetch the file again")
             };
-            let shape = |name: &str| file.shape(name).map(<[usize]>::to_vec).unwrap_or_default();
-            let base = transformer.shape(&format!("{layer}.weight")).unwrap_or(&[]);
-            let (a, b) = (shape(&down), shape(&up));
-            let (&[rank, inputs], &[outputs, up_rank], &[base_outputs, base_inputs]) =
-                (a.as_slice(), b.as_slice(), base)
-            else {
-                bail!(
-                    "{what}: the factors of `{layer}` have shapes {a:?} and {b:?}, which are no matrices\n  fix: use a LoRA of LTX-Video"
-                )
-            };
-            ensure!(
-                rank == up_rank && rank > 0,
-                "{what}: the factors of `{layer}` have shapes {a:?} and {b:?}, which do not multiply\n  fix: fetch the file again"
-            );
-            ensure!(
-                (outputs, inputs) == (base_outputs, base_inputs),
-                "{what} is for another size of model: `{layer}` is {outputs} x {inputs} there and {base_outputs} x {base_inputs} here\n  fix: use a LoRA that was trained on this model"
-            );
-            let alpha = match &alpha {
-                Some(name) => Some(number(&file, name)?),
-                None => peft.as_ref().and_then(|peft| peft_alpha(peft, &layer)),
-            };
-            // PEFT's rank-stabilised form divides by the root
-            let root = peft.as_ref().is_some_and(|peft| peft["transformer.use_rslora"] == true);
-            let over = if root { (rank as f64).sqrt() } else { rank as f64 };
-            layers.insert(layer, (down, up, scale * alpha.map_or(1.0, |alpha| alpha / over)));
+            pairs.insert(layer.clone(), pair(&file, transformer, &layer, (down, up, alpha), &what)?);
         }
-        // what is multiplied by nothing is left out, and so changes nothing
-        layers.retain(|_, (_, _, scale)| *scale != 0.0);
-        Ok(Self { file, layers })
+        let ranks: Vec<(&str, usize)> = pairs.iter().map(|(layer, pair)| (layer.as_str(), pair.rank)).collect();
+        let settings = Settings::find(&file, path, &ranks, pairs.values().any(|pair| pair.alpha.is_some()))?;
+        settings.iter().try_for_each(Settings::check)?;
+        let mut layers = BTreeMap::new();
+        for (layer, Pair { down, up, rank, alpha }) in pairs {
+            let factor = match (alpha, &settings) {
+                (Some(alpha), _) => alpha / rank as f64,
+                (None, Some(settings)) => settings.factor(&layer, rank)?,
+                (None, None) => 1.0,
+            };
+            // what is multiplied by nothing is left out, and so changes nothing
+            if scale * factor != 0.0 {
+                layers.insert(layer, (down, up, scale * factor));
+            }
+        }
+        if scale == 0.0 {
+            biases.clear();
+        }
+        Ok(Self { file, layers, biases, scale })
+    }
+
+    /// What is added to the bias of one layer.
+    pub(super) fn bias(&self, layer: &str, dtype: DType, device: &Device) -> candle_core::Result<Option<Tensor>> {
+        let Some(name) = self.biases.get(layer) else { return Ok(None) };
+        let shape = self.file.shape(name).unwrap_or_default().to_vec();
+        let difference = self.file.load(None, DType::F32, device).get(shape, name)?;
+        Ok(Some((difference * self.scale)?.to_dtype(dtype)?))
     }
 
     /// The pair of one layer.
@@ -123,47 +151,49 @@ impl Adapter {
     }
 }
 
-/// The pairs of a file, by the layer that they belong to.
-fn pairs(file: &Tensors, transformer: &Tensors, what: &str) -> Result<BTreeMap<String, Pair>> {
-    let layers: Vec<&str> = transformer.names().filter_map(|name| name.strip_suffix(".weight")).collect();
-    let flat = |name: &str| name.replace('.', "_");
-    let by_flat: BTreeMap<String, &str> = layers
-        .iter()
-        .flat_map(|layer| {
-            let official = names::transformer_to_official(&format!("{layer}.weight"));
-            [(flat(layer), *layer), (flat(official.trim_end_matches(".weight")), *layer)]
-        })
-        .collect();
-    let layer_of = |module: &str| -> Option<String> {
-        if let Some(flat) = module.strip_prefix(FLAT_PREFIX) {
-            return by_flat.get(flat).map(|layer| layer.to_string());
-        }
-        let mut rest = module;
-        while let Some(prefix) = PREFIXES.iter().find(|prefix| rest.starts_with(**prefix)) {
-            rest = &rest[prefix.len()..];
-        }
-        let name = names::transformer_from_official(&format!("{rest}.weight"));
-        transformer.shape(&name).filter(|shape| shape.len() == 2)?;
-        Some(name.trim_end_matches(".weight").to_string())
+/// Checks that a layer's factors multiply, and fit the layer.
+fn pair(
+    file: &Tensors,
+    transformer: &Tensors,
+    layer: &str,
+    (down, up, alpha): (String, String, Option<String>),
+    what: &str,
+) -> Result<Pair> {
+    let shape = |name: &str| file.shape(name).map(<[usize]>::to_vec).unwrap_or_default();
+    let base = transformer.shape(&format!("{layer}.weight")).unwrap_or(&[]);
+    let (a, b) = (shape(&down), shape(&up));
+    let (&[rank, inputs], &[outputs, up_rank], &[base_outputs, base_inputs]) = (a.as_slice(), b.as_slice(), base)
+    else {
+        bail!(
+            "{what}: the factors of `{layer}` have shapes {a:?} and {b:?}, which are no matrices\n  fix: use a LoRA of LTX-Video"
+        )
     };
-    let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
+    ensure!(
+        rank == up_rank && rank > 0,
+        "{what}: the factors of `{layer}` have shapes {a:?} and {b:?}, which do not multiply\n  fix: fetch the file again"
+    );
+    ensure!(
+        (outputs, inputs) == (base_outputs, base_inputs),
+        "{what} is for another size of model: `{layer}` is {outputs} x {inputs} there and {base_outputs} x {base_inputs} here\n  fix: use a LoRA that was trained on this model"
+    );
+    let alpha = alpha.map(|name| number(file, &name)).transpose()?;
+    Ok(Pair { down, up, rank, alpha })
+}
+
+/// The parts of a file, by the layer that they belong to.
+fn parts(file: &Tensors, transformer: &Tensors, what: &str) -> Result<BTreeMap<String, Parts>> {
+    let layer_of = layers_by_module(transformer);
+    let mut parts: BTreeMap<String, Parts> = BTreeMap::new();
     let mut unknown = vec![];
     for key in file.names() {
-        ensure!(
-            !TEXT_PREFIXES.iter().any(|prefix| key.starts_with(prefix)),
-            "{what} changes the text encoder too (`{key}`), and reel adds LoRAs to the transformer alone\n  fix: use a LoRA of the transformer"
-        );
-        ensure!(
-            !key.ends_with(".dora_scale"),
-            "{what} is a DoRA (`{key}`), which is no low-rank product alone\n  fix: use a LoRA"
-        );
+        check_kind(key, what)?;
         let place = ENDS.iter().enumerate().find_map(|(i, ends)| {
             let module = ends.iter().find_map(|end| key.strip_suffix(end))?;
             Some((layer_of(module)?, i))
         });
         match place {
             Some((layer, i)) => {
-                let before = pairs.entry(layer.clone()).or_default()[i].replace(key.to_string());
+                let before = parts.entry(layer.clone()).or_default()[i].replace(key.to_string());
                 if let Some(before) = before {
                     bail!("{what} has `{key}` and `{before}`, which mean the same\n  fix: use another LoRA");
                 }
@@ -180,8 +210,48 @@ fn pairs(file: &Tensors, transformer: &Tensors, what: &str) -> Result<BTreeMap<S
             shown.join(", ")
         );
     }
-    ensure!(!pairs.is_empty(), "{what} is empty\n  fix: fetch it again");
-    Ok(pairs)
+    ensure!(!parts.is_empty(), "{what} is empty\n  fix: fetch it again");
+    Ok(parts)
+}
+
+/// Finds the layer of a transformer that a module's name in a LoRA means.
+fn layers_by_module(transformer: &Tensors) -> impl Fn(&str) -> Option<String> {
+    let layers: Vec<&str> = transformer.names().filter_map(|name| name.strip_suffix(".weight")).collect();
+    let flat = |name: &str| name.replace('.', "_");
+    let by_flat: BTreeMap<String, &str> = layers
+        .iter()
+        .flat_map(|layer| {
+            let official = names::transformer_to_official(&format!("{layer}.weight"));
+            [(flat(layer), *layer), (flat(official.trim_end_matches(".weight")), *layer)]
+        })
+        .collect();
+    move |module: &str| {
+        if let Some(flat) = FLAT_PREFIXES.iter().find_map(|prefix| module.strip_prefix(prefix)) {
+            return by_flat.get(flat).map(|layer| layer.to_string());
+        }
+        let mut rest = module;
+        while let Some(prefix) = PREFIXES.iter().find(|prefix| rest.starts_with(**prefix)) {
+            rest = &rest[prefix.len()..];
+        }
+        let name = names::transformer_from_official(&format!("{rest}.weight"));
+        transformer.shape(&name).filter(|shape| shape.len() == 2)?;
+        Some(name.trim_end_matches(".weight").to_string())
+    }
+}
+
+/// Errors on keys of what is no LoRA of a transformer.
+fn check_kind(key: &str, what: &str) -> Result<()> {
+    ensure!(
+        !TEXT_PREFIXES.iter().any(|prefix| key.starts_with(prefix)),
+        "{what} changes the text encoder too (`{key}`), and reel adds LoRAs to the transformer alone\n  fix: use a LoRA of the transformer"
+    );
+    // PEFT may write the adapter's name and `.weight` behind
+    let is_dora = DORA.iter().any(|end| key.ends_with(end) || key.contains(&format!("{end}.")));
+    ensure!(!is_dora, "{what} is a DoRA (`{key}`), which is no low-rank product alone\n  fix: use a LoRA");
+    if let Some((_, kind)) = OTHERS.iter().find(|(end, _)| key.ends_with(end)) {
+        bail!("{what} is {kind} (`{key}`), and reel adds low-rank products alone\n  fix: use a LoRA")
+    }
+    Ok(())
 }
 
 /// A tensor of one number.
@@ -190,12 +260,7 @@ fn number(file: &Tensors, name: &str) -> Result<f64> {
     ensure!(count == 1, "the LoRA {}: `{name}` has {count} values, not one\n  fix: fetch it again", file.what());
     let shape = file.shape(name).unwrap_or(&[]).to_vec();
     let value = file.load(None, DType::F32, &Device::Cpu).get(shape, name)?;
-    Ok(value.flatten_all()?.to_vec1::<f32>()?[0] as f64)
-}
-
-/// What PEFT's configuration says of a layer's alpha.
-fn peft_alpha(peft: &Value, layer: &str) -> Option<f64> {
-    let pattern = peft["transformer.alpha_pattern"].as_object();
-    let own = pattern.and_then(|all| all.iter().find(|(key, _)| layer == *key || layer.ends_with(&format!(".{key}"))));
-    own.map(|(_, alpha)| alpha).unwrap_or(&peft["transformer.lora_alpha"]).as_f64()
+    let value = value.flatten_all()?.to_vec1::<f32>()?[0] as f64;
+    ensure!(value.is_finite(), "the LoRA {}: `{name}` is {value}\n  fix: fetch it again", file.what());
+    Ok(value)
 }

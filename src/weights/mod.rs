@@ -2,12 +2,14 @@
 //! one file.
 
 pub mod catalogue;
+mod forms;
 pub mod gguf;
 pub mod lora;
 pub mod open;
 pub mod pack;
 pub mod quantize;
 pub mod random;
+mod scaled;
 mod source;
 pub mod store;
 

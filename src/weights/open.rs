@@ -1,10 +1,10 @@
 //! Weight files -> tensors by name. Files are mapped, never read whole: a tensor is copied to its device when a layer asks
 //! for it, and its pages can go again.
 
-use super::gguf;
 use super::lora::Adapter;
 use super::quantize::Cache;
-use super::source::{Checker, Reader};
+use super::source::{Checker, Fault, Reader};
+use super::{forms, gguf, scaled};
 use crate::nn::kernel::Math;
 use crate::nn::kernel::blocks::Blocks;
 use crate::nn::matrix::{Kind, Mapped, usable};
@@ -92,6 +92,8 @@ pub(super) struct Entry {
     file: Arc<Bytes>,
     pub dtype: Type,
     pub shape: Vec<usize>,
+    /// What its numbers are multiplied by when they are read: one factor, or one for each row.
+    pub scales: Option<Arc<[f32]>>,
     range: (usize, usize),
 }
 
@@ -100,11 +102,14 @@ pub struct Raw<'a> {
     pub dtype: Type,
     pub shape: &'a [usize],
     pub bytes: &'a [u8],
+    /// What its numbers have to be multiplied by: one factor, or one for each row.
+    pub scales: Option<&'a [f32]>,
 }
 
 impl Entry {
     pub fn raw(&self) -> Raw<'_> {
-        Raw { dtype: self.dtype, shape: &self.shape, bytes: &self.file[self.range.0..self.range.1] }
+        let bytes = &self.file[self.range.0..self.range.1];
+        Raw { dtype: self.dtype, shape: &self.shape, bytes, scales: self.scales.as_deref() }
     }
 
     /// Lets its pages go; a later look reads them from the file again.
@@ -112,9 +117,9 @@ impl Entry {
         self.file.forget(self.range);
     }
 
-    /// Itself, to be used where it lies; `None` where it lies askew.
+    /// Itself, to be used where it lies; `None` where it lies askew, or has to be multiplied by scales first.
     pub fn in_place(&self) -> Option<Arc<dyn Mapped>> {
-        let kind = self.dtype.kind()?;
+        let kind = self.dtype.kind().filter(|_| self.scales.is_none())?;
         usable(self.raw().bytes, kind).then(|| Arc::new(InPlace { entry: self.clone(), kind }) as Arc<dyn Mapped>)
     }
 }
@@ -180,6 +185,7 @@ impl Tensors {
                 .with_context(|| format!("cannot map weights `{}`", path.display()))?;
             all.add(Bytes::Mapped(map), &format!("`{}`", path.display()))?;
         }
+        scaled::attach(Arc::make_mut(&mut all.entries));
         Ok(all)
     }
 
@@ -225,7 +231,7 @@ impl Tensors {
         let file = Arc::new(bytes);
         let entries = Arc::make_mut(&mut self.entries);
         for Placed { name, dtype, shape, range } in tensors {
-            let entry = Entry { file: file.clone(), dtype, shape, range };
+            let entry = Entry { file: file.clone(), dtype, shape, scales: None, range };
             ensure!(entries.insert(name.clone(), entry).is_none(), "{what}: the tensor `{name}` is there twice");
         }
         Arc::make_mut(&mut self.metadata).extend(metadata);
@@ -303,7 +309,7 @@ impl Tensors {
     /// In what a CPU multiplies most of them, kept as [`Tensors::load`] keeps them.
     pub fn math(&self, stored: Option<DType>) -> Math {
         let bytes = |wanted: fn(Type) -> bool| {
-            self.entries.values().filter(|e| wanted(e.dtype)).map(|e| e.range.1 - e.range.0).sum::<usize>()
+            self.entries.values().filter(|e| wanted(scaled::read_type(e))).map(|e| e.range.1 - e.range.0).sum::<usize>()
         };
         let blocks = bytes(|dtype| matches!(dtype, Type::Blocks(_))) > 0 || self.quantize.is_some();
         let mostly_half = bytes(|dtype| dtype == Type::Plain(Dtype::BF16)) * 2 > self.size() && self.elements() > SMALL;
@@ -318,6 +324,7 @@ impl Tensors {
     /// Runs a model's constructor over the headers alone and lists what does not fit, so that every error comes before the
     /// first weight is loaded.
     pub fn check<T>(&self, build: impl FnOnce(Vars) -> candle_core::Result<T>) -> Result<()> {
+        self.check_form()?;
         let faults = Arc::new(Mutex::new(vec![]));
         let checker = Checker { tensors: self.clone(), faults: faults.clone() };
         let built = build(Vars::new(checker, DType::F32, Device::Cpu));
@@ -325,14 +332,32 @@ impl Tensors {
         if faults.is_empty() {
             return built.map(|_| ()).with_context(|| format!("{} cannot be read as a model", self.what));
         }
+        if let Some((name, dtype)) = faults.iter().find_map(Fault::unread) {
+            bail!("{} has weights of type {dtype} (`{name}`), which reel does not read\n  {}", self.what, forms::FIX)
+        }
         const SHOWN: usize = 4;
         let more = faults.len().saturating_sub(SHOWN);
-        let shown = faults[..faults.len().min(SHOWN)].join("; ");
+        let shown: Vec<String> = faults.iter().take(SHOWN).map(Fault::to_string).collect();
         let more = if more > 0 { format!("; and {more} more") } else { String::new() };
         bail!(
-            "{} does not fit its configuration: {shown}{more}\n  fix: use weights and configuration of one checkpoint",
-            self.what
+            "{} does not fit its configuration: {}{more}\n  fix: use weights and configuration of one checkpoint",
+            self.what,
+            shown.join("; ")
         )
+    }
+
+    /// Errors when they are quantised in a form that reel does not read.
+    pub fn check_form(&self) -> Result<()> {
+        match forms::unread(&self.entries) {
+            Some((form, name)) => {
+                bail!(
+                    "{} is quantised in a form that reel does not read: {form} (`{name}`)\n  {}",
+                    self.what,
+                    forms::FIX
+                )
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -347,49 +372,74 @@ fn blocks_in(stored: Option<DType>) -> Math {
     if stored == Some(DType::F32) { Math::F32 } else { Math::Bf16 }
 }
 
-/// The safetensors files of one part of a diffusers directory: a shard set by its index, or the one file.
+/// What stands in the middle of an index's name; before `json` may stand a variant, as in `model.safetensors.index.fp16.json`.
+const INDEX: &str = ".safetensors.index.";
+const PLAIN_INDEX: &str = ".safetensors.index.json";
+
+/// The safetensors files of one part of a diffusers directory: a shard set by its index, or the one file. What has a plain name
+/// goes before a variant.
 /// - `dir`: such as `transformer/`. Errors when there is none, or several without an index.
 pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut names: Vec<String> = std::fs::read_dir(dir)
         .with_context(|| format!("cannot read the directory `{}`", dir.display()))?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"))
         .collect();
     // shortest first: variants such as `….fp16.safetensors` are longer than the plain file beside them
     names.sort_by_key(|name| (name.len(), name.clone()));
-    if let Some(index) = names.iter().find(|name| name.ends_with(".index.json")) {
-        let path = dir.join(index);
-        let json = crate::weights::read_json(&path)?;
-        let map = json["weight_map"].as_object().filter(|map| !map.is_empty());
-        let map = map.with_context(|| {
-            format!("`{}` has no `weight_map` with files\n  fix: fetch the checkpoint again", path.display())
-        })?;
-        let mut files: Vec<&str> = map.values().filter_map(|v| v.as_str()).collect();
-        files.sort_unstable();
-        files.dedup();
-        for file in &files {
-            ensure!(
-                dir.join(file).is_file(),
-                "the shard `{}` named in `{index}` is missing\n  fix: fetch the checkpoint again",
-                dir.join(file).display()
-            );
-        }
-        return Ok(files.into_iter().map(|file| dir.join(file)).collect());
+    if let Some(index) = names.iter().find(|name| name.ends_with(PLAIN_INDEX)) {
+        return shards(dir, index);
     }
-    match names.as_slice() {
+    let files: Vec<&String> = names.iter().filter(|name| name.ends_with(".safetensors")).collect();
+    let index = names.iter().find(|name| name.contains(INDEX) && name.ends_with(".json"));
+    let is_shard = |name: &str| name.contains("-of-");
+    if let Some(index) = index.filter(|_| files.iter().all(|name| is_shard(name))) {
+        return shards(dir, index);
+    }
+    let files: Vec<&String> =
+        if index.is_some() { files.into_iter().filter(|name| !is_shard(name)).collect() } else { files };
+    match files.as_slice() {
         [] => bail!(
             "there are no .safetensors weights in `{}`\n  fix: put the checkpoint's weights there, as .safetensors",
             dir.display()
         ),
         [first, rest @ ..] => {
             let stem = first.trim_end_matches(".safetensors");
+            const SHOWN: usize = 4;
+            let shown: Vec<&str> = files.iter().take(SHOWN).map(|name| name.as_str()).collect();
             ensure!(
                 rest.iter().all(|name| name.starts_with(stem)),
-                "there are several .safetensors files in `{}` and no index that says how they belong together: {}\n  fix: leave one, or add the set's index",
+                "there are several .safetensors files in `{}` and no index that says how they belong together: {}{}\n  fix: leave one, or add the set's index",
                 dir.display(),
-                names.join(", ")
+                shown.join(", "),
+                if files.len() > SHOWN { format!(" and {} more", files.len() - SHOWN) } else { String::new() }
             );
             Ok(vec![dir.join(first)])
         }
     }
+}
+
+/// The files that an index names, all of which have to be beside it.
+fn shards(dir: &Path, index: &str) -> Result<Vec<PathBuf>> {
+    const FIX: &str = "fix: fetch the checkpoint again";
+    let path = dir.join(index);
+    let json = crate::weights::read_json(&path)?;
+    let map = json["weight_map"].as_object().filter(|map| !map.is_empty());
+    let map = map.with_context(|| format!("`{}` has no `weight_map` with files\n  {FIX}", path.display()))?;
+    let mut files = vec![];
+    for (tensor, file) in map {
+        let name = file.as_str().filter(|name| Path::new(name).file_name().is_some_and(|own| own == *name));
+        files.push(name.with_context(|| {
+            format!("`{}` names no file in its folder for the tensor `{tensor}`\n  {FIX}", path.display())
+        })?);
+    }
+    files.sort_unstable();
+    files.dedup();
+    for file in &files {
+        ensure!(
+            dir.join(file).is_file(),
+            "the shard `{}` named in `{index}` is missing\n  {FIX}",
+            dir.join(file).display()
+        );
+    }
+    Ok(files.into_iter().map(|file| dir.join(file)).collect())
 }

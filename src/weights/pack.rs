@@ -59,8 +59,10 @@ pub fn pack(dir: &Path, out: &Path, name: Option<&str>, force: bool) -> Result<(
     let mut end = 0;
     for (name, raw) in &tensors {
         let offsets = [end, end + raw.bytes.len()];
-        let Type::Plain(dtype) = raw.dtype else {
-            bail!("`{model}`: `{name}` is quantised, which safetensors cannot say")
+        let (Type::Plain(dtype), None) = (raw.dtype, raw.scales) else {
+            bail!(
+                "`{model}`: `{name}` is quantised, and only plain numbers are packed\n  fix: pack the checkpoint in bf16"
+            )
         };
         header.insert(name.clone(), json!({"dtype": dtype, "shape": raw.shape, "data_offsets": offsets}));
         end += raw.bytes.len();

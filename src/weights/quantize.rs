@@ -3,15 +3,18 @@
 
 use super::gguf::{self, Part};
 use super::open::{Entry, Raw, SMALL, Tensors, Type};
+use super::scaled;
 use super::source::plain;
 use crate::nn::kernel::blocks::Blocks;
 use crate::nn::kernel::encode::encode;
+use crate::nn::kernel::pack::Rows;
 use crate::nn::kernel::{Math, int8};
-use crate::nn::matrix::{Kind, Matrix, rows};
+use crate::nn::matrix::{Kind, rows};
 use crate::nn::paired;
 use crate::platform::files::{self, AtomicFile};
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor, bail};
+use candle_core::{DType, bail};
+use safetensors::tensor::Dtype;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 
@@ -78,7 +81,7 @@ impl Tensors {
         let entries: Vec<_> = self.entries.iter().collect();
         let part = |(name, entry): &(&String, &Entry)| Part {
             name: (form.rename)(name),
-            dtype: self.becomes(name, entry).map_or(entry.dtype, Type::Blocks),
+            dtype: self.becomes(name, entry).map_or(written_type(entry), Type::Blocks),
             shape: entry.shape.clone(),
         };
         let parts: Vec<Part> = entries.iter().map(part).collect();
@@ -89,6 +92,10 @@ impl Tensors {
             let (name, entry) = entries[i];
             match self.becomes(name, entry) {
                 Some(kind) => to.write_all(&blocks(kind, &entry.raw())?)?,
+                None if written_type(entry) != entry.dtype => {
+                    let halves = scaled::halves(&entry.raw())?;
+                    to.write_all(&halves.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())?
+                }
                 None => to.write_all(entry.raw().bytes)?,
             }
             entry.forget();
@@ -228,7 +235,7 @@ impl Tensors {
             let bytes = match (self.becomes(name, entry), entry.dtype, stored) {
                 (Some(kind), ..) | (None, Type::Blocks(kind), _) => kind.size(count),
                 (None, Type::Plain(_), _) if entry.shape.len() < 2 => count * compute.size_in_bytes(),
-                (None, own, stored) => match (stored, own.kind()) {
+                (None, _, stored) => match (stored, scaled::read_type(entry).kind()) {
                     (Some(dtype), _) | (None, Some(Kind::Plain(dtype))) => {
                         paired::kept_bytes(&entry.shape, dtype, compute)
                     }
@@ -276,18 +283,24 @@ pub(super) fn in_numbers(name: &str) -> bool {
     name.contains(LAYERS[1]) || is_fine(name)
 }
 
+/// The type that a tensor that becomes no blocks is written in: as it is, but for fp8, which GGUF does not have and bf16 holds.
+fn written_type(entry: &Entry) -> Type {
+    match scaled::read_type(entry) {
+        Type::Plain(Dtype::F8_E4M3) => Type::Plain(Dtype::BF16),
+        other => other,
+    }
+}
+
 /// A matrix as blocks.
 pub(super) fn blocks(kind: Blocks, raw: &Raw) -> candle_core::Result<Vec<u8>> {
     let Some(own) = raw.dtype.kind() else { bail!("a matrix of {}", raw.dtype) };
     let mut out = vec![0; kind.size(raw.shape.iter().product())];
-    match (rows(raw.bytes, own), own) {
-        (Ok(rows), _) => encode(kind, rows, &mut out),
-        // in a file that begins or lies at an odd place
-        (Err(_), Kind::Plain(dtype)) => {
-            let copy = Tensor::from_raw_buffer(raw.bytes, dtype, raw.shape, &Device::Cpu)?;
-            Matrix::new(copy).rows(|rows| encode(kind, rows, &mut out))?
-        }
-        (Err(error), _) => return Err(error),
+    match rows(raw.bytes, own) {
+        Ok(rows) if raw.scales.is_none() => encode(kind, rows, &mut out),
+        // fp8, numbers with scales, and what begins or lies at an odd place in its file
+        _ => scaled::read_into(raw, kind.values(), &mut out, kind.bytes(), |values, out| {
+            encode(kind, Rows::F32(values), out)
+        })?,
     }
     Ok(out)
 }
@@ -335,7 +348,12 @@ mod tests {
         let made = |shift: usize| {
             let mut bytes = padded.clone();
             bytes.rotate_left(2 - shift);
-            let raw = Raw { dtype: Type::Plain(Dtype::F16), shape: &[3, 256], bytes: &bytes[shift..][..3 * 512] };
+            let raw = Raw {
+                dtype: Type::Plain(Dtype::F16),
+                shape: &[3, 256],
+                bytes: &bytes[shift..][..3 * 512],
+                scales: None,
+            };
             [Blocks::Q8_0, Blocks::Q4K].map(|kind| blocks(kind, &raw).unwrap())
         };
         assert_eq!(made(0), made(1));

@@ -2,7 +2,7 @@
 //! and a stand-in that only checks names and shapes.
 
 use super::open::{Raw, Tensors, Type};
-use super::quantize;
+use super::{quantize, scaled};
 use crate::nn::kernel::Math;
 use crate::nn::linear::Lora;
 use crate::nn::matrix::{Kind, Matrix};
@@ -26,6 +26,15 @@ impl Reader {
 }
 
 impl Reader {
+    /// A bias with what LoRAs add to it; any other tensor as it is.
+    fn with_loras(&self, name: &str, tensor: Tensor) -> Result<Tensor> {
+        let Some(layer) = name.strip_suffix(".bias") else { return Ok(tensor) };
+        self.tensors.loras.iter().try_fold(tensor, |bias, lora| {
+            let added = lora.bias(layer, bias.dtype(), bias.device())?;
+            added.map_or(Ok(bias.clone()), |added| bias + added)
+        })
+    }
+
     /// A matrix that may be blocks.
     fn finished(&self, name: &str, matrix: Matrix, device: &Device) -> Result<Matrix> {
         let matrix = if quantize::in_numbers(name) { matrix.in_numbers() } else { matrix };
@@ -38,12 +47,16 @@ impl Source for Reader {
         let Some(entry) = self.tensors.entries.get(name) else {
             bail!("{}: there is no tensor `{name}`", self.tensors.what())
         };
-        let Raw { dtype: stored, shape: own_shape, bytes } = entry.raw();
+        let raw = entry.raw();
+        let Raw { dtype: stored, shape: own_shape, bytes, .. } = raw;
         if own_shape != shape.dims() {
             bail!("{}: `{name}` has shape {own_shape:?}, expected {shape:?}", self.tensors.what())
         }
         let tensor = match stored.kind() {
             None => bail!("{}: `{name}` has element type {stored}", self.tensors.what()),
+            Some(Kind::Plain(_)) if raw.scales.is_some() => {
+                scaled::tensor(&raw, self.kept(own_shape, DType::BF16, dtype))?.to_device(device)
+            }
             Some(Kind::Plain(own)) => {
                 Tensor::from_raw_buffer(bytes, own, own_shape, device)?.to_dtype(self.kept(own_shape, own, dtype))
             }
@@ -55,7 +68,7 @@ impl Source for Reader {
             }
         };
         entry.forget();
-        tensor
+        self.with_loras(name, tensor?)
     }
 
     fn contains(&self, name: &str) -> bool {
@@ -102,19 +115,45 @@ impl Source for Reader {
 /// With so many faults the rest need not be looked at.
 const MOST_FAULTS: usize = 100;
 
+/// What is wrong with a tensor that a model's constructor asked for.
+#[derive(Clone)]
+pub(super) enum Fault {
+    Missing { name: String },
+    Shape { name: String, own: Vec<usize>, expected: Vec<usize> },
+    Unread { name: String, dtype: Type },
+}
+
+impl Fault {
+    /// The name and the type of a tensor of a type that reel does not read.
+    pub fn unread(&self) -> Option<(&str, Type)> {
+        if let Self::Unread { name, dtype } = self { Some((name, *dtype)) } else { None }
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Self::Missing { name } => write!(f, "the tensor `{name}` is missing"),
+            Self::Shape { name, own, expected } => write!(f, "`{name}` has shape {own:?}, expected {expected:?}"),
+            Self::Unread { name, dtype } => write!(f, "`{name}` has element type {dtype}"),
+        }
+    }
+}
+
 pub(super) struct Checker {
     pub tensors: Tensors,
-    pub faults: Arc<Mutex<Vec<String>>>,
+    pub faults: Arc<Mutex<Vec<Fault>>>,
 }
 
 impl Source for Checker {
     fn get(&self, shape: &Shape, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let fault = match self.tensors.entries.get(name) {
-            None => Some(format!("the tensor `{name}` is missing")),
+        let name = || name.to_string();
+        let fault = match self.tensors.entries.get(&name()) {
+            None => Some(Fault::Missing { name: name() }),
             Some(e) if e.shape != shape.dims() => {
-                Some(format!("`{name}` has shape {:?}, expected {:?}", e.shape, shape.dims()))
+                Some(Fault::Shape { name: name(), own: e.shape.clone(), expected: shape.dims().to_vec() })
             }
-            Some(e) if e.dtype.kind().is_none() => Some(format!("`{name}` has element type {}", e.dtype)),
+            Some(e) if e.dtype.kind().is_none() => Some(Fault::Unread { name: name(), dtype: e.dtype }),
             Some(_) => None,
         };
         if let (Some(fault), Ok(mut faults)) = (fault, self.faults.lock()) {
@@ -134,5 +173,5 @@ impl Source for Checker {
 
 /// Whether a tensor is made of plain numbers.
 pub(super) fn plain(dtype: Type) -> bool {
-    matches!(dtype.kind(), Some(Kind::Plain(DType::F32 | DType::BF16 | DType::F16)))
+    matches!(dtype.kind(), Some(Kind::Plain(_)))
 }

@@ -37,7 +37,10 @@ fn loras_that_do_not_fit() {
             other("transformer.transformer_blocks.99.attn1.to_q.lora_A.weight"),
             &["no part of this model", "blocks.99"],
         ),
-        ("diff", other("diffusion_model.transformer_blocks.0.attn1.to_q.diff_b"), &["no part of this model", "diff_b"]),
+        ("bias", other("diffusion_model.transformer_blocks.0.attn1.to_q.diff_b"), &["bias of another model", "diff_b"]),
+        ("nowhere", other("diffusion_model.transformer_blocks.77.diff_b"), &["no part of this model", "77.diff_b"]),
+        ("diff", other("diffusion_model.transformer_blocks.0.attn1.to_q.diff"), &["whole differences", "to_q.diff"]),
+        ("loha", other("diffusion_model.transformer_blocks.0.attn1.to_q.hada_w1_a"), &["a LoHa", "hada_w1_a"]),
         ("size", vec![(&a, &[4, 96]), (&b, &[96, 4])], &["another size of model", "96 x 96", "192 x 192"]),
         ("half", vec![(&a, &[4, 192])], &["one half of `transformer_blocks.0.attn1.to_q`"]),
         ("ranks", vec![(&a, &[4, 192]), (&b, &[192, 3])], &["do not multiply", "[4, 192]", "[192, 3]"]),
@@ -49,6 +52,8 @@ fn loras_that_do_not_fit() {
         ),
         ("kohya", other("lora_te1_encoder_block_0_q.lora_down.weight"), &["text encoder", "transformer alone"]),
         ("dora", other("transformer.transformer_blocks.0.attn1.to_q.dora_scale"), &["DoRA"]),
+        ("peft-dora", other("base_model.model.transformer_blocks.0.attn1.to_q.lora_magnitude_vector"), &["DoRA"]),
+        ("named", other("transformer_blocks.0.attn1.to_q.lora_magnitude_vector.default.weight"), &["DoRA"]),
         ("twice", other("diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight"), &["mean the same"]),
     ];
     for (name, tensors, words) in cases {
@@ -77,4 +82,34 @@ fn flags_that_name_no_lora() {
     refused(&scratch, &["generate", "x", "--lora", "text.safetensors"], &["text.safetensors", "not a whole", "fix:"]);
     refused(&scratch, &["generate", "x", "--lora", ":0.5"], &["--lora", "FILE:SCALE"]);
     refused(&scratch, &["generate", "x", "--lora", "a.safetensors:inf"], &["--lora", "FILE:SCALE"]);
+}
+
+/// Settings that make more of it than low-rank products, or that are for another one.
+#[test]
+fn settings_that_are_not_followed() {
+    let scratch = Scratch::new();
+    let (a, b) = (format!("base_model.model.{Q}.lora_A.weight"), format!("base_model.model.{Q}.lora_B.weight"));
+    let (a, b) = (a.replace("transformer.", ""), b.replace("transformer.", ""));
+    let path = scratch.path("l.safetensors");
+    write(&path, &[(&a, &[4, 192]), (&b, &[192, 4])]);
+    let cases: [(&str, &[&str]); 13] = [
+        ("not json", &["not JSON"]),
+        (r#"{"use_dora": true}"#, &["DoRA", "use_dora"]),
+        (r#"{"peft_type": "LOKR"}"#, &["`LOKR`"]),
+        (r#"{"bias": "lora_only"}"#, &["`bias` is `lora_only`"]),
+        (r#"{"lora_bias": true}"#, &["`lora_bias`"]),
+        (r#"{"modules_to_save": ["proj_out"]}"#, &["`modules_to_save`"]),
+        (r#"{"init_lora_weights": "pissa_niter_16"}"#, &["pissa_niter_16", "changes the model's own weights"]),
+        (r#"{"r": 8, "lora_alpha": 8}"#, &["rank", "is 8, and 4 in the LoRA"]),
+        (r#"{"r": 8, "rank_pattern": {"to_q": 5}}"#, &["rank", "is 5, and 4 in the LoRA"]),
+        (r#"{"lora_alpha": "much"}"#, &["`lora_alpha`", "no number"]),
+        (r#"{"lora_alpha": 4, "alpha_pattern": {".*to_q": 2}}"#, &["regular expression", "`.*to_q`"]),
+        (r#"{"lora_alpha": 4, "alpha_pattern": {"to_q": []}}"#, &["`alpha_pattern`", "no number"]),
+        ("[]", &["not a JSON object"]),
+    ];
+    for (settings, words) in cases {
+        scratch.write("adapter_config.json", settings);
+        let flags = ["generate", "a car", "-o", "a.gif", "--lora", path.to_str().unwrap()];
+        refused(&scratch, &flags, &[words, &["adapter_config.json"]].concat());
+    }
 }

@@ -7,3 +7,4 @@ mod lora;
 mod models;
 mod runs;
 mod stills;
+mod weights;

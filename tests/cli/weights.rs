@@ -1,0 +1,160 @@
+//! Weights in forms of other programs: read as what they are, or refused by name.
+
+use crate::common::*;
+use reel::models::ltx::names::{TEXT_PREFIX, TRANSFORMER_PREFIX, VAE_PREFIX};
+use serde_json::json;
+
+const Q: &str = "model.diffusion_model.transformer_blocks.0.attn1.to_q.weight";
+
+/// A file of the embedded model's tensors; `change` may rename, retype, add and remove them.
+fn write(scratch: &Scratch, name: &str, change: impl FnOnce(&mut Model)) -> String {
+    let mut model = Model::tiny();
+    change(&mut model);
+    scratch.write(name, model.bytes()).to_str().unwrap().to_string()
+}
+
+fn tensor(name: &str, dtype: &str, shape: &[usize], bytes: Vec<u8>) -> Tensor {
+    Tensor { name: name.to_string(), dtype: dtype.to_string(), shape: shape.to_vec(), bytes: bytes.leak() }
+}
+
+/// The bytes of a short clip.
+fn clip(scratch: &Scratch, flags: &[&str]) -> Vec<u8> {
+    let output = reel(&scratch.0, &short(&[&["-o", "clip.y4m", "--force"], flags].concat()));
+    assert!(output.status.success(), "{flags:?}\n{}", text(&output.stderr));
+    std::fs::read(scratch.path("clip.y4m")).unwrap()
+}
+
+/// What ComfyUI saves: the same parts below other prefixes.
+#[test]
+fn prefixes_of_other_programs() {
+    let scratch = Scratch::new();
+    let want = clip(&scratch, &["--model", "tiny"]);
+    let renamed = |name: &str, transformer: &str, text: &str, vae: &str| {
+        write(&scratch, name, |model| {
+            for tensor in &mut model.tensors {
+                for (own, other) in [(TRANSFORMER_PREFIX, transformer), (TEXT_PREFIX, text), (VAE_PREFIX, vae)] {
+                    if let Some(rest) = tensor.name.strip_prefix(own) {
+                        tensor.name = format!("{other}{rest}");
+                        break;
+                    }
+                }
+            }
+        })
+    };
+    let comfy = "text_encoders.t5xxl.transformer.";
+    let saved = renamed("saved.safetensors", TRANSFORMER_PREFIX, comfy, VAE_PREFIX);
+    let other = renamed("other.safetensors", "diffusion_model.", "cond_stage_model.t5.", "first_stage_model.");
+    for file in [&saved, &other] {
+        assert!(clip(&scratch, &["--model", file]) == want, "{file}");
+        scratch.write("tokenizer.json", Model::tiny().metadata["tokenizer"].as_str().unwrap());
+        let beside = ["--model", "tiny", "--text-encoder", file, "--tokenizer", "tokenizer.json"];
+        assert!(clip(&scratch, &beside) == want, "--text-encoder {file}");
+        assert!(clip(&scratch, &["--model", "tiny", "--vae", file]) == want, "--vae {file}");
+    }
+}
+
+#[test]
+fn unread_forms_are_named() {
+    let scratch = Scratch::new();
+    let elements = |shape: &[usize]| shape.iter().product::<usize>();
+    let q = |model: &mut Model| model.tensor(Q).shape.clone();
+    let beside = |name: &str| Q.replace("weight", name);
+    type Change<'a> = &'a dyn Fn(&mut Model);
+    let retyped = |dtype: &str| {
+        let dtype = dtype.to_string();
+        move |model: &mut Model| {
+            let shape = model.tensor(Q).shape.clone();
+            *model.tensor(Q) = tensor(Q, &dtype, &shape, vec![1; elements(&shape)]);
+        }
+    };
+    let (e5m2, int8) = (retyped("F8_E5M2"), retyped("I8"));
+    let quanto = |model: &mut Model| {
+        let shape = q(model);
+        model.tensors.retain(|t| t.name != Q);
+        model.tensors.push(tensor(&format!("{Q}._data"), "I8", &shape, vec![1; elements(&shape)]));
+        model.tensors.push(tensor(&format!("{Q}._scale"), "BF16", &[shape[0], 1], vec![1; 2 * shape[0]]));
+    };
+    let with = |name: &str, dtype: &str, shape: &[usize], bytes: Vec<u8>| {
+        let added = tensor(&beside(name), dtype, shape, bytes);
+        let e4m3 = retyped("F8_E4M3");
+        move |model: &mut Model| {
+            e4m3(model);
+            model.tensors.push(added.clone());
+        }
+    };
+    let scale = 1f32.to_le_bytes().to_vec();
+    let nan = f32::NAN.to_le_bytes().to_vec();
+    let cases: [(&str, Change, &[&str]); 10] = [
+        ("e5m2", &e5m2, &["F8_E5M2", "to_q.weight"]),
+        ("int8", &int8, &["type I8", "to_q.weight"]),
+        ("quanto", &quanto, &["optimum-quanto int8", "to_q.weight._data"]),
+        ("inverse", &with("weight_scale_inv", "F32", &[1, 1], scale.clone()), &["block-wise scaled fp8"]),
+        ("nvfp4", &with("weight_scale_2", "F32", &[], scale.clone()), &["NVFP4"]),
+        (
+            "nobody",
+            &with("w_scales", "F32", &[], scale.clone()),
+            &["F8_E4M3 with scales of an unknown form", "w_scales"],
+        ),
+        ("plain", &with("scale", "F32", &[], scale.clone()), &["F8_E4M3 with scales of an unknown form", "to_q.scale"]),
+        ("blocks", &with("weight_scale", "F32", &[2, 2], scale.repeat(4)), &["F8_E4M3 with scales", "weight_scale"]),
+        ("nan", &with("scale_weight", "F32", &[1], nan), &["F8_E4M3 with scales", "scale_weight"]),
+        ("format", &with("comfy_quant", "U8", &[18], br#"{"format":"mxfp8"}"#.to_vec()), &["ComfyUI's `mxfp8`"]),
+    ];
+    for (name, change, words) in cases {
+        let file = write(&scratch, &format!("{name}.safetensors"), change);
+        let words = [words, &[name, "does not read", "fix: use the same weights in bf16"]].concat();
+        refused(&scratch, &["generate", "x", "--model", &file, "-o", "a.gif"], &words);
+        let out = scratch.path("q.gguf");
+        if !["e5m2", "int8"].contains(&name) {
+            refused(&scratch, &["models", "quantize", &file, "--type", "q8_0", "-o", out.to_str().unwrap()], &words);
+        }
+    }
+}
+
+/// A file of a diffusers repository, fetched by itself.
+#[test]
+fn a_vae_without_its_configuration() {
+    let scratch = Scratch::new();
+    let model = Model::tiny();
+    model.directory(&scratch, "all");
+    let alone = scratch.path("alone.safetensors");
+    std::fs::copy(scratch.path("all/vae/diffusion_pytorch_model.safetensors"), &alone).unwrap();
+    let flags = ["generate", "x", "--vae", alone.to_str().unwrap(), "-o", "a.gif"];
+    refused(
+        &scratch,
+        &flags,
+        &["alone.safetensors", "without its configuration", "fix: put its `config.json` beside it"],
+    );
+    scratch.write("config.json", model.config()["vae"].to_string());
+    assert!(clip(&scratch, &["--vae", alone.to_str().unwrap()]) == clip(&scratch, &[]));
+}
+
+/// transformers' and diffusers' names of a variant's shards.
+#[test]
+fn indices_of_variants_and_broken_ones() {
+    let scratch = Scratch::new();
+    Model::tiny().directory(&scratch, "m");
+    let want = clip(&scratch, &["--model", "m"]);
+    for (part, stem) in [("text_encoder", "model"), ("transformer", "diffusion_pytorch_model")] {
+        let shard = format!("{stem}.fp16-00001-of-00001.safetensors");
+        let file = |name: &str| scratch.path(&format!("m/{part}/{name}"));
+        std::fs::rename(file(&format!("{stem}.safetensors")), file(&shard)).unwrap();
+        let index = |map: serde_json::Value| {
+            scratch.write(
+                &format!("m/{part}/{stem}.safetensors.index.fp16.json"),
+                json!({"metadata": {}, "weight_map": map}).to_string(),
+            );
+        };
+        index(json!({"a": shard}));
+        assert!(clip(&scratch, &["--model", "m"]) == want, "{part}");
+        for bad in [json!({"a": 3}), json!({"a": "../text_encoder/x"}), json!({"a": ".."}), json!({"a": ""})] {
+            index(bad);
+            refused(&scratch, &["generate", "x", "--model", "m"], &["names no file in its folder for the tensor `a`"]);
+        }
+        index(json!({"a": "gone.safetensors"}));
+        refused(&scratch, &["generate", "x", "--model", "m"], &["gone.safetensors", "is missing"]);
+        index(json!({}));
+        refused(&scratch, &["generate", "x", "--model", "m"], &["no `weight_map` with files"]);
+        index(json!({"a": shard}));
+    }
+}
