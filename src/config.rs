@@ -4,6 +4,15 @@ use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+/// A text of a file, short enough for an error.
+pub fn brief(text: &str) -> String {
+    const LONGEST: usize = 80;
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_string(),
+    }
+}
+
 /// The keys of one JSON object, crossed off as they are read.
 pub struct Keys {
     what: String,
@@ -23,9 +32,10 @@ impl Keys {
         self.known.push(key);
         match self.left.remove(key) {
             None | Some(Value::Null) => Ok(None),
-            Some(value) => serde_json::from_value(value.clone())
-                .map(Some)
-                .map_err(|e| anyhow::anyhow!("{}: `{key}` is {value}, which does not fit: {e}", self.what)),
+            Some(value) => serde_json::from_value(value.clone()).map(Some).map_err(|e| {
+                let (value, why) = (brief(&value.to_string()), brief(&e.to_string()));
+                anyhow::anyhow!("{}: `{key}` is {value}, which does not fit: {why}", self.what)
+            }),
         }
     }
 
@@ -74,7 +84,11 @@ impl Keys {
         match self.get::<Value>(key)? {
             Some(value) if !allowed.contains(&value) => {
                 let allowed: Vec<String> = allowed.iter().map(|v| format!("`{v}`")).collect();
-                bail!("{what}: `{key}` is `{value}`, and reel knows only {}", allowed.join(" or "))
+                bail!(
+                    "{what}: `{key}` is `{}`, and reel knows only {}",
+                    brief(&value.to_string()),
+                    allowed.join(" or ")
+                )
             }
             _ => Ok(()),
         }
@@ -90,7 +104,7 @@ impl Keys {
     /// Errors when a key was not read.
     pub fn finish(mut self) -> Result<()> {
         const SHOWN: usize = 4;
-        let mut unknown: Vec<String> = self.left.keys().take(SHOWN).map(|k| format!("`{k}`")).collect();
+        let mut unknown: Vec<String> = self.left.keys().take(SHOWN).map(|k| format!("`{}`", brief(k))).collect();
         if unknown.is_empty() {
             return Ok(());
         }

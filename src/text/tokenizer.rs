@@ -7,22 +7,29 @@
 //! nobody, since the encoder reads real tokens only.
 
 mod charsmap;
+mod limits;
 mod spiece;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::Value as Json;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 const EOS: &str = "</s>";
 
-/// T5's `tokenizer.json` has 2.4 MB: a file far above it is something else, and is not read.
-const LARGEST_FILE: u64 = 64 << 20;
+/// T5's `tokenizer.json` has 2.4 MB and umT5's 17: a file far above it is something else, and is not read.
+const LARGEST_FILE: u64 = 32 << 20;
+
+/// Bytes of a text that are looked at, at least, and for each token that may come of it: the rest cannot be read anyway, unless
+/// almost all is white space.
+const LONGEST_TEXT: usize = 16 << 10;
+const BYTES_PER_TOKEN: usize = 64;
 
 /// Text to the ids of a T5-style vocabulary.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// Its name in errors.
+    what: String,
     eos: u32,
     vocab_size: usize,
 }
@@ -40,8 +47,9 @@ impl Tokenizer {
     /// The tokenizer of google/t5-v1_1-xxl, which every LTX-Video checkpoint uses.
     /// - Source: ComfyUI `comfy/text_encoders/t5_tokenizer/tokenizer.json`, unchanged.
     pub fn builtin_t5() -> Result<Self> {
+        const WHAT: &str = "of T5 v1.1 that is built in";
         let json = tokenizers::Tokenizer::from_bytes(include_bytes!("t5-tokenizer.json"));
-        Self::new(json.map_err(|e| anyhow!("the built-in T5 tokenizer: {e}"))?)
+        Self::new(json.map_err(|e| anyhow!("the tokenizer {WHAT}: {e}"))?, WHAT)
     }
 
     /// Finds the tokenizer that belongs to a checkpoint, if it brings one.
@@ -72,7 +80,9 @@ impl Tokenizer {
     pub fn open(path: &Path) -> Result<Self> {
         let what = path.display().to_string();
         let read = || {
-            let size = std::fs::metadata(path)?.len();
+            let file = std::fs::metadata(path)?;
+            ensure!(file.is_file(), "it is no plain file");
+            let size = file.len();
             ensure!(size <= LARGEST_FILE, "{} MB are too many for a tokenizer", size >> 20);
             Ok(std::fs::read(path)?)
         };
@@ -91,7 +101,7 @@ impl Tokenizer {
     pub fn from_json(bytes: &[u8], what: &str) -> Result<Self> {
         let build = || {
             let mut json: Json = serde_json::from_slice(bytes)?;
-            check_charsmaps(&json["normalizer"])?;
+            limits::check(&json)?;
             check_frame(&json["post_processor"])?;
             let parts = json.as_object_mut().context("it is no JSON object")?;
             // Padding and limit are those of the run that saved the file, `</s>` is added here, and
@@ -99,8 +109,10 @@ impl Tokenizer {
             for part in ["padding", "truncation", "post_processor", "decoder"] {
                 parts.insert(part.to_owned(), Json::Null);
             }
-            let inner = tokenizers::Tokenizer::from_bytes(serde_json::to_vec(&json)?);
-            Self::new(inner.map_err(|e| anyhow!("{e}"))?)
+            let bytes = serde_json::to_vec(&json)?;
+            drop(json);
+            let inner = caught(|| tokenizers::Tokenizer::from_bytes(bytes))?;
+            Self::new(inner.map_err(|e| anyhow!("{e}"))?, &format!("`{what}`"))
         };
         build().map_err(|e| unreadable(what, e))
     }
@@ -111,13 +123,21 @@ impl Tokenizer {
     /// - Source: transformers `convert_slow_tokenizer.py`, `T5Converter`, at 5.23; gives the ids of
     ///   the `tokenizer.json` that it writes.
     pub fn from_spiece(bytes: &[u8], what: &str) -> Result<Self> {
-        spiece::tokenizer(bytes).and_then(Self::new).map_err(|e| unreadable(what, e))
+        let read = caught(|| spiece::tokenizer(bytes)).flatten();
+        read.and_then(|inner| Self::new(inner, &format!("`{what}`"))).map_err(|e| unreadable(what, e))
     }
 
-    fn new(inner: tokenizers::Tokenizer) -> Result<Self> {
+    fn new(inner: tokenizers::Tokenizer, what: &str) -> Result<Self> {
         let eos = inner.token_to_id(EOS).context("it has no `</s>`, so it is not T5's")?;
-        let vocab_size = inner.get_vocab_size(true);
-        Ok(Self { inner, eos, vocab_size })
+        // an added token may have any id
+        let last = inner.get_added_tokens_decoder().into_keys().max().map_or(0, |id| id as usize + 1);
+        let vocab_size = inner.get_vocab_size(true).max(last);
+        Ok(Self { inner, what: what.to_string(), eos, vocab_size })
+    }
+
+    /// What it is, for errors.
+    pub fn what(&self) -> &str {
+        &self.what
     }
 
     /// The same tokenizer as `tokenizer.json` content.
@@ -132,16 +152,21 @@ impl Tokenizer {
 
     /// Turns a prompt into ids that end in `</s>`.
     /// - `max_tokens`: at most so many ids, `</s>` among them; the text's end is cut, as diffusers does.
+    /// - Of a very long text only the beginning is looked at; what follows it counts as not read.
     /// - Special tokens in the text, as `</s>` or `<extra_id_3>`, become their ids, as in transformers.
     /// - Errors when `max_tokens` is 0.
     pub fn encode(&self, text: &str, max_tokens: usize) -> Result<Encoded> {
         ensure!(max_tokens > 0, "a prompt needs room for one token at least, `</s>`");
-        let encoding = self.inner.encode(text, false);
-        let encoding = encoding.map_err(|e| anyhow!("cannot tokenize the prompt: {e}"))?;
+        let longest = max_tokens.saturating_mul(BYTES_PER_TOKEN).max(LONGEST_TEXT);
+        let rest = tail(text, longest);
+        let looked_at = &text[..text.len() - rest.len()];
+        let encoding = caught(|| self.inner.encode(looked_at, false)).and_then(|e| e.map_err(|e| anyhow!("{e}")));
+        let encoding =
+            encoding.with_context(|| format!("cannot tokenize the prompt with the tokenizer {}", self.what))?;
         let mut ids = encoding.get_ids().to_vec();
         ids.truncate(max_tokens - 1);
-        let cut = encoding.get_offsets().get(ids.len());
-        let unread = cut.map(|&(start, _)| tail(text, start).trim());
+        let cut = encoding.get_offsets().get(ids.len()).map(|&(start, _)| tail(text, start));
+        let unread = cut.or((!rest.is_empty()).then_some(rest)).map(str::trim);
         ids.push(self.eos);
         Ok(Encoded { ids, unread: unread.filter(|text| !text.is_empty()).map(str::to_owned) })
     }
@@ -154,20 +179,15 @@ fn tail(text: &str, start: usize) -> &str {
     &text[start.unwrap_or(0)..]
 }
 
+/// Does what the crate may panic at, and turns a panic into an error.
+fn caught<T>(work: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|_| anyhow!("it is damaged: `tokenizers` gave up on it"))
+}
+
 fn unreadable(what: &str, why: anyhow::Error) -> anyhow::Error {
     anyhow!(
         "cannot read tokenizer `{what}`: {why:#}\n  fix: download it again, or remove it: the T5 tokenizer is built in"
     )
-}
-
-/// Checks every charsmap in a normaliser's JSON.
-fn check_charsmaps(normalizer: &Json) -> Result<()> {
-    if normalizer["type"] == "Precompiled" {
-        // `tokenizers` ends the program at what it cannot read
-        let map = normalizer["precompiled_charsmap"].as_str().and_then(|text| STANDARD.decode(text).ok());
-        charsmap::check(&map.context("its charsmap is not base64")?)?;
-    }
-    items(&normalizer["normalizers"]).try_for_each(check_charsmaps)
 }
 
 /// Checks that a post-processor frames a prompt in nothing but `</s>`.

@@ -4,11 +4,12 @@ use anyhow::{Context, Result, ensure};
 
 /// Checks that no text can lead the normaliser out of its tables: `spm_precompiled` follows them
 /// unchecked, so that a damaged file would end the program in the middle of a prompt.
+/// - Returns the bytes of the longest text that a character is replaced by.
 /// - `map`: the size in bytes of a double-array trie, its units (u32, all little-endian), then the
 ///   replacements, each ended by 0, which the trie's leaves point into.
 /// - Source: sentencepiece `third_party/darts_clone/darts.h`, which makes units in blocks of 256, so
 ///   that a step by one byte (an xor) stays in its block.
-pub fn check(map: &[u8]) -> Result<()> {
+pub fn check(map: &[u8]) -> Result<usize> {
     let parts = map
         .split_first_chunk()
         .and_then(|(size, rest)| rest.split_at_checked(usize::try_from(u32::from_le_bytes(*size)).ok()?));
@@ -29,5 +30,5 @@ pub fn check(map: &[u8]) -> Result<()> {
     };
     let blocks = !trie.is_empty() && trie.len().is_multiple_of(4 * 256);
     ensure!(blocks && units.iter().enumerate().all(sound), "its charsmap is damaged");
-    Ok(())
+    Ok(texts.split('\0').map(str::len).max().unwrap_or(0))
 }

@@ -1,7 +1,7 @@
 //! SentencePiece unigram models (`spiece.model`), as T5 was trained with: a protobuf message of pieces with their scores. The
 //! crate `tokenizers` takes the pieces and does not read the file.
 
-use super::{EOS, charsmap};
+use super::{EOS, charsmap, limits};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::collections::HashSet;
 use tokenizers::models::unigram::Unigram;
@@ -93,6 +93,7 @@ impl<'a> Spiece<'a> {
         for &(name, ..) in &self.pieces {
             ensure!(names.insert(name), "the piece `{name}` is in it twice");
         }
+        limits::check_pieces(self.pieces.iter().map(|&(name, score, _)| Ok((name, score.into()))))?;
         let unknown = self.pieces.iter().position(|piece| piece.2 == Kind::Unknown);
         let unknown = unknown.context("it has no piece for unknown text")?;
 
@@ -111,7 +112,8 @@ impl<'a> Spiece<'a> {
 
         let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
         if !self.charsmap.is_empty() {
-            charsmap::check(self.charsmap)?;
+            let growth = charsmap::check(self.charsmap)?;
+            ensure!(growth <= limits::MOST_GROWTH, "its charsmap makes {growth} bytes of one character");
             normalizers.push(Precompiled::from(self.charsmap)?.into());
         }
         if self.remove_extra_whitespaces {

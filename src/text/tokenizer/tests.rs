@@ -1,6 +1,8 @@
 //! The built-in tokenizer and files, right and damaged.
 
 use super::*;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use std::sync::LazyLock;
 
@@ -224,6 +226,73 @@ fn damaged_json_is_an_error() {
     }
 }
 
+/// Parts that T5's files do not have, and numbers far beyond theirs.
+#[test]
+fn foreign_parts_are_refused() {
+    let long = "a".repeat(1000);
+    let replace = |pattern: Json, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
+    let nested = (0..9).fold(json!({"type": "NFKC"}), |part, _| json!({"type": "Sequence", "normalizers": [part]}));
+    let many = json!({"type": "Sequence", "normalizers": vec![json!({"type": "Strip"}); 40]});
+    let bomb = json!({"type": "Sequence", "normalizers": vec![replace(json!({"String": "ab"}), "cccc"); 9]});
+    let splits = json!({"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": false});
+    let metaspace = json!({"type": "Metaspace", "replacement": "▁"});
+    let cases: [(&str, Json, &str); 21] = [
+        ("/pre_tokenizer", json!({"type": "FixedLength", "length": 0}), "`FixedLength`"),
+        ("/pre_tokenizer", splits.clone(), "`Split`"),
+        ("/pre_tokenizer", json!({"type": "Sequence", "pretokenizers": [metaspace.clone(), splits]}), "`Split`"),
+        ("/pre_tokenizer", json!({"type": "Sequence", "pretokenizers": vec![metaspace; 99]}), "more than 16 parts"),
+        ("/pre_tokenizer", json!({"length": 3}), "`missing`"),
+        ("/normalizer", json!({"type": "BertNormalizer"}), "`BertNormalizer`"),
+        ("/normalizer", json!({"type": "Prepend", "prepend": "x"}), "`Prepend`"),
+        ("/normalizer", replace(json!({"String": "a"}), &long), "1000 times as long"),
+        ("/normalizer", bomb, "512 times as long"),
+        ("/normalizer", many, "more than 16 parts"),
+        ("/normalizer", replace(json!({"String": ""}), "b"), "replaces"),
+        ("/normalizer", replace(json!({"Regex": "(a*)*b"}), "b"), "replaces"),
+        ("/normalizer/normalizers/0", nested, "cannot read tokenizer"),
+        ("/model", json!({"type": "WordLevel", "vocab": {"a": 4_294_967_295u32}, "unk_token": "a"}), "`WordLevel`"),
+        ("/model", json!({"type": "BPE", "vocab": {}, "merges": []}), "`BPE`"),
+        ("/model/vocab/5/0", json!(long), "1000 bytes"),
+        ("/model/vocab/5/1", json!(1e300), "score"),
+        ("/model/vocab/5", json!({"a": 1}), "no list of pieces"),
+        ("/model/vocab", json!([]), "is empty"),
+        ("/added_tokens/1/normalized", json!(true), "after normalising"),
+        ("/added_tokens/1/content", json!(""), "added token has 0 bytes"),
+    ];
+    for (place, part, want) in cases {
+        let mut json = bytes_json();
+        *json.pointer_mut(place).unwrap() = part;
+        if want == "cannot read tokenizer" {
+            // within the limits: it is read, or refused without a panic
+            _ = Tokenizer::from_json(json.to_string().as_bytes(), "x");
+            continue;
+        }
+        let got = error(Tokenizer::from_json(json.to_string().as_bytes(), "x"));
+        assert!(got.contains(want) && got.contains("`x`") && got.len() < 400, "{place}: want {want:?}, got {got}");
+    }
+    let pieces: Vec<(String, f32, u64)> = (0..40_000).map(|i| (format!("{i:0>100}"), -1.0, 1)).collect();
+    let mut named = vec![("<pad>", 0.0, 3), (EOS, 0.0, 3), ("<unk>", 0.0, 2)];
+    named.extend(pieces.iter().map(|(name, score, kind)| (name.as_str(), *score, *kind)));
+    let got = error(Tokenizer::from_spiece(&spiece(&named, 1, b""), "x"));
+    assert!(got.contains("far larger than T5's"), "{got}");
+    let got = error(Tokenizer::from_spiece(&spiece(&[named[0], named[1], named[2], (&long, -1.0, 1)], 1, b""), "x"));
+    assert!(got.contains("1000 bytes"), "{got}");
+}
+
+/// Of an endless prompt the beginning is looked at, and all of the rest is told.
+#[test]
+fn long_texts_are_cut_before_they_are_read() {
+    let text = "a cat and a dog ".repeat(100_000);
+    let got = T5.encode(&text, 256).unwrap();
+    assert_eq!(got.ids.len(), 256);
+    let unread = got.unread.unwrap();
+    assert!(text.trim_end().ends_with(&unread) && unread.len() > text.len() - 4096);
+    // nothing but white space, and then what nobody looked at
+    let blank = format!("{}end", " ".repeat(100_000));
+    let got = T5.encode(&blank, 256).unwrap();
+    assert_eq!(got.unread.as_deref(), Some("end"));
+}
+
 #[test]
 fn damaged_spiece_is_an_error() {
     let pad = ("<pad>", 0.0, 3);
@@ -324,6 +393,6 @@ fn finds_and_opens_files() {
     assert!(error(Tokenizer::open(&root.join("none.json"))).contains("none.json"));
     let large = std::fs::File::create(root.join("alone/large.model")).unwrap();
     large.set_len(LARGEST_FILE + 1).unwrap();
-    assert!(error(Tokenizer::open(&root.join("alone/large.model"))).contains("64 MB are too many"));
+    assert!(error(Tokenizer::open(&root.join("alone/large.model"))).contains("32 MB are too many"));
     std::fs::remove_dir_all(&root).unwrap();
 }
