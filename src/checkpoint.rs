@@ -31,6 +31,9 @@ use std::path::{Path, PathBuf};
 /// The vocabulary of google/t5-v1_1, whose tokenizer is built in.
 const T5_VOCABULARY: usize = 32_128;
 
+/// Noise levels that a checkpoint may list, at most.
+const MOST_SIGMAS: usize = 1000;
+
 /// A model, ready to have its stages loaded.
 pub struct Checkpoint {
     /// The catalogue's name, or the path as given.
@@ -153,8 +156,10 @@ impl Checkpoint {
         );
         ensure!(
             tokenizer.vocab_size() <= text.0.vocab,
-            "the tokenizer knows {} words and the text encoder {}\n  fix: pass the --tokenizer that belongs to it",
+            "the tokenizer {} knows {} words and the text encoder {} {}\n  fix: pass the --tokenizer that belongs to it",
+            tokenizer.what(),
             tokenizer.vocab_size(),
+            text.1.what(),
             text.0.vocab
         );
         parts.transformer.1.check(|vb| Transformer::load(transformer, vb))?;
@@ -201,6 +206,7 @@ impl Checkpoint {
         }
         let (mut for_transformer, mut for_text) =
             (parts.transformer.1.quantized(quantize).with_loras(loras)?, text.1.quantized(quantize));
+        notes.extend(for_transformer.lora_remarks());
         let form = || transformer_form(&parts.transformer.0, parts.allowed_sigmas.as_deref());
         if let Some(folder) = sources.quantize_cache {
             for_transformer = for_transformer.with_cache(folder, form())?;
@@ -321,6 +327,12 @@ fn single_file(tensors: Tensors, path: Option<&Path>, vae: Option<(VaeConfig, Te
             scheduler = json.map(|json| SchedulerConfig::parse(&json, &at("config.scheduler"))).transpose()?;
             allowed_sigmas = keys.get::<Vec<f64>>("allowed_inference_steps")?.filter(|s| !s.is_empty());
             if let Some(sigmas) = &allowed_sigmas {
+                let count = sigmas.len();
+                ensure!(
+                    count <= MOST_SIGMAS,
+                    "{}: it has {count} noise levels, and reel takes at most {MOST_SIGMAS}",
+                    at("config.allowed_inference_steps")
+                );
                 let of = || at("config.allowed_inference_steps");
                 Schedule::explicit(sigmas).with_context(of)?;
             }

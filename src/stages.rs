@@ -22,7 +22,7 @@ use crate::text::t5::T5;
 use crate::upscaler::{Upscaler, adain, tone_map as compress_tones};
 use crate::video::Frame;
 use crate::weights::open::Tensors;
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Tensor};
 
 /// A checkpoint with where to run it and whom to tell.
@@ -48,6 +48,7 @@ impl Stages<'_> {
         };
         let padded: Vec<Vec<u32>> = prompts.iter().map(padded).collect();
         let texts = t5.encode_each(&padded, || stage.advance(1))?;
+        texts.iter().try_for_each(|text| assert_numbers(text, "the text encoder", &tensors))?;
         // the transformer masks padding in every recipe, so its rows may as well stay out
         let contexts = texts.iter().zip(prompts).map(|(text, ids)| text.narrow(1, 0, ids.len())?.force_contiguous());
         let contexts = contexts.collect::<candle_core::Result<_>>()?;
@@ -163,10 +164,7 @@ impl Stages<'_> {
     /// - `latents`: (1, f, h, w, c), normalised.
     pub fn decoder_input(&self, latents: &Tensor, noise: &mut Noise) -> Result<Tensor> {
         let config = &self.checkpoint.vae.0;
-        ensure!(
-            latents.sum_all()?.to_scalar::<f32>()?.is_finite(),
-            "the model made values that are no numbers\n  fix: try --dtype f32; if that does not help, the weights are damaged"
-        );
+        assert_numbers(latents, "the model", &self.checkpoint.transformer.1)?;
         let draw = || {
             let tokens = latents.elem_count() / config.latent_channels;
             let drawn = draw(noise, tokens, config.latent_channels)?.reshape(latents.shape())?;
@@ -256,6 +254,17 @@ pub fn decoder_input(
     Ok(statistics.denormalise(&compress_tones(&statistics.normalise(&latents)?, tone_map)?)?)
 }
 
+/// Errors when a network made values that are no numbers, and names the tensor that they come from, if it is one.
+fn assert_numbers(x: &Tensor, who: &str, weights: &Tensors) -> Result<()> {
+    if x.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?.is_finite() {
+        return Ok(());
+    }
+    match weights.find_no_numbers() {
+        Some(damage) => Err(damage),
+        None => bail!("{who} made values that are no numbers\n  fix: try --dtype f32"),
+    }
+}
+
 /// A loaded transformer and the prompts that it follows.
 pub struct Denoiser<'a> {
     stages: &'a Stages<'a>,
@@ -293,6 +302,10 @@ impl Denoiser<'_> {
             let guidance = pass.guidance.at(schedule.sigmas[i]);
             let positive = &self.positive[scene];
             let v = velocity(&[], &latents, positive, &timesteps)?;
+            if i == 0 {
+                // before hours go into what cannot come to anything
+                assert_numbers(&v, "the model", &self.stages.checkpoint.transformer.1)?;
+            }
             let negative = self.negative.as_ref().filter(|_| guidance.needs_negative());
             let negative = negative.map(|text| velocity(&[], &latents, text, &timesteps)).transpose()?;
             let weakened = guidance.needs_stg();

@@ -82,7 +82,7 @@ fn best(
 /// What the stage takes with a file that is here.
 fn of_file(path: &Path, prompts: &[usize], compute: &Compute) -> Option<u64> {
     let (config, tensors) = open_text_encoder(path).ok()?;
-    let weights = Weights::of_text(&tensors, compute);
+    let weights = Weights::of_text(&tensors, config.layers, compute);
     let operand = super::weights::operand(tensors.math(compute.stored), compute);
     Some(of_text(&config, &weights, operand, prompts, 0, compute).memory())
 }

@@ -38,8 +38,8 @@ impl Weights {
     }
 
     /// Of a text encoder that is here.
-    pub fn of_text(tensors: &Tensors, compute: &Compute) -> Self {
-        Self::sort(tensors.kept_bytes(compute.stored, compute.dtype), TEXT_LAYERS, "")
+    pub fn of_text(tensors: &Tensors, layers: usize, compute: &Compute) -> Self {
+        Self::sort(tensors.kept_bytes(compute.stored, compute.dtype), (TEXT_LAYERS, layers), "")
     }
 
     /// So many bytes, all of them in layers of one size.
@@ -47,20 +47,17 @@ impl Weights {
         Self { layers: vec![bytes / layers.max(1) as u64; layers], rest: 0 }
     }
 
-    /// - `prefix`: what stands before a layer's number. `within`: only weights below this prefix count.
-    fn sort<'a>(kept: impl Iterator<Item = (&'a str, u64)>, prefix: &str, within: &str) -> Self {
-        let mut all = Self::default();
+    /// - `prefix`: what stands before a layer's number, and how many layers there are: weights of others are never read.
+    ///   `within`: only weights below this prefix count.
+    fn sort<'a>(kept: impl Iterator<Item = (&'a str, u64)>, (prefix, layers): (&str, usize), within: &str) -> Self {
+        let mut all = Self { layers: vec![0; layers], rest: 0 };
         for (name, bytes) in kept.filter(|(name, _)| name.starts_with(within)) {
             if EMBEDDINGS.contains(&name) {
                 continue; // it is left where it lies, and few of its rows are ever looked at
             }
             let number = name.strip_prefix(prefix).and_then(|rest| rest.split('.').next());
             match number.and_then(|number| number.parse::<usize>().ok()).filter(|_| !prefix.is_empty()) {
-                Some(i) => {
-                    let count = all.layers.len().max(i + 1);
-                    all.layers.resize(count, 0);
-                    all.layers[i] += bytes;
-                }
+                Some(i) => all.layers.get_mut(i).into_iter().for_each(|layer| *layer += bytes),
                 None => all.rest += bytes,
             }
         }
@@ -101,18 +98,18 @@ pub struct Model {
 impl Model {
     /// Of files that are here.
     pub fn of(checkpoint: &Checkpoint, compute: &Compute) -> Self {
-        let kept = |tensors: &Tensors, prefix: &str, within: &str| {
-            Weights::sort(tensors.kept_bytes(compute.stored, compute.dtype), prefix, within)
+        let kept = |tensors: &Tensors, layers: (&str, usize), within: &str| {
+            Weights::sort(tensors.kept_bytes(compute.stored, compute.dtype), layers, within)
         };
         let operand = |tensors: &Tensors| operand(tensors.math(compute.stored), compute);
         let (transformer, text, vae) = (&checkpoint.transformer, &checkpoint.text, &checkpoint.vae);
         Self {
             name: checkpoint.name.clone(),
-            transformer: (transformer.0.clone(), kept(&transformer.1, BLOCKS, "")),
-            text: (text.0.clone(), Weights::of_text(&text.1, compute)),
+            transformer: (transformer.0.clone(), kept(&transformer.1, (BLOCKS, transformer.0.layers), "")),
+            text: (text.0.clone(), Weights::of_text(&text.1, text.0.layers, compute)),
             vae: vae.0.clone(),
-            encoder: kept(&vae.1, "", "encoder."),
-            decoder: kept(&vae.1, "", "decoder."),
+            encoder: kept(&vae.1, ("", 0), "encoder."),
+            decoder: kept(&vae.1, ("", 0), "decoder."),
             upscaler: None,
             text_encoder: None,
             whole: compute.device.is_cpu() && transformer.1.is_whole(compute.stored),
@@ -147,10 +144,10 @@ impl Model {
         let of_text = record(DType::F16, &|vb| T5::load(&text, vb)?.touch())?;
         let of_decoder = record(own, &|vb| Decoder::load(&vae, vb.pp("decoder")).map(|_| ()))?;
         let of_encoder = record(own, &|vb| Encoder::load(&vae, vb.pp("encoder")).map(|_| ()))?;
-        let sort = |all: &[(String, u64)], prefix: &str| {
-            Weights::sort(all.iter().map(|(name, kept)| (name.as_str(), *kept)), prefix, "")
+        let sort = |all: &[(String, u64)], prefix: &str, layers: usize| {
+            Weights::sort(all.iter().map(|(name, kept)| (name.as_str(), *kept)), (prefix, layers), "")
         };
-        let mut of_words = sort(&of_text, TEXT_LAYERS);
+        let mut of_words = sort(&of_text, TEXT_LAYERS, text.layers);
         let own_encoder = entry.text_encoder.as_deref().and_then(catalogue::named);
         if let (Some(own), Some(taken)) = (own_encoder.and_then(Entry::size), encoder.and_then(Entry::size)) {
             // a variant in another type: its layers are as much smaller as its file
@@ -161,11 +158,11 @@ impl Model {
         let words_in = if compute.stored == Some(DType::BF16) { Math::Bf16 } else { Math::F32 };
         Ok(Self {
             name: entry.name.clone(),
-            transformer: (transformer, sort(&of_transformer, BLOCKS)),
+            transformer: (transformer.clone(), sort(&of_transformer, BLOCKS, transformer.layers)),
             text: (text, of_words),
             vae,
-            encoder: sort(&of_encoder, ""),
-            decoder: sort(&of_decoder, ""),
+            encoder: sort(&of_encoder, "", 0),
+            decoder: sort(&of_decoder, "", 0),
             upscaler: None,
             text_encoder: None,
             whole: false,

@@ -98,8 +98,9 @@ impl T5Config {
             self.buckets,
             self.max_distance
         );
-        let least = [self.vocab, self.d_model, self.d_kv, self.d_ff, self.heads, self.layers].into_iter().min();
-        ensure!(least > Some(0), "{what}: the text encoder has a size of 0");
+        let sizes = [self.vocab, self.d_model, self.d_kv, self.d_ff, self.heads, self.buckets];
+        ensure!(sizes.iter().all(|size| (1..=MOST).contains(size)), "{what}: the text encoder's sizes are {sizes:?}");
+        ensure!((1..=MOST_LAYERS).contains(&self.layers), "{what}: the text encoder has {} layers", self.layers);
         Ok(self)
     }
 

@@ -3,6 +3,7 @@
 
 use super::open::{Entry, Type};
 use super::scaled;
+use crate::config::brief;
 use safetensors::tensor::Dtype;
 use std::collections::BTreeMap;
 
@@ -41,41 +42,42 @@ const PLAIN: [&str; 6] = [
     "logit_scale",
 ];
 
-/// The form of the first tensor that is quantised in one that reel does not read, and its name.
+/// The form of the first tensor that is quantised in one that reel does not read, and its name. Forms that have a name go first:
+/// some of them have scales of activations too.
 pub(super) fn unread(entries: &BTreeMap<String, Entry>) -> Option<(String, &str)> {
-    entries.iter().find_map(|(name, entry)| Some((form(name, entry, entries)?, name.as_str())))
+    type Form = fn(&str, &Entry, &BTreeMap<String, Entry>) -> Option<String>;
+    [named as Form, scaled_otherwise]
+        .iter()
+        .find_map(|form| entries.iter().find_map(|(name, entry)| Some((form(name, entry, entries)?, name.as_str()))))
 }
 
-fn form(name: &str, entry: &Entry, entries: &BTreeMap<String, Entry>) -> Option<String> {
-    if let Some((_, form)) = ENDS.iter().find(|(end, _)| name.ends_with(end)) {
-        let data = name.rsplit_once('.').and_then(|(module, _)| entries.get(&format!("{module}._data")));
-        return Some(match data.map(|data| data.dtype) {
-            Some(Type::Plain(Dtype::I8)) => format!("{form} int8"),
-            Some(dtype) => format!("{form} {dtype}"),
-            None => form.to_string(),
-        });
-    }
+/// The form that a tensor's name belongs to.
+fn named(name: &str, entry: &Entry, entries: &BTreeMap<String, Entry>) -> Option<String> {
     if name.contains(".quant_state.") {
         return Some("bitsandbytes 4-bit".to_string());
     }
-    let (module, end) = name.rsplit_once('.').unwrap_or(("", name));
+    let (module, end) = name.rsplit_once('.')?;
     if end == "comfy_quant" {
-        return Some(format!("ComfyUI's `{}`", shown(&scaled::format_of(entry))));
+        return Some(format!("ComfyUI's `{}`", brief(&scaled::format_of(entry))));
     }
+    let (_, form) = ENDS.iter().find(|(end, _)| name.ends_with(end))?;
+    Some(match entries.get(&format!("{module}._data")).map(|data| data.dtype) {
+        Some(Type::Plain(Dtype::I8)) => format!("{form} int8"),
+        Some(dtype) => format!("{form} {dtype}"),
+        None => form.to_string(),
+    })
+}
+
+/// What a scale belongs to that nobody has read: weights that are there, or some that are so small that they have to have scales.
+fn scaled_otherwise(name: &str, _: &Entry, entries: &BTreeMap<String, Entry>) -> Option<String> {
+    let (module, end) = name.rsplit_once('.').unwrap_or(("", name));
     if !end.to_lowercase().contains("scale") || PLAIN.contains(&end) {
         return None;
     }
-    // of weights that are there, or of some that are so small that they have to have scales
-    let of = entries.get(&format!("{module}.weight")).or_else(|| entries.get(module));
     let small = |entry: &Entry| matches!(entry.dtype, Type::Plain(dtype) if dtype.bitsize() <= 8);
-    match of {
+    match entries.get(&format!("{module}.weight")).or_else(|| entries.get(module)) {
         Some(weight) => Some(format!("{} with scales of an unknown form", weight.dtype)),
         None if entries.values().any(small) => Some("scales of an unknown form".to_string()),
         None => None,
     }
-}
-
-/// A text of a file, short enough for an error.
-fn shown(text: &str) -> String {
-    text.chars().take(40).collect()
 }

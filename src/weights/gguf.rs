@@ -16,9 +16,14 @@ pub const MAGIC: &[u8] = b"GGUF";
 
 /// Bytes that tensors begin at multiples of, where the file says nothing else.
 const ALIGNMENT: usize = 32;
-/// Dimensions of a tensor, at most; entries of a list that are kept; lists in lists.
+const LARGEST_ALIGNMENT: usize = 1 << 20;
+/// Bytes of a name, at most; dimensions of a tensor, at most; entries of a list that are kept; lists in lists.
+const LONGEST_NAME: usize = 512;
 const MOST_DIMENSIONS: usize = 4;
 const LONGEST_LIST: usize = 64;
+/// Bytes of a header, and tensors, at most: a vocabulary of 256,000 words has ten MB.
+const LARGEST_HEADER: usize = 128 << 20;
+const MOST_TENSORS: u64 = 1 << 16;
 const DEEPEST: usize = 8;
 
 /// Under this key and a tensor's name stands the shape that it had before it was reshaped into whole blocks.
@@ -63,7 +68,7 @@ pub(super) fn read(bytes: &[u8], what: &str) -> Result<(Vec<Placed>, HashMap<Str
             bytes.len()
         )
     };
-    let mut from = Cursor { bytes, at: MAGIC.len() };
+    let mut from = Cursor { bytes: &bytes[..bytes.len().min(LARGEST_HEADER)], at: MAGIC.len() };
     let version = from.number::<4>().with_context(whole)?;
     ensure!(
         version == 2 || version == 3,
@@ -73,7 +78,7 @@ pub(super) fn read(bytes: &[u8], what: &str) -> Result<(Vec<Placed>, HashMap<Str
         let (tensors, entries) = (from.number::<8>()?, from.number::<8>()?);
         let mut metadata = HashMap::new();
         for _ in 0..entries {
-            let key = from.text()?;
+            let key = from.name()?;
             let kind = from.number::<4>()?;
             match from.value(kind, 0)? {
                 Value::Null => {}
@@ -81,9 +86,10 @@ pub(super) fn read(bytes: &[u8], what: &str) -> Result<(Vec<Placed>, HashMap<Str
                 other => _ = metadata.insert(key, other.to_string()),
             }
         }
+        ensure!(tensors <= MOST_TENSORS, "its header has {tensors} tensors");
         let mut infos = vec![];
         for _ in 0..tensors {
-            let name = from.text()?;
+            let name = from.name()?;
             let dimensions = from.number::<4>()? as usize;
             ensure!((0..=MOST_DIMENSIONS).contains(&dimensions), "`{name}` has {dimensions} dimensions");
             let mut shape = (0..dimensions).map(|_| Ok(from.number::<8>()? as usize)).collect::<Result<Vec<_>>>()?;
@@ -94,9 +100,10 @@ pub(super) fn read(bytes: &[u8], what: &str) -> Result<(Vec<Placed>, HashMap<Str
     };
     let (infos, metadata) = header(&mut from).with_context(whole)?;
     let alignment = metadata.get("general.alignment").map_or(Ok(ALIGNMENT), |text| text.parse());
-    let alignment = alignment.ok().filter(|n| n.is_power_of_two());
-    let alignment =
-        alignment.with_context(|| format!("{what}: `general.alignment` is no power of two")).with_context(whole)?;
+    let alignment = alignment.ok().filter(|n: &usize| n.is_power_of_two() && *n <= LARGEST_ALIGNMENT);
+    let alignment = alignment
+        .with_context(|| format!("{what}: `general.alignment` is no power of two up to {LARGEST_ALIGNMENT}"))
+        .with_context(whole)?;
     let start = from.at.next_multiple_of(alignment);
     let mut tensors = vec![];
     for (name, mut shape, number, offset) in infos {
@@ -166,12 +173,19 @@ impl<'a> Cursor<'a> {
         Ok(u64::from_le_bytes(wide))
     }
 
+    /// A key, or the name of a tensor.
+    fn name(&mut self) -> Result<String> {
+        let name = self.text()?;
+        ensure!(name.len() <= LONGEST_NAME, "its header has a name of {} bytes", name.len());
+        Ok(name)
+    }
+
     fn text(&mut self) -> Result<String> {
         let count = self.number::<8>()?;
         Ok(String::from_utf8_lossy(self.take(count)?).trim_end_matches('\0').to_string())
     }
 
-    /// An entry's value; null for long lists, such as vocabularies, which are passed over.
+    /// An entry's value; null for long lists, such as vocabularies, and for lists in lists, which are passed over.
     fn value(&mut self, kind: u64, depth: usize) -> Result<Value> {
         Ok(match kind {
             0 => self.number::<1>()?.into(),
@@ -189,14 +203,15 @@ impl<'a> Cursor<'a> {
             9 => {
                 ensure!(depth < DEEPEST, "its header has lists {DEEPEST} deep");
                 let (kind, count) = (self.number::<4>()?, self.number::<8>()?);
+                let is_kept = depth == 0 && count <= LONGEST_LIST as u64;
                 let mut list = vec![];
-                for i in 0..count {
+                for _ in 0..count {
                     let value = self.value(kind, depth + 1)?;
-                    if i < LONGEST_LIST as u64 {
+                    if is_kept {
                         list.push(value);
                     }
                 }
-                if count > LONGEST_LIST as u64 { Value::Null } else { list.into() }
+                if is_kept { list.into() } else { Value::Null }
             }
             other => bail!("its header has a value of type {other}"),
         })

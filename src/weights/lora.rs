@@ -57,6 +57,8 @@ pub struct Adapter {
     /// By layer: the name of what is added to its bias.
     biases: BTreeMap<String, String>,
     scale: f64,
+    /// What the user should know of it.
+    remark: Option<String>,
 }
 
 /// A layer's two factors, by name, which multiply and fit the layer.
@@ -79,6 +81,9 @@ impl Adapter {
         );
         let file = Tensors::open(&[path.to_path_buf()])?;
         let what = format!("the LoRA {}", file.what());
+        if let Some(damage) = file.find_no_numbers() {
+            return Err(damage);
+        }
         let (mut pairs, mut biases) = (BTreeMap::new(), BTreeMap::new());
         for (layer, parts) in parts(&file, transformer, &what)? {
             let [down, up, alpha, bias] = parts;
@@ -101,6 +106,12 @@ impl Adapter {
         let ranks: Vec<(&str, usize)> = pairs.iter().map(|(layer, pair)| (layer.as_str(), pair.rank)).collect();
         let settings = Settings::find(&file, path, &ranks, pairs.values().any(|pair| pair.alpha.is_some()))?;
         settings.iter().try_for_each(Settings::check)?;
+        let unknown = settings.is_none() && pairs.values().all(|pair| pair.alpha.is_none()) && peft::is_peft(&file);
+        let remark = unknown.then(|| {
+            format!(
+                "{what}: `adapter_config.json` is not beside it, so its strength is not known: it is added as with an alpha of its rank"
+            )
+        });
         let mut layers = BTreeMap::new();
         for (layer, Pair { down, up, rank, alpha }) in pairs {
             let factor = match (alpha, &settings) {
@@ -116,7 +127,12 @@ impl Adapter {
         if scale == 0.0 {
             biases.clear();
         }
-        Ok(Self { file, layers, biases, scale })
+        Ok(Self { file, layers, biases, scale, remark })
+    }
+
+    /// What the user should know of it.
+    pub fn remark(&self) -> Option<&str> {
+        self.remark.as_deref()
     }
 
     /// What is added to the bias of one layer.

@@ -2,6 +2,7 @@
 //! one file.
 
 pub mod catalogue;
+mod damage;
 mod forms;
 pub mod gguf;
 pub mod lora;
@@ -13,11 +14,23 @@ mod scaled;
 mod source;
 pub mod store;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 
+/// Bytes of a JSON file, at most: the largest, an index of shards, has less than one MB.
+const LARGEST_JSON: u64 = 32 << 20;
+
 /// A JSON file of a checkpoint.
+/// - Errors when it is no plain file, or far larger than any.
 pub fn read_json(path: &Path) -> Result<serde_json::Value> {
+    let meta = std::fs::metadata(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    ensure!(meta.is_file(), "`{}` is no plain file", path.display());
+    ensure!(
+        meta.len() <= LARGEST_JSON,
+        "`{}` has {} MB, too many for a configuration",
+        path.display(),
+        meta.len() >> 20
+    );
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("`{}` is not JSON", path.display()))
 }

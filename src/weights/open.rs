@@ -5,6 +5,7 @@ use super::lora::Adapter;
 use super::quantize::Cache;
 use super::source::{Checker, Fault, Reader};
 use super::{forms, gguf, scaled};
+use crate::config::brief;
 use crate::nn::kernel::Math;
 use crate::nn::kernel::blocks::Blocks;
 use crate::nn::matrix::{Kind, Mapped, usable};
@@ -213,9 +214,18 @@ impl Tensors {
         let (tensors, metadata) = if bytes.starts_with(gguf::MAGIC) {
             gguf::read(&bytes, what)?
         } else {
-            let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| {
+            let length = bytes.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
+            let read = if length > LARGEST_HEADER {
+                Err(format!("a header of {length} bytes"))
+            } else {
+                SafeTensors::read_metadata(&bytes).map_err(|e| match said_size(&bytes) {
+                    Some(size) if size != bytes.len() as u64 => format!("its header says {size} bytes"),
+                    _ => e.to_string().chars().take(120).collect(),
+                })
+            };
+            let (header, metadata) = read.map_err(|e| {
                 anyhow::anyhow!(
-                    "{what} is not a whole safetensors or GGUF file ({e}; {} bytes)\n  fix: fetch it again and compare its size and SHA-256",
+                    "{what} is not a whole safetensors or GGUF file ({e}; it has {} bytes)\n  fix: fetch it again and compare its size and SHA-256",
                     bytes.len()
                 )
             })?;
@@ -228,6 +238,8 @@ impl Tensors {
             });
             (placed.collect(), metadata.metadata().clone().unwrap_or_default())
         };
+        check_sizes(&tensors)
+            .with_context(|| format!("{what} is no file of weights\n  fix: fetch it again, or another one"))?;
         let file = Arc::new(bytes);
         let entries = Arc::make_mut(&mut self.entries);
         for Placed { name, dtype, shape, range } in tensors {
@@ -244,6 +256,11 @@ impl Tensors {
         let adapters = loras.map(|(path, scale)| Adapter::open(path, scale, &self)).collect::<Result<_>>()?;
         self.loras = Arc::new(adapters);
         Ok(self)
+    }
+
+    /// What the user should know of their LoRAs.
+    pub fn lora_remarks(&self) -> impl Iterator<Item = String> {
+        self.loras.iter().filter_map(|lora| lora.remark().map(String::from))
     }
 
     /// Taken from the cache in place of others.
@@ -322,15 +339,17 @@ impl Tensors {
     }
 
     /// Runs a model's constructor over the headers alone and lists what does not fit, so that every error comes before the
-    /// first weight is loaded.
+    /// first weight is loaded; then looks for damage among the weights.
     pub fn check<T>(&self, build: impl FnOnce(Vars) -> candle_core::Result<T>) -> Result<()> {
         self.check_form()?;
         let faults = Arc::new(Mutex::new(vec![]));
-        let checker = Checker { tensors: self.clone(), faults: faults.clone() };
+        let asked = Arc::new(Mutex::new(vec![]));
+        let checker = Checker { tensors: self.clone(), asked: asked.clone(), faults: faults.clone() };
         let built = build(Vars::new(checker, DType::F32, Device::Cpu));
         let faults = faults.lock().map(|f| f.clone()).unwrap_or_default();
         if faults.is_empty() {
-            return built.map(|_| ()).with_context(|| format!("{} cannot be read as a model", self.what));
+            built.with_context(|| format!("{} cannot be read as a model", self.what))?;
+            return self.check_numbers(&asked.lock().map(|names| names.clone()).unwrap_or_default());
         }
         if let Some((name, dtype)) = faults.iter().find_map(Fault::unread) {
             bail!("{} has weights of type {dtype} (`{name}`), which reel does not read\n  {}", self.what, forms::FIX)
@@ -359,6 +378,38 @@ impl Tensors {
             None => Ok(()),
         }
     }
+}
+
+/// Bytes of a safetensors header, at most. It may hold a tokenizer, and ComfyUI's workflow.
+const LARGEST_HEADER: u64 = 32 << 20;
+/// Tensors of a file, bytes of a name, and dimensions, at most.
+const MOST_TENSORS: usize = 1 << 16;
+const LONGEST_NAME: usize = 256;
+const MOST_DIMENSIONS: usize = 8;
+/// The logarithm of two of the product of a tensor's sides, where none is 0.
+const MOST_VALUES: u32 = 46;
+
+/// The size that a safetensors file has by its own header.
+fn said_size(bytes: &[u8]) -> Option<u64> {
+    let length = u64::from_le_bytes(*bytes.first_chunk()?);
+    let header: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(bytes.get(8..usize::try_from(length.checked_add(8)?).ok()?)?).ok()?;
+    let end = |value: &serde_json::Value| value["data_offsets"][1].as_u64();
+    header.values().filter_map(end).max().unwrap_or(0).checked_add(length)?.checked_add(8)
+}
+
+/// Errors on what no file of weights has, before anything is sized by it.
+fn check_sizes(tensors: &[Placed]) -> Result<()> {
+    ensure!(tensors.len() <= MOST_TENSORS, "it has {} tensors", tensors.len());
+    for Placed { name, shape, .. } in tensors {
+        let start = || brief(name);
+        ensure!(name.len() <= LONGEST_NAME, "a tensor's name has {} bytes (`{}`)", name.len(), start());
+        ensure!(shape.len() <= MOST_DIMENSIONS, "`{name}` has {} dimensions", shape.len());
+        // sides of an empty tensor take no bytes, and may say anything
+        let values = shape.iter().try_fold(1usize, |n, side| n.checked_mul(*side.max(&1)));
+        ensure!(values.is_some_and(|n| n.ilog2() <= MOST_VALUES), "`{name}` has shape {shape:?}");
+    }
+    Ok(())
 }
 
 /// Elements that may as well be widened: 1 GiB in f32.
@@ -429,17 +480,13 @@ fn shards(dir: &Path, index: &str) -> Result<Vec<PathBuf>> {
     for (tensor, file) in map {
         let name = file.as_str().filter(|name| Path::new(name).file_name().is_some_and(|own| own == *name));
         files.push(name.with_context(|| {
-            format!("`{}` names no file in its folder for the tensor `{tensor}`\n  {FIX}", path.display())
+            format!("`{}` names no file in its folder for the tensor `{}`\n  {FIX}", path.display(), brief(tensor))
         })?);
     }
     files.sort_unstable();
     files.dedup();
     for file in &files {
-        ensure!(
-            dir.join(file).is_file(),
-            "the shard `{}` named in `{index}` is missing\n  {FIX}",
-            dir.join(file).display()
-        );
+        ensure!(dir.join(file).is_file(), "the shard `{}` named in `{index}` is missing\n  {FIX}", brief(file));
     }
     Ok(files.into_iter().map(|file| dir.join(file)).collect())
 }

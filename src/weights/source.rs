@@ -142,6 +142,8 @@ impl std::fmt::Display for Fault {
 
 pub(super) struct Checker {
     pub tensors: Tensors,
+    /// Names of all tensors that were asked for.
+    pub asked: Arc<Mutex<Vec<String>>>,
     pub faults: Arc<Mutex<Vec<Fault>>>,
 }
 
@@ -156,6 +158,9 @@ impl Source for Checker {
             Some(e) if e.dtype.kind().is_none() => Some(Fault::Unread { name: name(), dtype: e.dtype }),
             Some(_) => None,
         };
+        if let Ok(mut asked) = self.asked.lock() {
+            asked.push(name());
+        }
         if let (Some(fault), Ok(mut faults)) = (fault, self.faults.lock()) {
             faults.push(fault);
             if faults.len() == MOST_FAULTS {

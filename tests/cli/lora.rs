@@ -84,6 +84,24 @@ fn flags_that_name_no_lora() {
     refused(&scratch, &["generate", "x", "--lora", "a.safetensors:inf"], &["--lora", "FILE:SCALE"]);
 }
 
+/// PEFT's file without its settings: nobody knows how strong it is to be, and that is said.
+#[test]
+fn peft_without_settings_is_told() {
+    let scratch = Scratch::new();
+    let key = |end: &str| format!("base_model.model.{}.{end}.weight", Q.replace("transformer.", ""));
+    let (a, b) = (key("lora_A"), key("lora_B"));
+    let path = scratch.path("l.safetensors");
+    write(&path, &[(&a, &[4, 192]), (&b, &[192, 4])]);
+    let said = |scratch: &Scratch| {
+        let output = reel(&scratch.0, &["generate", "a car", "--dry-run", "--lora", path.to_str().unwrap()]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stderr) + &text(&output.stdout)
+    };
+    assert!(said(&scratch).contains("`adapter_config.json` is not beside it"), "{}", said(&scratch));
+    scratch.write("adapter_config.json", r#"{"r": 4, "lora_alpha": 4}"#);
+    assert!(!said(&scratch).contains("adapter_config"), "{}", said(&scratch));
+}
+
 /// Settings that make more of it than low-rank products, or that are for another one.
 #[test]
 fn settings_that_are_not_followed() {

@@ -17,11 +17,11 @@ fn tensor(name: &str, dtype: &str, shape: &[usize], bytes: Vec<u8>) -> Tensor {
     Tensor { name: name.to_string(), dtype: dtype.to_string(), shape: shape.to_vec(), bytes: bytes.leak() }
 }
 
-/// The bytes of a short clip.
+/// The frames of a short clip, as Y4M.
 fn clip(scratch: &Scratch, flags: &[&str]) -> Vec<u8> {
-    let output = reel(&scratch.0, &short(&[&["-o", "clip.y4m", "--force"], flags].concat()));
+    let output = reel(&scratch.0, &short(&[&["-o", "-"], flags].concat()));
     assert!(output.status.success(), "{flags:?}\n{}", text(&output.stderr));
-    std::fs::read(scratch.path("clip.y4m")).unwrap()
+    output.stdout
 }
 
 /// What ComfyUI saves: the same parts below other prefixes.
@@ -73,6 +73,7 @@ fn unread_forms_are_named() {
         model.tensors.retain(|t| t.name != Q);
         model.tensors.push(tensor(&format!("{Q}._data"), "I8", &shape, vec![1; elements(&shape)]));
         model.tensors.push(tensor(&format!("{Q}._scale"), "BF16", &[shape[0], 1], vec![1; 2 * shape[0]]));
+        model.tensors.push(tensor(&beside("input_scale"), "F32", &[], 1f32.to_le_bytes().to_vec()));
     };
     let with = |name: &str, dtype: &str, shape: &[usize], bytes: Vec<u8>| {
         let added = tensor(&beside(name), dtype, shape, bytes);
@@ -157,4 +158,111 @@ fn indices_of_variants_and_broken_ones() {
         refused(&scratch, &["generate", "x", "--model", "m"], &["no `weight_map` with files"]);
         index(json!({"a": shard}));
     }
+}
+
+/// The bytes of a copy of the embedded model in which a tensor's bytes are changed.
+fn damaged(scratch: &Scratch, name: &str, tensor: &str, change: impl FnOnce(&mut [u8])) -> String {
+    write(scratch, name, |model| {
+        let tensor = model.tensor(tensor);
+        let mut bytes = tensor.bytes.to_vec();
+        change(&mut bytes);
+        tensor.bytes = bytes.leak();
+    })
+}
+
+/// A download that stopped, on a file that has its size from the start.
+#[test]
+fn weights_that_were_never_written() {
+    let scratch = Scratch::new();
+    let text = "text_encoder.encoder.block.0.layer.1.DenseReluDense.wo.weight";
+    let conv = "vae.decoder.conv_in.conv.weight";
+    for name in [Q, text, conv] {
+        for part in [1, 2, 3] {
+            let file = damaged(&scratch, "zeros.safetensors", name, |bytes| {
+                let len = bytes.len();
+                match part {
+                    1 => bytes.fill(0),
+                    2 => bytes[len / 2..].fill(0),
+                    _ => bytes[len / 4..len * 3 / 4].fill(0),
+                }
+            });
+            let own = name.rsplit_once("block").map_or("conv_in", |(_, own)| own);
+            let words = ["zeros.safetensors", "is damaged", own, "is zeros for", "fix: fetch it again"];
+            refused(&scratch, &["generate", "x", "--model", &file, "--dry-run"], &words);
+        }
+    }
+    // a bias may be zeros, and so may a few rows
+    let bias = damaged(&scratch, "bias.safetensors", &Q.replace("weight", "bias"), |bytes| bytes.fill(0));
+    clip(&scratch, &["--model", &bias]);
+    let rows = damaged(&scratch, "rows.safetensors", Q, |bytes| bytes[..4096].fill(0));
+    clip(&scratch, &["--model", &rows]);
+}
+
+#[test]
+fn weights_that_are_no_numbers() {
+    let scratch = Scratch::new();
+    let text = "text_encoder.encoder.block.0.layer.1.DenseReluDense.wo.weight";
+    for name in
+        [Q.to_string(), Q.replace("weight", "bias"), text.to_string(), "vae.decoder.conv_in.conv.weight".to_string()]
+    {
+        // all bits set are no number in any type
+        let file = damaged(&scratch, "nan.safetensors", &name, |bytes| {
+            let at = bytes.len() / 8 * 4;
+            bytes[at..at + 4].fill(0xff);
+        });
+        let words = ["nan.safetensors", "is damaged", "no numbers (NaN or infinite)", "fix: fetch it again"];
+        refused(&scratch, &["generate", "x", "--model", &file, "--dry-run"], &words);
+    }
+}
+
+#[test]
+fn files_that_are_cut_say_so() {
+    let scratch = Scratch::new();
+    let whole = Model::tiny().bytes();
+    for len in [whole.len() - 1, whole.len() / 2, 9, 8, 7, 1, 0] {
+        let file = scratch.write("cut.safetensors", &whole[..len]);
+        refused(
+            &scratch,
+            &["generate", "x", "--model", file.to_str().unwrap()],
+            &["cut.safetensors", "not a whole", "fix:"],
+        );
+    }
+    let file = scratch.write("cut.safetensors", &whole[..whole.len() - 1]);
+    let words = [format!("its header says {} bytes", whole.len()), format!("it has {} bytes", whole.len() - 1)];
+    refused(&scratch, &["generate", "x", "--model", file.to_str().unwrap()], &[&words[0], &words[1]]);
+}
+
+/// Numbers in names and headers size nothing.
+#[test]
+fn names_and_headers_of_any_size() {
+    let scratch = Scratch::new();
+    let want = clip(&scratch, &[]);
+    for number in ["99999999999999", "18446744073709551615", "18446744073709551616", "4000000000", "007", "-1"] {
+        for prefix in ["model.diffusion_model.transformer_blocks.", "text_encoder.encoder.block."] {
+            let file = write(&scratch, "many.safetensors", |model| {
+                model.tensors.push(tensor(&format!("{prefix}{number}.x"), "F32", &[0], vec![]));
+            });
+            assert!(clip(&scratch, &["--model", &file]) == want, "{prefix}{number}");
+        }
+    }
+    let long = "x".repeat(100_000);
+    let shape = vec![1usize; 5000];
+    let cases: [(&str, Tensor, &str); 4] = [
+        ("name", tensor(&long, "F32", &[0], vec![]), "name has 100000 bytes"),
+        ("dimensions", tensor("x", "F32", &shape, vec![0; 4]), "5000 dimensions"),
+        ("side", tensor("x", "F32", &[0, 1 << 50], vec![]), "has shape"),
+        ("sides", tensor("x", "F32", &[1 << 30, 1 << 30, 0], vec![]), "has shape"),
+    ];
+    for (name, added, want) in cases {
+        let file = write(&scratch, &format!("{name}.safetensors"), |model| model.tensors.push(added));
+        refused(&scratch, &["generate", "x", "--model", &file], &[name, want, "fix:"]);
+    }
+    let mut huge = Model::tiny().bytes();
+    huge[..8].copy_from_slice(&(1u64 << 40).to_le_bytes());
+    scratch.write("huge.safetensors", huge);
+    refused(
+        &scratch,
+        &["generate", "x", "--model", "huge.safetensors"],
+        &["huge.safetensors", "not a whole", "a header of"],
+    );
 }

@@ -1,6 +1,7 @@
 //! What the trainer's settings say of a LoRA: PEFT's `LoraConfig`, which decides what the products are multiplied by. It comes in
 //! the header of the file, or as `adapter_config.json` beside it.
 
+use crate::config::brief;
 use crate::weights::open::Tensors;
 use crate::weights::read_json;
 use anyhow::{Context, Result, bail, ensure};
@@ -22,6 +23,11 @@ const PEFT_PREFIX: &str = "base_model.model.";
 
 /// Initialisations that change the model's own weights too.
 const CHANGING: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
+
+/// Whether a file has PEFT's own names, and so comes with a file of settings.
+pub fn is_peft(file: &Tensors) -> bool {
+    file.names().any(|name| name.starts_with(PEFT_PREFIX))
+}
 
 /// A LoRA's settings.
 pub struct Settings {
@@ -56,8 +62,7 @@ impl Settings {
         }
         let place = format!("`{}`", beside.display());
         let settings = Self { values: read_json(&beside)?, prefix: "", place };
-        let own = path.file_name().is_some_and(|name| name == PEFT_FILE)
-            || file.names().any(|name| name.starts_with(PEFT_PREFIX));
+        let own = path.file_name().is_some_and(|name| name == PEFT_FILE) || is_peft(file);
         let fits =
             || ranks.iter().all(|(layer, rank)| matches!(settings.rank(layer), Ok(Some(r)) if r == *rank as f64));
         Ok((own || fits()).then_some(settings))
@@ -69,7 +74,7 @@ impl Settings {
         ensure!(self.values.is_object(), "{place} is not a JSON object\n  fix: fetch it again");
         let fix = "fix: use a LoRA that was trained without it";
         if let Some(kind) = self.get("peft_type").as_str().filter(|kind| *kind != "LORA") {
-            bail!("{place}: it is of the kind `{kind}`, and reel reads `LORA`\n  fix: use a LoRA")
+            bail!("{place}: it is of the kind `{}`, and reel reads `LORA`\n  fix: use a LoRA", brief(kind))
         }
         ensure!(
             self.get("use_dora") != &Value::Bool(true),
@@ -78,7 +83,8 @@ impl Settings {
         let bias = self.get("bias").as_str().unwrap_or("none");
         ensure!(
             bias == "none",
-            "{place}: `bias` is `{bias}`, and reel adds no biases that were trained beside it\n  {fix}"
+            "{place}: `bias` is `{}`, and reel adds no biases that were trained beside it\n  {fix}",
+            brief(bias)
         );
         for key in ["lora_bias", "use_qalora"] {
             ensure!(self.get(key) != &Value::Bool(true), "{place}: reel does not read LoRAs with `{key}`\n  {fix}");
@@ -94,7 +100,8 @@ impl Settings {
             && CHANGING.iter().any(|name| kind.starts_with(name))
         {
             bail!(
-                "{place}: `init_lora_weights` is `{kind}`, which changes the model's own weights too\n  fix: convert it to a plain LoRA with PEFT (`path_initial_model_for_weight_conversion`)"
+                "{place}: `init_lora_weights` is `{}`, which changes the model's own weights too\n  fix: convert it to a plain LoRA with PEFT (`path_initial_model_for_weight_conversion`)",
+                brief(kind)
             )
         }
         Ok(())
@@ -153,7 +160,7 @@ impl Settings {
             !name.contains(['\\', '*', '+', '?', '[', ']', '(', ')', '{', '}', '|', '^', '$']),
             "{}: a layer is named by a regular expression, `{}`, and reel reads names alone\n  fix: name the layers one by one",
             self.place,
-            pattern.chars().take(80).collect::<String>()
+            brief(pattern)
         );
         let end = layer.strip_suffix(name.as_str());
         Ok(end.is_some_and(|before| before.is_empty() || (!whole && before.ends_with('.'))))
