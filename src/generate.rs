@@ -11,7 +11,8 @@ use crate::device::{self, Compute};
 use crate::geometry::{Extent, Geometry};
 use crate::inputs::{self, Held, Preparation};
 use crate::models::ltx::Convention;
-use crate::outlook::{self, Outlook};
+use crate::outlook::{self, Outlook, Place};
+use crate::outputs;
 use crate::passes::Upscaling;
 use crate::plan::{self, Encoder, Model, Plan, Report, Stage};
 use crate::progress::{Mode, Progress, human_seconds};
@@ -21,7 +22,7 @@ use crate::stages::Stages;
 use crate::upscaler::Upscaler;
 use crate::video::Frame;
 use crate::video::resize::Fit;
-use crate::video::write::{Format, Target, Writer};
+use crate::video::write::{Clip, Format, Sizing, Target, Writer};
 use crate::weights::catalogue::{Entry, RunDefaults};
 use crate::weights::store::Store;
 use crate::windows::Direction;
@@ -139,14 +140,14 @@ impl Opened {
 
 impl Take {
     /// Fills the request up and reads what it holds to.
-    /// - `size`: of the pictures, where the request asks for none. `more`: pictures to hold besides the request's own.
-    ///   `direction`: which way a clip longer than a window grows.
+    /// - `size`: of the pictures, where the request asks for none. `more`: what is to be held besides the request's own
+    ///   pictures, which [`Take::hold`] brings. `direction`: which way a clip longer than a window grows.
     /// - Errors are the user's to mend: flags, files, sizes.
     pub fn new(
         opened: Opened,
         request: &Request,
         size: Option<(usize, usize)>,
-        more: Vec<Held>,
+        more: &[Place],
         direction: Direction,
         progress: &Progress,
     ) -> Result<Self> {
@@ -184,20 +185,21 @@ impl Take {
         model.text_encoder = encoder.map(|encoder| encoder.told());
         model.upscaler = upscaler.as_ref().map(Upscaler::size);
         // before anything of that size is made
-        shots.iter_mut().try_for_each(|shot| shot.cut(settings.window, &[], geometry, direction))?;
+        shots.iter_mut().try_for_each(|shot| shot.cut(settings.window, &Place::spans(more), geometry, direction))?;
         let extents = (legal, canvases.as_slice());
-        let first = outlook::task(&settings, extents, geometry, &shots, [1].into_iter(), &outlook::stills(request));
+        let places = [outlook::stills(request).as_slice(), more].concat();
+        let first = outlook::task(&settings, extents, geometry, &shots, [1].into_iter(), &places);
         let first = Outlook::new(model.clone(), first, request, &compute)?;
         let mut held = vec![];
         if first.refusal.is_none() {
             let preparation = Preparation::of(&settings, request, legal, &canvases, checkpoint.entry.is_some());
             held = inputs::held(request, &settings, (legal, &preparation), geometry, progress)?;
-            held.extend(more);
         }
-        if !held.is_empty() {
+        let places = [outlook::places(&held).as_slice(), more].concat();
+        if !places.is_empty() {
             checkpoint.check_encoder()?;
         }
-        idle_flags(request, &settings, &checkpoint, held.is_empty()).iter().for_each(|note| progress.note(note));
+        idle_flags(request, &settings, &checkpoint, places.is_empty()).iter().for_each(|note| progress.note(note));
         let encode = |text: &str, which: &str| {
             let encoded = checkpoint.tokenizer.encode(text, settings.max_tokens())?;
             if let Some(unread) = &encoded.unread {
@@ -210,11 +212,11 @@ impl Take {
         let prompts = settings.scenes.iter().map(|scene| encode(&scene.prompt, "prompt")).collect::<Result<_>>()?;
         let negative = settings.negative.as_deref().map(|text| encode(text, "negative prompt")).transpose()?;
         for shot in &mut shots {
-            shot.cut(settings.window, &held, geometry, direction)?;
+            shot.cut(settings.window, &Place::spans(&places), geometry, direction)?;
         }
         let prompts: Vec<Vec<u32>> = prompts;
         let tokens = prompts.iter().chain(&negative).map(Vec::len);
-        let task = outlook::task(&settings, extents, geometry, &shots, tokens, &outlook::places(&held));
+        let task = outlook::task(&settings, extents, geometry, &shots, tokens, &places);
         let outlook = match first.refusal {
             None => Outlook::new(model, task, request, &compute)?,
             Some(_) => first,
@@ -233,6 +235,11 @@ impl Take {
             direction,
             outlook,
         })
+    }
+
+    /// Takes the pictures that [`Take::new`] was told of, before [`Take::latents`].
+    pub fn hold(&mut self, held: Held) {
+        self.held.push(held);
     }
 
     fn stages<'a>(&'a self, progress: &'a Progress) -> Stages<'a> {
@@ -322,12 +329,15 @@ impl Job {
     /// Checks all that can be wrong before the long part.
     /// - Errors are the user's to mend: flags, files, sizes, output.
     pub fn prepare(request: &Request, progress: &Progress) -> Result<Self> {
+        outputs::check_named(request, &[])?;
         let opened = Opened::new(request, progress)?;
         let size = inputs::size_from_stills(request, opened.default_size(), opened.geometry(), progress)?;
-        let take = Take::new(opened, request, size, vec![], Direction::Forward, progress)?;
+        let take = Take::new(opened, request, size, &[], Direction::Forward, progress)?;
         let clip = take.settings.clip;
-        let target = target(request, &take.settings)?;
-        target.check(clip.width, clip.height, request.force)?;
+        let target = outputs::target(request, &take.settings)?;
+        outputs::check(request, &target, &[])?;
+        let Extent { width, height, frames } = clip;
+        target.check_clip(&Clip { width, height, frames, fps: take.settings.fps }, Sizing::Asked)?;
         if take.outlook.fits().is_ok() {
             plan::check_disk(&target, clip)?; // else memory is what is wrong first
         }
@@ -385,29 +395,6 @@ impl Job {
         );
         Ok(())
     }
-}
-
-/// Where a request's clip goes.
-pub fn target(request: &Request, settings: &Settings) -> Result<Target> {
-    match &request.out {
-        Some(path) => Target::parse(path),
-        None => Target::parse(&default_name(&request.prompt, settings.seed)),
-    }
-}
-
-/// A file name from the prompt's first words and the seed.
-pub fn default_name(prompt: &str, seed: u64) -> String {
-    const LONGEST: usize = 40;
-    let mut name = String::new();
-    for word in prompt.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()) {
-        if name.len() + word.len() > LONGEST {
-            break;
-        }
-        name.push_str(&word.to_lowercase());
-        name.push('-');
-    }
-    let extension = if cfg!(feature = "h264") { "mp4" } else { "webp" };
-    format!("{name}{seed}.{extension}")
 }
 
 /// A seed below 2^32 from the system's randomness.

@@ -8,7 +8,7 @@
 //! machine's [`history`]), and then runs the [`stages`]: [`text`] turns the prompt into vectors, [`condition`] lays what is
 //! held out among [`noise`], the [`sampler`] goes down the noise levels over the velocity that [`models`] give, [`windows`]
 //! after window, and the latents are decoded, frame group by frame group ([`pixels`]), into frames that [`video`] writes as
-//! they come. [`join`] puts a made part and footage together, and [`seam`] sees to their colours.
+//! they come ([`outputs`] says where). [`join`] puts a made part and footage together, and [`seam`] sees to their colours.
 //!
 //! Whose way a run follows, that of a model's makers or diffusers', is in [`recipe`].
 //!
@@ -35,6 +35,7 @@ pub mod models;
 pub mod nn;
 pub mod noise;
 pub mod outlook;
+pub mod outputs;
 pub mod passes;
 pub mod pixels;
 pub mod plan;

@@ -97,12 +97,20 @@ pub fn task(
 }
 
 /// What is held, in numbers.
+#[derive(Clone, Copy, Debug)]
 pub struct Place {
     /// Its first frame, and how many there are.
     pub frame: usize,
     pub count: usize,
     /// Of its pictures; `None`: not read yet, as large as the clip.
     pub bytes: Option<usize>,
+}
+
+impl Place {
+    /// First frame and number of frames, of each.
+    pub fn spans(all: &[Place]) -> Vec<(usize, usize)> {
+        all.iter().map(|place| (place.frame, place.count)).collect()
+    }
 }
 
 /// Where what is held stands.
@@ -291,7 +299,7 @@ pub fn of_absent(request: &Request) -> Result<Option<(Plan, Report)>> {
     let held = places(&inputs::held(request, &settings, (legal, &preparation), geometry, &silent)?);
     let task = task(&settings, (legal, &canvases), geometry, &shots, texts.into_iter(), &held);
     let outlook = Outlook::new(model, task, request, &compute)?;
-    let target = crate::generate::target(request, &settings)?;
+    let target = crate::outputs::target(request, &settings)?;
     let mut report = outlook.report(&settings, &target, settings.clip);
     report.downloads.extend(missing.iter().map(|part| (part.name.clone(), part.size())));
     Ok(Some((outlook.plan, report)))

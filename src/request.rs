@@ -18,7 +18,7 @@ use std::path::PathBuf;
 
 /// Sides and lengths beyond these are typing errors.
 const MOST_PIXELS: usize = 16_384;
-const MOST_FRAMES: usize = 100_000;
+pub const MOST_FRAMES: usize = 100_000;
 const MOST_STEPS: usize = 1000;
 
 /// What was asked for; what is absent is decided by the model. Fields are named like the flags of `generate`.
@@ -70,7 +70,7 @@ pub struct Request {
     pub decode_timestep: Option<f64>,
     pub decode_noise: Option<f64>,
     pub seed: Option<u64>,
-    pub out: Option<String>,
+    pub out: Option<PathBuf>,
     pub quality: Option<u8>,
     pub force: bool,
     pub device: Option<String>,
@@ -157,6 +157,19 @@ impl Request {
     /// Whether there is a still or a clip to hold.
     pub fn conditioned(&self) -> bool {
         self.image.is_some() || self.last_image.is_some() || !self.keyframe.is_empty()
+    }
+
+    /// The frames that are asked for at `fps` a second; none where neither frames nor seconds are.
+    /// - Errors where seconds come to more than a clip has.
+    pub fn frames_at(&self, fps: f64) -> Result<Option<usize>> {
+        let Some(seconds) = self.seconds else { return Ok(self.frames) };
+        let frames = ((seconds * fps).round() as usize).max(1);
+        ensure!(
+            frames <= MOST_FRAMES,
+            "--seconds {seconds} at {fps} frames a second are {frames} frames; at most {MOST_FRAMES} are made\n  fix: --seconds {} or less",
+            (MOST_FRAMES as f64 / fps).floor().max(0.001)
+        );
+        Ok(Some(frames))
     }
 
     /// Checks every value that can be judged without the model.
@@ -284,16 +297,7 @@ impl Settings {
         let (_, fps) = DIFFUSERS;
         let fps = request.fps.or(model.fps).unwrap_or(fps);
         let (width, height) = request.size.or(size).unwrap_or_else(|| default_size(model));
-        let frames = match (request.frames, request.seconds) {
-            (Some(n), _) => n,
-            (None, Some(seconds)) => ((seconds * fps).round() as usize).max(1),
-            (None, None) => default_frames(model),
-        };
-        ensure!(
-            frames <= MOST_FRAMES,
-            "--seconds {} at {fps} frames a second are {frames} frames; at most {MOST_FRAMES} are made",
-            request.seconds.unwrap_or(0.0)
-        );
+        let frames = request.frames_at(fps)?.unwrap_or_else(|| default_frames(model));
         let recipe = Recipe::decide(request.convention, model.recipe);
         let passes = passes::decide(request, model, recipe, allowed, two)?;
         let decode_timestep = request.decode_timestep.or(model.decode_timestep).unwrap_or(0.0);

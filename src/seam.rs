@@ -1,6 +1,7 @@
 //! Where a made part meets footage: bringing its colours to the footage's, easing it in, and measuring how well it went.
 
 use crate::video::Frame;
+use serde_json::{Value, json};
 
 /// Frames on either side of a join that are compared.
 pub const COMPARED: usize = 4;
@@ -9,6 +10,11 @@ const EASED: usize = 8;
 /// Bounds of the correction: beyond them it is the pictures that differ, not their colours.
 const MOST_SCALE: f64 = 1.25;
 const MOST_SHIFT: f64 = 24.0;
+
+/// A join shows where something changes by more than this many steps of 255 and this many times what changes within the footage.
+/// TO BE MEASURED
+const LEAST_SEEN: f64 = 2.0;
+const MOST_USUAL: f64 = 3.0;
 
 /// Mean and deviation of each colour.
 fn statistics(frames: &[Frame]) -> [(f64, f64); 3] {
@@ -100,6 +106,42 @@ pub struct Change {
     pub motion: f64,
 }
 
+/// How a join came out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Seam {
+    /// What changes from the frame before the join to the one after it.
+    pub jump: Change,
+    /// The median of what changes within the footage, from a frame to the next.
+    pub own: Change,
+}
+
+impl Seam {
+    /// Says in one word whether the join shows.
+    pub fn word(&self) -> &'static str {
+        if self.is_visible() { "visible" } else { "smooth" }
+    }
+
+    fn is_visible(&self) -> bool {
+        let shows = |of: fn(&Change) -> f64| of(&self.jump) > LEAST_SEEN + MOST_USUAL * of(&self.own);
+        shows(|c| c.mean) || shows(|c| c.spread) || shows(|c| c.motion)
+    }
+
+    /// Says it in numbers.
+    pub fn numbers(&self) -> String {
+        let Self { jump, own } = self;
+        format!(
+            "at the join, of 255: colour {:.2} (within the footage: {:.2}), contrast {:.2} ({:.2}), motion {:.2} ({:.2})",
+            jump.mean, own.mean, jump.spread, own.spread, jump.motion, own.motion
+        )
+    }
+
+    /// For programs.
+    pub fn json(&self) -> Value {
+        let of = |c: Change| json!({"colour": c.mean, "spread": c.spread, "motion": c.motion});
+        json!({"join": self.word(), "jump": of(self.jump), "own": of(self.own)})
+    }
+}
+
 /// Follows the frames of a joined clip.
 #[derive(Default)]
 pub struct Watch {
@@ -129,9 +171,9 @@ impl Watch {
         self.last.is_none()
     }
 
-    /// The change from frame `join - 1` to frame `join`, and the median change within the footage.
+    /// Compares the change from frame `join - 1` to frame `join` with those within the footage.
     /// - `footage`: ranges of frames that were not made.
-    pub fn seam(&self, join: usize, footage: &[std::ops::Range<usize>]) -> Option<(Change, Change)> {
+    pub fn seam(&self, join: usize, footage: &[std::ops::Range<usize>]) -> Option<Seam> {
         let jump = *self.changes.get(join.checked_sub(1)?)?;
         let own: Vec<Change> =
             footage.iter().flat_map(|r| r.start + 1..r.end).filter_map(|i| self.changes.get(i - 1).copied()).collect();
@@ -140,7 +182,8 @@ impl Watch {
             values.sort_by(f64::total_cmp);
             values.get(values.len() / 2).copied().unwrap_or(0.0)
         };
-        Some((jump, Change { mean: median(|c| c.mean), spread: median(|c| c.spread), motion: median(|c| c.motion) }))
+        let own = Change { mean: median(|c| c.mean), spread: median(|c| c.spread), motion: median(|c| c.motion) };
+        Some(Seam { jump, own })
     }
 }
 
@@ -179,7 +222,8 @@ mod tests {
         for v in [10, 11, 12, 40, 41] {
             watch.push(&plain([v, 0, 0]));
         }
-        let (jump, own) = watch.seam(3, &[0..3, 4..5]).unwrap();
-        assert_eq!((jump.mean, own.mean), (28.0, 1.0));
+        let seam = watch.seam(3, &[0..3, 4..5]).unwrap();
+        assert_eq!((seam.jump.mean, seam.own.mean, seam.word()), (28.0, 1.0, "visible"));
+        assert_eq!(watch.seam(2, &[0..3, 4..5]).unwrap().word(), "smooth");
     }
 }

@@ -30,7 +30,7 @@ fn stages_take_what_was_planned() {
             ..Default::default()
         };
         let take =
-            Take::new(Opened::new(&request, &progress).unwrap(), &request, None, vec![], Direction::Forward, &progress);
+            Take::new(Opened::new(&request, &progress).unwrap(), &request, None, &[], Direction::Forward, &progress);
         let mut take = take.unwrap();
         take.outlook.watch(); // and so adds nothing to this machine's history
         // of this transformer's weights no matrix is as large as 1 MiB; of the decoder's nearly all are

@@ -45,7 +45,7 @@ pub fn whole(
     let timed = timer.time(|| {
         let opened = Opened::with(&request, compute.clone(), &silent)?;
         sum = Way::of(&opened.checkpoint.transformer.1, compute);
-        let mut take = Take::new(opened, &request, None, vec![], Direction::Forward, &silent)?;
+        let mut take = Take::new(opened, &request, None, &[], Direction::Forward, &silent)?;
         take.outlook.fits()?;
         take.outlook.watch();
         let latents = take.latents(&silent)?;
@@ -62,7 +62,7 @@ pub fn whole(
 pub fn mux(timer: &Timer, cell: &Cell) -> Result<Row> {
     let Extent { width, height, frames } = cell.clip;
     let scratch = Scratch::create("reel-bench")?;
-    let target = Target::parse(&scratch.path().join("clip.mp4").to_string_lossy())?;
+    let target = Target::parse(scratch.path().join("clip.mp4"))?;
     let noise = Noise::new(6).normal(width * height + frames * 64);
     let clip: Vec<Frame> = (0..frames)
         .map(|i| {

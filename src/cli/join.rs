@@ -90,11 +90,11 @@ fn join(
         || -> anyhow::Result<Request> { Ok(Request { fps: joining.fps, ..joining.making.request(prompt(text)?)? }) };
     let request = request().map_err(Failure::BadInput)?;
     fetch(pull && !dry_run, &request, &progress)?;
-    let join = Join::prepare(&request, &asked, &progress).map_err(Failure::BadInput)?;
+    let mut join = Join::prepare(&request, &asked, &progress).map_err(Failure::BadInput)?;
     if dry_run {
         let (plan, report) = join.plan();
         return print_plan(plan, &report, json);
     }
-    join.fits().map_err(Failure::BadInput)?;
+    join.fits().and_then(|()| join.read()).map_err(Failure::BadInput)?;
     join.run(&progress).map_err(Failure::Failed)
 }

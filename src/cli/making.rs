@@ -7,6 +7,7 @@ use crate::models::ltx::Convention;
 use crate::plan::{self, Plan, Report, Tiles};
 use crate::progress::Progress;
 use crate::request::{Lora, Request, Scene};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -115,8 +116,8 @@ pub struct Making {
     no_drift_match: bool,
 
     /// .mp4, .gif, .webp, .png (animated), a directory for PNG frames, or - for Y4M on standard output
-    #[arg(short, long, value_name = "PATH", help_heading = "Output")]
-    out: Option<String>,
+    #[arg(short, long, value_name = "PATH", value_parser = OsStringValueParser::new().map(PathBuf::from), help_heading = "Output")]
+    out: Option<PathBuf>,
     /// Of .mp4 and .webp, 1 to 100
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u8).range(1..=100), help_heading = "Output")]
     quality: Option<u8>,

@@ -30,7 +30,7 @@ fn request(out: &Path) -> Request {
         prompt: "a red ball bounces on green grass".to_string(),
         model: Some(DEFAULT_MODEL.to_string()),
         seed: Some(7),
-        out: Some(out.display().to_string()),
+        out: Some(out.to_path_buf()),
         device: Some("cpu".to_string()),
         dtype: crate::device::Dtype::F32,
         ..Default::default()

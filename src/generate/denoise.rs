@@ -87,7 +87,7 @@ impl Take {
                 let fresh = window.fresh(self.direction);
                 let mut here: Vec<Condition> = self.carried(&made, window)?.into_iter().collect();
                 let (now, later) = conditions.into_iter().partition(|(held, _)| {
-                    shot.holds(held) && fresh.contains(&geometry.latent_frame(held.frame - shot.start))
+                    shot.holds(held.frame) && fresh.contains(&geometry.latent_frame(held.frame - shot.start))
                 });
                 conditions = later;
                 here.extend(Vec::from_iter(now).into_iter().map(|(held, posterior): (&Held, _)| Condition {

@@ -1,7 +1,6 @@
 //! The scenes of a clip, each made by itself in windows.
 
 use crate::geometry::{Extent, Geometry, Grid};
-use crate::inputs::Held;
 use crate::request::Settings;
 use crate::windows::{self, Direction, Window};
 use anyhow::{Result, ensure};
@@ -39,23 +38,36 @@ pub fn shots(settings: &Settings, legal: Extent, geometry: Geometry) -> Result<V
 }
 
 impl Shot {
-    /// Whether the pictures begin in this scene.
-    pub fn holds(&self, held: &Held) -> bool {
-        (self.start..self.start + self.frames).contains(&held.frame)
+    /// Whether pictures that are held from `frame` on begin in this scene.
+    pub fn holds(&self, frame: usize) -> bool {
+        (self.start..self.start + self.frames).contains(&frame)
     }
 
     /// Finds the windows that the scene is made in.
-    /// - `window`: frames that the model makes at once. Errors when a clip to hold lies across two windows.
-    pub fn cut(&mut self, window: usize, held: &[Held], geometry: Geometry, direction: Direction) -> Result<()> {
+    /// - `window`: frames that the model makes at once. `held`: (first frame, frames) of what is held.
+    /// - Errors when a clip to hold lies across two windows.
+    pub fn cut(
+        &mut self,
+        window: usize,
+        held: &[(usize, usize)],
+        geometry: Geometry,
+        direction: Direction,
+    ) -> Result<()> {
         let size = geometry.latent_frame(window.max(1) - 1) + 1;
         let total = self.grid.frames;
-        let here = || held.iter().filter(|held| self.holds(held));
-        let place = |held: &Held| {
-            let first = held.frame - self.start;
-            (geometry.latent_frame(first), geometry.latent_frame(first + held.frames.len() - 1))
+        let here = || held.iter().filter(|held| self.holds(held.0));
+        let place = |&(frame, frames): &(usize, usize)| {
+            let first = frame - self.start;
+            (geometry.latent_frame(first), geometry.latent_frame(first + frames - 1))
         };
-        // a clip that the end leads to has to lie within the window made last, with something new before it
-        let last = here().filter(|held| held.frame > self.start).map(|held| total + 1 - place(held).0.min(total)).min();
+        let last = match direction {
+            // a clip that the end leads to has to lie within the window made last, with something new before it
+            Direction::Forward => {
+                here().filter(|held| held.0 > self.start).map(|held| total + 1 - place(held).0.min(total)).min()
+            }
+            // it lies within the window made first
+            Direction::Back => None,
+        };
         let size = size.max(2);
         let windows = windows::plan(total, size, last.unwrap_or(1).min(size), direction);
         for held in here() {
@@ -64,8 +76,8 @@ impl Shot {
             ensure!(
                 fresh.any(|fresh| fresh.contains(&first) && fresh.contains(&last)),
                 "the {} frames held from frame {} on do not lie within one window of {window} frames\n  fix: hold fewer frames, or make longer windows with --window",
-                held.frames.len(),
-                held.frame
+                held.1,
+                held.0
             );
         }
         self.windows = windows;

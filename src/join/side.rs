@@ -1,74 +1,89 @@
 //! The footage on one side of a join: read at the joined clip's rate, seen by the model, and written as it is.
 
-use crate::geometry::Geometry;
 use crate::inputs::{self, Preparation};
 use crate::progress::Progress;
 use crate::seam::Watch;
 use crate::video::Frame;
-use crate::video::read::{self, Steady};
+use crate::video::read::{self, Info, Steady};
 use crate::video::resize::{Fit, fit};
 use crate::video::write::Writer;
 use anyhow::{Result, ensure};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// Footage on one side.
+/// Footage on one side, known by its header until [`Side::read`].
 pub struct Side {
     pub path: PathBuf,
     pub fps: f64,
     /// Frames of it at that rate.
     pub frames: usize,
+    /// Whether the model goes on from its end, and not up to its start.
+    tail: bool,
     /// The frames that the model goes on from, of its own size, clean: what the new part's colours are compared with.
     pub context: Vec<Frame>,
-    /// The same as the model sees them.
-    pub seen: Vec<Frame>,
+}
+
+/// The pictures of a joined clip.
+#[derive(Clone, Copy)]
+pub struct Canvas {
+    /// Width and height of the footage.
+    pub shown: (usize, usize),
+    /// As they are written: the same, or the next even sides, which MP4 needs.
+    pub size: (usize, usize),
+}
+
+impl Canvas {
+    /// Brings a frame to the clip's size. One of the footage's size keeps each of its pixels.
+    pub fn bring(&self, frame: Frame) -> Frame {
+        let (width, height) = self.shown;
+        let same = (frame.width, frame.height) == self.shown;
+        let frame = if same { frame } else { fit(&frame, width, height, Fit::Crop) };
+        let (width, height) = self.size;
+        if self.size == self.shown { frame } else { inputs::to_rims(&frame, width, height) }
+    }
 }
 
 impl Side {
-    /// - `tail`: take the context from the footage's end. `most`: latent frames of context. `fps`: of the joined clip.
-    ///   `preparation`: how the model sees the context.
-    pub fn read(
-        path: &Path,
-        tail: bool,
-        most: usize,
-        fps: f64,
-        preparation: &Preparation,
-        geometry: Geometry,
-        progress: &Progress,
-    ) -> Result<Self> {
-        let info = inputs::open(path, "the clip", progress)?.info;
-        let own = info.fps.unwrap_or(fps);
-        let mut footage = Footage::open(path, fps)?;
-        if footage.step != 1.0 {
+    /// - `info`: of the file. `tail`: the model is to see its end. `fps`: of the joined clip.
+    pub fn new(path: &Path, info: &Info, tail: bool, fps: f64, progress: &Progress) -> Self {
+        let step = step(info, fps);
+        if let Some(own) = info.fps.filter(|_| step != 1.0) {
             progress.note(&format!("`{}`: its {own:.3} frames a second are brought to {fps:.3}", path.display()));
         }
-        let mut side = Self { path: path.to_path_buf(), fps, frames: footage.count, context: vec![], seen: vec![] };
-        let count = ((side.frames - 1) / geometry.time).min(most - 1) * geometry.time + 1;
-        if tail {
-            footage.at = side.frames - count;
+        Self { path: path.to_path_buf(), fps, frames: count(info, step), tail, context: vec![] }
+    }
+
+    /// Reads the frames that the model goes on from, and returns them as it sees them.
+    /// - `count`: how many, at most all. `preparation`: how the model sees them.
+    /// - Errors are the user's to mend.
+    pub fn read(&mut self, count: usize, preparation: &Preparation) -> Result<Vec<Frame>> {
+        let mut footage = Footage::open(&self.path, self.fps)?;
+        if self.tail {
+            footage.at = self.frames - count;
         }
-        while side.context.len() < count {
+        let mut seen = vec![];
+        while seen.len() < count {
             let Some(frame) = footage.next_frame()? else { break };
             let (width, height) = preparation.legal;
             let clean = fit(&frame, width, height, preparation.fit);
-            side.seen.push(match preparation.changes_nothing() {
+            seen.push(match preparation.changes_nothing() {
                 true => clean.clone(),
                 false => preparation.prepare(&frame, count == 1)?,
             });
-            side.context.push(clean);
+            self.context.push(clean);
         }
-        let read = side.context.len();
-        ensure!(read == count, "`{}` ends after {read} of {} frames", path.display(), side.frames);
-        Ok(side)
+        let read = seen.len();
+        ensure!(read == count, "`{}` ends after {read} of {} frames", self.path.display(), self.frames);
+        Ok(seen)
     }
 
     /// Lets `watch` see some of the footage.
-    pub fn watch(&self, frames: Range<usize>, watch: &mut Watch) -> Result<()> {
+    pub fn watch(&self, canvas: Canvas, frames: Range<usize>, watch: &mut Watch) -> Result<()> {
         let mut footage = Footage::open(&self.path, self.fps)?;
         footage.at = frames.start;
         for _ in frames {
             let Some(frame) = footage.next_frame()? else { break };
-            watch.push(&frame);
+            watch.push(&canvas.bring(frame));
         }
         Ok(())
     }
@@ -76,21 +91,15 @@ impl Side {
     /// Writes the footage as it is: its own samples or files where the output can take them, else its frames; where its
     /// pictures have another size than the joined clip, brought to that.
     /// - `watched`: frames that `watch` sees.
-    pub fn copy(
-        &self,
-        (width, height): (usize, usize),
-        writer: &mut Writer,
-        watched: Range<usize>,
-        watch: &mut Watch,
-    ) -> Result<()> {
+    pub fn copy(&self, canvas: Canvas, writer: &mut Writer, watched: Range<usize>, watch: &mut Watch) -> Result<()> {
         if writer.copy_clip(&self.path)? {
-            return self.watch(watched, watch);
+            return self.watch(canvas, watched, watch);
         }
         let mut footage = Footage::open(&self.path, self.fps)?;
         let mut i = 0;
         while let Some(frame) = footage.next_frame()? {
-            let same = (frame.width, frame.height) == (width, height);
-            let frame = if same { frame } else { fit(&frame, width, height, Fit::Crop) };
+            let same = (frame.width, frame.height) == canvas.size;
+            let frame = canvas.bring(frame);
             match footage.steady.reader.file(i).filter(|_| same && footage.step == 1.0) {
                 Some(file) => writer.push_file(&frame, file)?,
                 None => writer.push(&frame)?,
@@ -103,6 +112,19 @@ impl Side {
         ensure!(i == self.frames, "`{}` ends after {i} of {} frames", self.path.display(), self.frames);
         Ok(())
     }
+}
+
+/// Frames of the source for one at `fps` a second; 1 where the rates are one, and where the source has none of its own.
+fn step(info: &Info, fps: f64) -> f64 {
+    /// Rates as close as this are one rate, written differently.
+    const SAME: f64 = 1e-3;
+    let step = info.fps.map_or(1.0, |own| own / fps);
+    if (step - 1.0).abs() < SAME { 1.0 } else { step }
+}
+
+/// Frames that come of a source.
+fn count(info: &Info, step: f64) -> usize {
+    ((info.frames as f64 / step).round() as usize).max(1)
 }
 
 /// A clip at a given rate: each frame is the one that its source shows at that time.
@@ -119,12 +141,9 @@ struct Footage {
 impl Footage {
     /// - `fps`: of the frames that come; a source without a rate of its own has it.
     fn open(path: &Path, fps: f64) -> Result<Self> {
-        /// Rates as close as this are one rate, written differently.
-        const SAME: f64 = 1e-3;
         let steady = read::open(path)?.steady();
-        let step = steady.info().fps.map_or(1.0, |own| own / fps);
-        let step = if (step - 1.0).abs() < SAME { 1.0 } else { step };
-        let count = ((steady.info().frames as f64 / step).round() as usize).max(1);
+        let step = step(steady.info(), fps);
+        let count = count(steady.info(), step);
         Ok(Self { steady, step, count, at: 0, shown: None })
     }
 

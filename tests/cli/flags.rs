@@ -89,7 +89,7 @@ const FLAGS: &[(&[&str], &[&str])] = &[
     (&["-o", "plain/"], &["plain", "fix:"]),
     (&["-o", "plain"], &["`plain`", "is a file", "fix:"]),
     (&["-o", "old.gif"], &["`old.gif`", "exists", "--force"]),
-    (&["-o", "frames"], &["`frames`", "00000.png", "--force"]),
+    (&["-o", "frames/"], &["`frames/`", "00000.png", "--force"]),
     (&["--size", "70000x16", "-o", "a.gif"], &["--size"]),
 ];
 

@@ -3,6 +3,7 @@
 mod common;
 mod flags;
 mod gguf;
+mod joins;
 mod lora;
 mod models;
 mod runs;

@@ -103,7 +103,7 @@ fn the_same_seed_gives_the_same_bytes_and_force_replaces() {
     for name in ["f/00000.png", "f/00009.png", "f/notes.txt"] {
         scratch.write(name, "old");
     }
-    works(&scratch, &short(&["-o", "f", "--force"]));
+    works(&scratch, &short(&["-o", "f/", "--force"]));
     assert!(!scratch.path("f/00009.png").exists() && scratch.path("f/notes.txt").exists());
     assert!(std::fs::read(scratch.path("f/00000.png")).unwrap().starts_with(b"\x89PNG"));
 }

@@ -34,6 +34,8 @@ mod timing;
 mod y4m;
 pub(in crate::video) mod yuv;
 
+#[cfg(feature = "h264")]
+pub(in crate::video) use mp4::{Entry, Track};
 pub use steady::Steady;
 
 /// What a file holds.

@@ -89,7 +89,8 @@ impl Entry {
         self.sets().all(|sps| sps.is_ok_and(|sps| sps.matrix.is_some() && sps.full.is_some()))
     }
 
-    fn sets(&self) -> impl Iterator<Item = Result<Sps>> {
+    /// The sequence parameter sets.
+    pub fn sets(&self) -> impl Iterator<Item = Result<Sps>> {
         let sets = self.avc.iter().flat_map(|avc| &avc.sets);
         sets.filter(|set| set.first().is_some_and(|byte| byte & 31 == 7)).map(|set| sps::parse(set))
     }

@@ -16,6 +16,8 @@ pub struct Sps {
     /// `matrix_coefficients` and range, where the stream says.
     pub matrix: Option<u8>,
     pub full: Option<bool>,
+    /// Primaries, transfer and matrix as they stand, where they do.
+    pub description: Option<[u8; 3]>,
 }
 
 /// What level 6.2 allows, in macroblocks: a decoder asks for memory by what stands here.
@@ -185,6 +187,7 @@ pub fn parse(unit: &[u8]) -> Result<Sps> {
         progressive,
         matrix: None,
         full: None,
+        description: None,
     };
     if b.flag()? {
         // What stands here only says how to show the picture; a set that is cut short within it still decodes.
@@ -216,8 +219,9 @@ fn usability(b: &mut Bits, sps: &mut Sps) -> Result<()> {
         b.bits(3)?;
         sps.full = Some(b.flag()?);
         if b.flag()? {
-            b.bits(16)?; // primaries, transfer
-            sps.matrix = Some(b.bits(8)? as u8).filter(|&matrix| matrix != 2);
+            let [primaries, transfer, matrix] = [b.bits(8)? as u8, b.bits(8)? as u8, b.bits(8)? as u8];
+            sps.description = Some([primaries, transfer, matrix]);
+            sps.matrix = Some(matrix).filter(|&matrix| matrix != 2);
         }
     }
     Ok(())

@@ -51,7 +51,7 @@ pub fn worst_patch(frame: &Frame, t: usize) -> u8 {
 }
 
 pub fn write_clip(path: &Path, width: usize, height: usize, frames: usize, fps: f64) -> Result<()> {
-    let target = Target::parse(&path.to_string_lossy())?;
+    let target = Target::parse(path)?;
     let mut writer = Writer::create(&target, width, height, fps, frames, 90, true)?;
     for t in 0..frames {
         writer.push(&patches(width, height, t))?;

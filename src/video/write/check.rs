@@ -1,6 +1,6 @@
 //! What can be wrong with an output before any work starts.
 
-use super::{Format, Target, frames};
+use super::{Format, Rate, Sizing, Target, frames};
 use crate::platform::files::{AtomicFile, folder_of};
 use anyhow::{Result, bail, ensure};
 use std::io::{ErrorKind, IsTerminal};
@@ -17,7 +17,8 @@ const WEBP_SIDE: usize = 16383;
 const PNG_SIDE: usize = i32::MAX as usize;
 
 /// Sizes that the form cannot hold.
-pub fn size(format: Format, width: usize, height: usize) -> Result<()> {
+/// - `sizing`: what a user can change about the size.
+pub fn size(format: Format, width: usize, height: usize, sizing: Sizing) -> Result<()> {
     ensure!(width > 0 && height > 0, "a clip of {width}x{height} has no pixels\n  fix: --size WxH with both above 0");
     let (longer, shorter, name) = match format {
         Format::Mp4 if cfg!(not(feature = "h264")) => bail!(NO_H264),
@@ -27,32 +28,54 @@ pub fn size(format: Format, width: usize, height: usize) -> Result<()> {
         Format::Apng | Format::Frames => (PNG_SIDE, PNG_SIDE, "PNG"),
         Format::Y4m => return Ok(()),
     };
+    // each error with the flag that helps, where there is one, and the forms that do
+    let fix = |flag: &str, forms: &str| match sizing {
+        Sizing::Asked => format!("fix: {flag}, or write {forms}"),
+        Sizing::Footage => format!("fix: write {forms}"),
+    };
     if width.max(height) > longer || width.min(height) > shorter {
-        bail!("{width}x{height} is more than {name} can hold here, {longer}x{shorter}\n  {}", other_forms(format));
+        let forms = if name == "PNG" { "`-` (Y4M)" } else { "`.png`, a folder of frames or `-`" };
+        bail!(
+            "{width}x{height} is more than {name} can hold here, {longer}x{shorter}\n  {}",
+            fix("a smaller --size", forms)
+        );
     }
+    let forms = "`.gif`, `.webp`, `.png`, a folder of frames or `-`";
     if format == Format::Mp4 && width.min(height) < MP4_LEAST {
         bail!(
-            "{width}x{height} is less than MP4 (H.264) takes here, {MP4_LEAST}x{MP4_LEAST}\n  \
-             fix: a larger --size, or write .gif, .webp, .png, a folder of frames or `-`"
+            "{width}x{height} is less than MP4 (H.264) takes here, {MP4_LEAST}x{MP4_LEAST}\n  {}",
+            fix("a larger --size", forms)
         );
     }
     if format == Format::Mp4 && (width % 2 == 1 || height % 2 == 1) {
         let even = |side: usize| side + side % 2; // the limits are even, so this stays within them
         bail!(
-            "MP4 takes even sizes only (its colour is stored for 2x2 pixels), not {width}x{height}\n  \
-             fix: --size {}x{}, or write .gif, .webp, .png, a folder of frames or `-`, which take odd sizes",
-            even(width),
-            even(height)
+            "MP4 takes even sizes only (its colour is stored for 2x2 pixels), not {width}x{height}\n  {}, which take odd sizes",
+            fix(&format!("--size {}x{}", even(width), even(height)), forms)
         );
     }
     Ok(())
 }
 
-fn other_forms(format: Format) -> &'static str {
-    match format {
-        Format::Mp4 => "fix: a smaller --size, or write .png, a folder of frames or `-`",
-        _ => "fix: a smaller --size",
-    }
+/// Clips that are longer than the form can count or time.
+pub fn length(format: Format, frames: usize, rate: Rate) -> Result<()> {
+    let fits = match format {
+        Format::Mp4 => u32::try_from(frames as u64 * u64::from(rate.clock().1)).is_ok(),
+        Format::Webp => i32::try_from(rate.ticks(frames, 1000)).is_ok(),
+        Format::Apng => u32::try_from(frames).is_ok(),
+        Format::Gif | Format::Frames | Format::Y4m => true,
+    };
+    let name = match format {
+        Format::Mp4 => "an MP4",
+        Format::Webp => "a WebP",
+        _ => "this form",
+    };
+    ensure!(
+        fits,
+        "{frames} frames at {:.3} a second are longer than {name} can time\n  fix: fewer frames, or write a folder of frames",
+        f64::from(rate.num) / f64::from(rate.den)
+    );
+    Ok(())
 }
 
 /// An output that is already there, and folders that are missing or cannot be written.
@@ -86,6 +109,11 @@ pub fn place(target: &Target, force: bool) -> Result<()> {
         ),
     }
     let probe = match std::fs::metadata(path) {
+        Ok(entry) if !entry.is_file() && !entry.is_dir() => bail!(
+            "cannot write `{0}`: it is a pipe or a device, not a file\n  \
+             fix: `-o - > {0}` writes raw video (Y4M) into it, or choose another -o",
+            path.display()
+        ),
         Ok(entry) if target.format == Format::Frames => {
             ensure!(
                 entry.is_dir(),
@@ -97,7 +125,7 @@ pub fn place(target: &Target, force: bool) -> Result<()> {
             {
                 bail!(
                     "the folder `{}` already holds frames, such as `{}`\n  \
-                     fix: --force removes them and writes the new ones, or choose another -o",
+                     fix: --force puts the new ones in their place, or choose another -o",
                     path.display(),
                     old.display()
                 );
@@ -116,6 +144,18 @@ pub fn place(target: &Target, force: bool) -> Result<()> {
         }
         _ => path.clone(),
     };
+    // what a link leads to is replaced, and so has to be a clip too
+    if let Ok(real) = path.canonicalize()
+        && force
+        && !Target::parse(&real).is_ok_and(|real| real.format == target.format)
+        && target.format != Format::Frames
+    {
+        bail!(
+            "the output `{}` is a link to `{}`, a file of another kind\n  fix: remove the link, or choose another -o",
+            path.display(),
+            real.display()
+        );
+    }
     // Permissions, read-only disks and quotas are best asked by doing what will be done.
     AtomicFile::create(&probe, true).map(drop)
 }
@@ -131,26 +171,67 @@ mod tests {
 
     #[test]
     fn sizes_that_do_not_fit() {
-        assert!(size(Format::Gif, 65535, 1).is_ok() && size(Format::Gif, 65536, 1).is_err());
-        assert!(size(Format::Webp, 16383, 7).is_ok() && size(Format::Webp, 16384, 7).is_err());
-        assert!(size(Format::Apng, 5, 7).is_ok() && size(Format::Frames, 0, 7).is_err());
-        assert!(size(Format::Y4m, 5, 7).is_ok() && size(Format::Y4m, 5, 0).is_err());
+        let fits = |format, width, height| size(format, width, height, Sizing::Asked).is_ok();
+        assert!(fits(Format::Gif, 65535, 1) && !fits(Format::Gif, 65536, 1));
+        assert!(fits(Format::Webp, 16383, 7) && !fits(Format::Webp, 16384, 7));
+        assert!(fits(Format::Apng, 5, 7) && !fits(Format::Frames, 0, 7));
+        assert!(fits(Format::Y4m, 5, 7) && !fits(Format::Y4m, 5, 0));
+        // no flag changes the size of footage, and so none is named
+        let footage = error(size(Format::Webp, 20_000, 7, Sizing::Footage));
+        assert!(!footage.contains("--size") && footage.contains("fix: write `.png`"), "{footage}");
     }
 
     #[test]
     #[cfg(feature = "h264")]
     fn mp4_wants_even_sizes_within_the_encoders_limits() {
-        assert!(size(Format::Mp4, 2160, 3840).is_ok() && size(Format::Mp4, 2162, 3840).is_err());
-        assert!(size(Format::Mp4, 16, 16).is_ok() && size(Format::Mp4, 16, 14).is_err());
-        let odd = error(size(Format::Mp4, 765, 512));
+        let size = |width, height| size(Format::Mp4, width, height, Sizing::Asked);
+        assert!(size(2160, 3840).is_ok() && size(2162, 3840).is_err());
+        assert!(size(16, 16).is_ok() && size(16, 14).is_err());
+        let odd = error(size(765, 512));
         assert!(odd.contains("--size 766x512") && odd.contains(".webp"), "{odd}");
-        assert!(size(Format::Mp4, 766, 511).is_err());
+        assert!(size(766, 511).is_err());
+    }
+
+    #[test]
+    fn lengths_that_cannot_be_timed() -> Result<()> {
+        let (slow, fast) = (Rate::new(0.01)?, Rate::new(24.0)?);
+        for format in [Format::Mp4, Format::Webp] {
+            assert!(length(format, 100_000, fast).is_ok());
+            assert!(error(length(format, 100_000, slow)).contains("fix: fewer frames"), "{format:?}");
+        }
+        assert!(length(Format::Frames, 100_000, slow).is_ok());
+        Ok(())
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn pipes_devices_and_links_are_not_replaced() -> Result<()> {
+        let folder = Scratch::new("special");
+        let pipe = folder.target("pipe.gif");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe.path,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o600),
+            0,
+        )?;
+        for target in [pipe, Target::parse("/dev/null")?, Target { format: Format::Gif, path: "/dev/null".into() }] {
+            let error = error(place(&target, true));
+            assert!(error.contains("a pipe or a device") && error.contains("`-o - > "), "{error}");
+        }
+        let model = folder.target("model.png").path.with_extension("safetensors");
+        std::fs::write(&model, "weights")?;
+        let link = folder.target("link.png");
+        std::os::unix::fs::symlink(&model, &link.path)?;
+        assert!(error(place(&link, true)).contains("a link to"));
+        assert_eq!(std::fs::read(&model)?, b"weights");
+        Ok(())
     }
 
     #[test]
     #[cfg(not(feature = "h264"))]
     fn mp4_needs_the_feature() {
-        assert!(error(size(Format::Mp4, 768, 512)).contains("h264"));
+        assert!(error(size(Format::Mp4, 768, 512, Sizing::Asked)).contains("h264"));
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! RGB to Y'CbCr, the one place: BT.709, limited range (Y' 16 to 235, Cb and Cr 16 to 240).
+//! RGB to Y'CbCr, the one place. Unless a clip's footage or a form asks for another it is BT.709 in limited range (Y' 16 to 235,
+//! Cb and Cr 16 to 240).
 
 use crate::video::Frame;
+use crate::video::read::yuv;
 
 /// How much of the colour is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,51 +14,88 @@ pub enum Chroma {
     Full,
 }
 
+/// The matrix and range of Y'CbCr, as weights of full-range RGB in 1/65536.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    y: [i32; 3],
+    u: [i32; 3],
+    v: [i32; 3],
+    /// Y' of black.
+    black: i32,
+}
+
+const BITS: u32 = 16;
+
+impl Space {
+    /// - `matrix`: `matrix_coefficients`; one that has no weights is taken for what readers take for a stream of the size that
+    ///   says nothing. `full`: Y' 0 to 255 and not 16 to 235.
+    /// - Source: ITU-T H.273, 8.3: Kr and Kb of the matrix, scaled in limited range by 219/255 (Y') and 224/255 (Cb, Cr).
+    pub fn new(matrix: u8, full: bool, width: usize, height: usize) -> Space {
+        let yuv::Colour { kr, kb, .. } = yuv::Colour::new(matrix, full, width, height);
+        let one = f64::from(1 << BITS);
+        let (luma, chroma) = if full { (one, one) } else { (one * 219.0 / 255.0, one * 224.0 / 255.0) };
+        let whole = |x: f64| x.round() as i32;
+        // what rounding leaves goes to one number of each row, so that grey has no colour (a row of 0) and white is 235 or 255
+        let kg = 1.0 - kr - kb;
+        let (y_r, y_b) = (whole(kr * luma), whole(kb * luma));
+        let (to_b, to_r) = (chroma / (2.0 * (1.0 - kb)), chroma / (2.0 * (1.0 - kr)));
+        let (u_r, u_g) = (whole(-kr * to_b), whole(-kg * to_b));
+        let (v_g, v_b) = (whole(-kg * to_r), whole(-kb * to_r));
+        Space {
+            y: [y_r, whole(luma) - y_r - y_b, y_b],
+            u: [u_r, u_g, -u_r - u_g],
+            v: [-v_g - v_b, v_g, v_b],
+            black: if full { 0 } else { 16 },
+        }
+    }
+
+    /// BT.709 in limited range.
+    pub fn bt709() -> Space {
+        Space::new(1, false, 0, 0)
+    }
+}
+
 /// A picture as three planes.
 /// - `y`: (height, width). `u`, `v`: the same, or halved both ways.
 pub struct Planes {
     chroma: Chroma,
+    space: Space,
     pub y: Vec<u8>,
     pub u: Vec<u8>,
     pub v: Vec<u8>,
 }
 
-// In 1/65536, of full-range RGB. Source: ITU-R BT.709-6, Kr 0.2126 and Kb 0.0722, scaled by 219/255 (Y') and 224/255
-// (Cb, Cr). The last digits are rounded so that grey has no colour (a row of 0) and white is 235.
-const Y: [i32; 3] = [11966, 40254, 4064];
-const U: [i32; 3] = [-6596, -22189, 28785];
-const V: [i32; 3] = [28784, -26145, -2639];
-const BITS: u32 = 16;
-
 /// `rgb`: the sum of 2^`log2` pixels. The result is rounded to nearest.
 fn mix(weights: [i32; 3], offset: i32, rgb: [i32; 3], log2: u32) -> u8 {
     let sum: i32 = weights.iter().zip(rgb).map(|(w, c)| w * c).sum();
     let shift = BITS + log2;
-    (offset + ((sum + (1 << (shift - 1))) >> shift)) as u8 // 16 to 240 by the weights
+    (offset + ((sum + (1 << (shift - 1))) >> shift)).clamp(0, 255) as u8 // only a full range's Cb and Cr reach 256
 }
 
 impl Planes {
-    pub fn new(width: usize, height: usize, chroma: Chroma) -> Planes {
+    pub fn new(width: usize, height: usize, chroma: Chroma, space: Space) -> Planes {
         let colours = match chroma {
             Chroma::Quarter => (width / 2) * (height / 2),
             Chroma::Full => width * height,
         };
-        Planes { chroma, y: vec![0; width * height], u: vec![0; colours], v: vec![0; colours] }
+        Planes { chroma, space, y: vec![0; width * height], u: vec![0; colours], v: vec![0; colours] }
     }
 
     /// Takes over a frame of the planes' size.
     pub fn fill(&mut self, frame: &Frame) {
         let (w, rgb) = (frame.width, &frame.rgb);
+        let Space { y, u, v, black } = self.space;
+        let (weigh_u, weigh_v) = (u, v);
         let pixels = rgb.as_chunks::<3>().0;
-        for (y, pixel) in self.y.iter_mut().zip(pixels) {
-            *y = mix(Y, 16, pixel.map(i32::from), 0);
+        for (out, pixel) in self.y.iter_mut().zip(pixels) {
+            *out = mix(y, black, pixel.map(i32::from), 0);
         }
         let colours = self.u.iter_mut().zip(&mut self.v);
         match self.chroma {
             Chroma::Full => {
                 for ((u, v), pixel) in colours.zip(pixels) {
                     let rgb = pixel.map(i32::from);
-                    (*u, *v) = (mix(U, 128, rgb, 0), mix(V, 128, rgb, 0));
+                    (*u, *v) = (mix(weigh_u, 128, rgb, 0), mix(weigh_v, 128, rgb, 0));
                 }
             }
             Chroma::Quarter => {
@@ -64,7 +103,7 @@ impl Planes {
                     let (row, x) = (i / (w / 2) * 2, i % (w / 2) * 2);
                     let block = [row * w + x, row * w + x + 1, (row + 1) * w + x, (row + 1) * w + x + 1];
                     let rgb = [0, 1, 2].map(|c| block.iter().map(|&at| i32::from(pixels[at][c])).sum());
-                    (*u, *v) = (mix(U, 128, rgb, 2), mix(V, 128, rgb, 2));
+                    (*u, *v) = (mix(weigh_u, 128, rgb, 2), mix(weigh_v, 128, rgb, 2));
                 }
             }
         }
@@ -83,7 +122,7 @@ mod tests {
     }
 
     fn one(rgb: [u8; 3]) -> [u8; 3] {
-        let mut planes = Planes::new(1, 1, Chroma::Full);
+        let mut planes = Planes::new(1, 1, Chroma::Full, Space::bt709());
         planes.fill(&Frame { width: 1, height: 1, rgb: rgb.to_vec() });
         [planes.y[0], planes.u[0], planes.v[0]]
     }
@@ -119,7 +158,7 @@ mod tests {
     #[test]
     fn a_quarter_of_the_colour_is_the_mean_of_four() {
         let (black, blue) = ([0, 0, 0], [0, 0, 255]);
-        let mut planes = Planes::new(4, 2, Chroma::Quarter);
+        let mut planes = Planes::new(4, 2, Chroma::Quarter, Space::bt709());
         let mut fill = |rows: [[[u8; 3]; 4]; 2]| {
             planes.fill(&Frame { width: 4, height: 2, rgb: rows.concat().concat() });
             planes.u.clone()
@@ -130,9 +169,15 @@ mod tests {
         assert_eq!(fill([[blue; 4]; 2]), [240, 240]);
     }
 
+    /// BT.709's weights are what clips have been written with from the first; their bytes stay.
+    #[test]
+    fn the_weights_of_bt709_stay() {
+        let known = Space { y: [11966, 40254, 4064], u: [-6596, -22189, 28785], v: [28784, -26145, -2639], black: 16 };
+        assert_eq!(Space::bt709(), known);
+    }
+
     #[test]
     fn reading_and_writing_again_changes_nothing_much() {
-        use crate::video::read::yuv;
         let (w, h) = (38, 22);
         let wave = |i: usize, step: usize, most: usize| (i * step % most) as u8;
         let planes = yuv::Planes {
@@ -143,11 +188,13 @@ mod tests {
             v: (0..w * h / 4).map(|i| 108 + wave(i, 17, 41)).collect(),
             halved: (true, true),
         };
-        let mut again = Planes::new(w, h, Chroma::Quarter);
-        again.fill(&planes.rgb(&yuv::Colour::new(1, false, w, h)));
-        for (old, new) in [(&planes.y, &again.y), (&planes.u, &again.u), (&planes.v, &again.v)] {
-            let worst = old.iter().zip(new).map(|(a, b)| a.abs_diff(*b)).max();
-            assert!(worst <= Some(1), "{worst:?}"); // RGB in whole numbers
+        for (matrix, full) in [(1, false), (1, true), (6, false), (6, true), (9, false), (2, false)] {
+            let mut again = Planes::new(w, h, Chroma::Quarter, Space::new(matrix, full, w, h));
+            again.fill(&planes.rgb(&yuv::Colour::new(matrix, full, w, h)));
+            for (old, new) in [(&planes.y, &again.y), (&planes.u, &again.u), (&planes.v, &again.v)] {
+                let worst = old.iter().zip(new).map(|(a, b)| a.abs_diff(*b)).max();
+                assert!(worst <= Some(1), "{matrix} {full}: {worst:?}"); // RGB in whole numbers
+            }
         }
     }
 }

@@ -97,7 +97,7 @@ mod tests {
         for other in ["0000.png", "000001.png", "00001.PNG", "a.png", "00009.txt", "+0001.png"] {
             std::fs::write(folder.target("./").path.join(other), "mine")?;
         }
-        let refused = format!("{:#}", target.check(6, 4, false).expect_err("holds frames"));
+        let refused = format!("{:#}", target.check_place(false).expect_err("holds frames"));
         assert!(refused.contains("00000.png") && refused.contains("--force"), "{refused}");
         write_clip(&target, 6, 4, 2, 8.0, true)?;
         let mut left =

@@ -20,6 +20,8 @@ mod mp4_boxes;
 mod mp4_encoder;
 #[cfg(feature = "h264")]
 mod mp4_sets;
+#[cfg(feature = "h264")]
+mod mp4_tags;
 mod rate;
 #[cfg(test)]
 mod testing;
@@ -56,20 +58,48 @@ pub struct Target {
 const CHOICES: &str = "end it in `.mp4`, `.gif`, `.webp` or `.png` (animated), or in `/` for a folder of PNG frames; \
                        `-` is raw video (Y4M) on standard output";
 
+/// A clip, as far as it has to be known before its first frame.
+#[derive(Clone, Copy, Debug)]
+pub struct Clip {
+    pub width: usize,
+    pub height: usize,
+    pub frames: usize,
+    pub fps: f64,
+}
+
+/// What a clip's size comes from, and so what a user can change about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sizing {
+    /// `--size`.
+    Asked,
+    /// The footage that it continues: no flag changes that.
+    Footage,
+}
+
+/// Tells whether a path names a folder that is there, to put a file into. One that ends in `/` names frames.
+pub fn is_folder(path: &Path) -> bool {
+    !ends_in_separator(path) && path.is_dir()
+}
+
+fn ends_in_separator(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().last().is_some_and(|&byte| std::path::is_separator(byte.into()))
+}
+
 impl Target {
-    /// Reads the form off the path: `.mp4`, `.gif`, `.webp`, `.png` (APNG) in any case; a folder when it ends in `/`,
-    /// exists as one or has no extension; `-` is Y4M on standard output.
+    /// Reads the form off the path: `.mp4`, `.gif`, `.webp`, `.png` (APNG) in any case; frames in a folder when it ends in `/`
+    /// or has no extension; `-` is Y4M on standard output.
     /// - Errors when the path is empty or its extension is none of these.
-    pub fn parse(path: &str) -> Result<Target> {
-        ensure!(!path.is_empty(), "the output path is empty\n  fix: {CHOICES}");
-        let target = |format| Ok(Target { format, path: PathBuf::from(path) });
-        if path == "-" {
+    pub fn parse(path: impl AsRef<Path>) -> Result<Target> {
+        let path = path.as_ref();
+        ensure!(!path.as_os_str().is_empty(), "the output path is empty\n  fix: {CHOICES}");
+        let target = |format| Ok(Target { format, path: path.to_path_buf() });
+        if path.as_os_str() == "-" {
             return target(Format::Y4m);
         }
-        if path.ends_with(std::path::is_separator) || Path::new(path).is_dir() {
+        if ends_in_separator(path) {
             return target(Format::Frames);
         }
-        let Some(extension) = Path::new(path).extension() else {
+        let Some(extension) = path.extension() else {
             return target(Format::Frames);
         };
         match extension.to_string_lossy().to_ascii_lowercase().as_str() {
@@ -77,16 +107,24 @@ impl Target {
             "gif" => target(Format::Gif),
             "webp" => target(Format::Webp),
             "png" | "apng" => target(Format::Apng),
-            other => bail!("cannot write `{path}`: `.{other}` is not a form that reel writes\n  fix: {CHOICES}"),
+            other => bail!(
+                "-o: cannot write `{}`: `.{other}` is not a form that reel writes\n  fix: {CHOICES}",
+                path.display()
+            ),
         }
     }
 
-    /// Everything that can be wrong before the long part: an output that exists, a folder that is missing or cannot be
-    /// written, a size or a form that cannot be had. Leaves nothing behind.
+    /// Everything that can be wrong with the place before the long part: an output that exists or is no file, a folder that is
+    /// missing or cannot be written. Leaves nothing behind.
     /// - `force`: an existing output may be replaced.
-    pub fn check(&self, width: usize, height: usize, force: bool) -> Result<()> {
-        check::size(self.format, width, height)?;
+    pub fn check_place(&self, force: bool) -> Result<()> {
         check::place(self, force)
+    }
+
+    /// A size, a length or a rate that the form cannot hold.
+    pub fn check_clip(&self, clip: &Clip, sizing: Sizing) -> Result<()> {
+        check::size(self.format, clip.width, clip.height, sizing)?;
+        check::length(self.format, clip.frames, Rate::new(clip.fps)?)
     }
 }
 
@@ -114,7 +152,7 @@ impl Writer {
     /// - `frames`: exactly as many as will be pushed, at least one.
     /// - `quality`: 1 to 100; MP4 turns it into a constant quantiser, WebP hands it to libwebp, the others ignore it.
     /// - `force`: replaces an existing output, at `finish` (frames in a folder too).
-    /// - Errors as `Target::check` does, and when a number is out of range.
+    /// - Errors as `Target::check_place` and `Target::check_clip` do, and when a number is out of range.
     pub fn create(
         target: &Target,
         width: usize,
@@ -124,7 +162,8 @@ impl Writer {
         quality: u8,
         force: bool,
     ) -> Result<Writer> {
-        target.check(width, height, force)?;
+        target.check_place(force)?;
+        target.check_clip(&Clip { width, height, frames, fps }, Sizing::Asked)?;
         ensure!(frames > 0, "cannot write `{}`: the clip has no frames", target.path.display());
         ensure!((1..=100).contains(&quality), "quality {quality} is out of range\n  fix: --quality 1 to 100");
         let rate = Rate::new(fps)?;
@@ -198,7 +237,7 @@ impl Writer {
     /// - Returns false, with nothing written, where the copy would not be exact: the output is not MP4; the clip is not one
     ///   that our own decoder reads (progressive H.264, 8-bit 4:2:0) or holds pixels that are not square; its size or rate
     ///   is not the output's, or its rate varies; it is turned; its edit list hides frames; its first frame does not stand
-    ///   alone.
+    ///   alone; it tells other colours than what is in the file already.
     /// - Errors when it has more frames than are to come, or when it cannot be read or written.
     pub fn copy_clip(&mut self, path: &Path) -> Result<bool> {
         match &mut self.sink {
@@ -249,7 +288,7 @@ mod tests {
         assert_eq!(format("-"), Some(Format::Y4m));
         assert_eq!(format("frames"), Some(Format::Frames));
         assert_eq!(format("ball.mov/"), Some(Format::Frames));
-        assert_eq!(format(&std::env::temp_dir().to_string_lossy()), Some(Format::Frames));
+        assert!(is_folder(&std::env::temp_dir()) && !is_folder(&std::env::temp_dir().join("")));
         let error = Target::parse("ball.mov").expect_err("mov").to_string();
         assert!(error.contains("`.mov`") && error.contains("`.webp`") && error.contains("fix:"), "{error}");
         assert!(Target::parse("").is_err());
@@ -262,7 +301,7 @@ mod tests {
             let target = folder.target(name);
             write_clip(&target, 6, 4, 2, 8.0, false)?;
             let before = std::fs::read(&target.path)?;
-            let error = target.check(6, 4, false).expect_err(name).to_string();
+            let error = target.check_place(false).expect_err(name).to_string();
             assert!(error.contains("--force"), "{error}");
             write_clip(&target, 6, 4, 3, 8.0, true)?;
             assert_ne!(std::fs::read(&target.path)?, before);

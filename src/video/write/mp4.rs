@@ -7,10 +7,11 @@
 //! several, and the index says where one ends and the next begins.
 
 use super::Rate;
-use super::colour::{Chroma, Planes};
+use super::colour::{Chroma, Planes, Space};
 use super::mp4_boxes::{self, Entry, Part, Track};
 use super::mp4_encoder::{encoder, once, quantiser, units};
 use super::mp4_sets::{self, KEY, Numbers, PPS, SPS};
+use super::mp4_tags::Tags;
 use crate::platform::files::{AtomicFile, Output};
 use crate::video::{Frame, read};
 use anyhow::{Context, Result, ensure};
@@ -28,6 +29,9 @@ pub struct Mp4 {
     encoder: Encoder,
     qp: u8,
     planes: Planes,
+    /// What all samples tell of their colours: settled with the first frame, or the first clip that is copied or expected.
+    tags: Tags,
+    tags_settled: bool,
     width: u16,
     height: u16,
     rate: Rate,
@@ -87,6 +91,14 @@ fn numbered(colr: &[u8]) -> Vec<u8> {
     [b"nclx", numbers, &[range]].concat()
 }
 
+/// What a film tells of its colours; none where that changes within it.
+fn tags(track: &read::Track) -> Option<Tags> {
+    let of = |entry: &read::Entry| Tags::of(entry.sets(), entry.colr.as_deref().map(numbered));
+    let mut all = track.entries.iter().map(of);
+    let first = all.next()??;
+    all.all(|tags| tags.as_ref() == Some(&first)).then_some(first)
+}
+
 /// Moves `length` bytes of a file from `from` on by `by`, the last first.
 fn push_back(file: &mut Output, from: u64, length: u64, by: u64) -> io::Result<()> {
     let mut block = vec![0; 1 << 20];
@@ -113,8 +125,6 @@ impl Mp4 {
         quality: u8,
         force: bool,
     ) -> Result<Mp4> {
-        let ticks = frames as u64 * u64::from(rate.clock().1);
-        ensure!(u32::try_from(ticks).is_ok(), "the clip is longer than an MP4 can time\n  fix: fewer --frames");
         let qp = quantiser(quality);
         let encoder = encoder(qp, rate)?;
         let partial = AtomicFile::create(path, force)?;
@@ -124,7 +134,9 @@ impl Mp4 {
             out,
             encoder,
             qp,
-            planes: Planes::new(width, height, Chroma::Quarter),
+            planes: Planes::new(width, height, Chroma::Quarter, Space::bt709()),
+            tags: Tags::bt709(),
+            tags_settled: false,
             width: u16::try_from(width)?,
             height: u16::try_from(height)?,
             rate,
@@ -146,6 +158,7 @@ impl Mp4 {
         if let Some((_, Some(_))) = self.parts.last() {
             self.encoder = encoder(self.qp, self.rate)?; // nothing is taken from what stands before: a key frame
         }
+        self.tags_settled = true;
         self.planes.fill(frame);
         let (w, h) = (frame.width, frame.height);
         let picture = YUVSlices::new((&self.planes.y, &self.planes.u, &self.planes.v), (w, h), (w, w / 2, w / 2));
@@ -170,6 +183,9 @@ impl Mp4 {
         for mut unit in units {
             if numbers != Numbers::default() {
                 unit = mp4_sets::renumber(&unit, numbers).context("openh264 gave a unit that ends too early")?;
+            }
+            if unit.first().is_some_and(|byte| byte & 31 == SPS) && self.tags != Tags::bt709() {
+                unit = self.tags.write(&unit).context("openh264 gave a parameter set of another form")?;
             }
             match unit.first().map(|byte| byte & 31) {
                 Some(SPS) => once(&mut self.sps, unit)?,
@@ -204,11 +220,24 @@ impl Mp4 {
         }
     }
 
-    /// Keeps clear of the numbers that the parameter sets of the film in `path` go by.
+    /// Keeps clear of the numbers that the parameter sets of the film in `path` go by, and tells colours as it does.
     pub fn expect(&mut self, path: &Path) {
         let Ok(Some((_, track))) = read::open(path).and_then(|reader| reader.track()) else { return };
+        let size = (usize::from(self.width), usize::from(self.height));
+        if let Some(tags) = tags(&track).filter(|_| track.entries.iter().all(|entry| entry.plain(size.0, size.1))) {
+            self.settle(tags);
+        }
         for avc in track.entries.into_iter().filter_map(|entry| entry.avc) {
             self.expected.push(Entry { format: *b"avc1", avcc: avc.body, colr: None, tagged: false });
+        }
+    }
+
+    /// Takes colours for all samples, where none are taken yet.
+    fn settle(&mut self, tags: Tags) {
+        if !std::mem::replace(&mut self.tags_settled, true) {
+            let (width, height) = (usize::from(self.width), usize::from(self.height));
+            self.planes = Planes::new(width, height, Chroma::Quarter, tags.space(width, height));
+            self.tags = tags;
         }
     }
 
@@ -244,6 +273,11 @@ impl Mp4 {
         file.read_exact(&mut bytes)?;
         if !first.sync || !avc.is_some_and(|avc| holds_key(&bytes, avc.length)) {
             return Ok(None);
+        }
+        let Some(tags) = tags(&track) else { return Ok(None) };
+        self.settle(tags.clone());
+        if self.tags != tags {
+            return Ok(None); // its colours would be read in two ways within one file
         }
         ensure!(count <= most, "`{}` has {count} frames, and the clip lacks {most}", path.display());
 
@@ -316,7 +350,7 @@ impl Mp4 {
     /// The description of what is encoded here.
     fn own(&self) -> Result<Entry> {
         ensure!(self.sps.len() >= 4 && !self.pps.is_empty(), "openh264 gave no parameter sets");
-        Ok(Entry::new(&self.sps, &self.pps))
+        Ok(Entry::new(&self.sps, &self.pps, &self.tags))
     }
 
     fn track<'a>(&'a self, entries: &'a [Entry], parts: &'a [Part], sizes: &'a [u32], start: u64) -> Track<'a> {

@@ -3,6 +3,8 @@
 //! Written here because `muxide` 0.5 knows no `colr` box and no clock but 90 kHz, and keeps all samples in memory.
 //! No box carries a date. Source: ISO/IEC 14496-12 (boxes), 14496-15 (`avc1`, `avcC`).
 
+use super::mp4_tags::Tags;
+
 /// A sample description: what its boxes hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -15,9 +17,9 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// H.264 of BT.709 colour in limited range.
-    /// - `sps`, `pps`: without start codes.
-    pub fn new(sps: &[u8], pps: &[u8]) -> Entry {
+    /// H.264 of ours.
+    /// - `sps`, `pps`: without start codes. `tags`: the colours that `sps` tells.
+    pub fn new(sps: &[u8], pps: &[u8], tags: &Tags) -> Entry {
         let length = |bytes: &[u8]| (bytes.len() as u16).to_be_bytes();
         let avcc = [
             &[1],
@@ -29,8 +31,7 @@ impl Entry {
             &length(pps),
             pps,
         ];
-        let colr = b"nclx\0\x01\0\x01\0\x01\0"; // primaries, transfer, matrix: BT.709; limited
-        Entry { format: *b"avc1", avcc: avcc.concat(), colr: Some(colr.to_vec()), tagged: true }
+        Entry { format: *b"avc1", avcc: avcc.concat(), colr: tags.colr.clone(), tagged: tags.tell() }
     }
 }
 
@@ -234,7 +235,7 @@ mod tests {
             width: 16,
             height: 16,
             clock: (24, 1),
-            entries: &[Entry::new(&[0x67, 66, 0xC0, 30], &[0x68])],
+            entries: &[Entry::new(&[0x67, 66, 0xC0, 30], &[0x68], &Tags::bt709())],
             parts: &[(6, 0)],
             order: &[],
             lead: 0,

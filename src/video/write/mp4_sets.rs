@@ -19,20 +19,21 @@ pub struct Numbers {
     pub pps: u32,
 }
 
-struct Bits<'a> {
-    bytes: &'a [u8],
-    at: usize,
+/// Reads bit by bit.
+pub struct Bits<'a> {
+    pub bytes: &'a [u8],
+    pub at: usize,
 }
 
 impl Bits<'_> {
-    fn bit(&mut self) -> Option<u32> {
+    pub fn bit(&mut self) -> Option<u32> {
         let bit = self.bytes.get(self.at / 8)? >> (7 - self.at % 8) & 1;
         self.at += 1;
         Some(bit.into())
     }
 
     /// Exponential Golomb.
-    fn ue(&mut self) -> Option<u32> {
+    pub fn ue(&mut self) -> Option<u32> {
         let mut zeros = 0;
         while self.bit()? == 0 {
             zeros += 1;
@@ -42,16 +43,17 @@ impl Bits<'_> {
     }
 }
 
+/// Writes bit by bit.
 #[derive(Default)]
-struct Out {
-    bytes: Vec<u8>,
+pub struct Out {
+    pub bytes: Vec<u8>,
     /// Bits of the last byte that are taken; 0 is all.
     taken: u32,
 }
 
 impl Out {
     /// - `count`: at most 8.
-    fn push(&mut self, value: u32, count: u32) {
+    pub fn push(&mut self, value: u32, count: u32) {
         for i in (0..count).rev() {
             let bit = (value >> i & 1) as u8;
             match self.bytes.last_mut().filter(|_| self.taken > 0) {
@@ -229,6 +231,7 @@ pub fn merge(one: &Entry, other: &Entry) -> Option<Entry> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::mp4_tags::Tags;
     use super::*;
 
     #[test]
@@ -248,7 +251,7 @@ mod tests {
 
     #[test]
     fn sets_of_one_number_stay_apart() {
-        let entry = |sps: &[u8], pps: &[u8]| Entry::new(sps, pps);
+        let entry = |sps: &[u8], pps: &[u8]| Entry::new(sps, pps, &Tags::bt709());
         let (sps, pps) = ([0x67, 66, 0xC0, 30, 0b1010_0000], [0x68, 0b1100_1110]);
         let one = entry(&sps, &pps);
         assert_eq!(merge(&one, &one), Some(one.clone()));

@@ -291,7 +291,7 @@ fn frames_shown_out_of_order_stay_in_time() -> Result<()> {
     let mut file = std::fs::read(&plain.path)?;
     let avcc = find(avc1(&file), &[b"avcC"]).to_vec();
     let size = usize::from(avcc[7]);
-    let entries = [Entry::new(&avcc[8..8 + size], &avcc[8 + size + 3..])];
+    let entries = [Entry::new(&avcc[8..8 + size], &avcc[8 + size + 3..], &Tags::bt709())];
     let sizes: Vec<u32> = samples(&file).iter().map(|sample| sample.len() as u32).collect();
     let data: Vec<u8> = samples(&file).concat();
     let keys: Vec<u32> = (1..=9).collect();

@@ -22,7 +22,7 @@ impl Scratch {
 
     /// `join` keeps a closing `/`, which a path's text needs to name a folder.
     pub fn target(&self, name: &str) -> Target {
-        Target::parse(&self.0.join(name).to_string_lossy()).expect("a target")
+        Target::parse(self.0.join(name)).expect("a target")
     }
 
     pub fn names(&self) -> Vec<String> {

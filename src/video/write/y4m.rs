@@ -1,8 +1,9 @@
 //! Y4M: raw planes with a one-line header, for pipes.
 
 use super::Rate;
-use super::colour::{Chroma, Planes};
+use super::colour::{Chroma, Planes, Space};
 use crate::video::Frame;
+use crate::video::read::yuv::untagged;
 use anyhow::{Context, Result};
 use std::io::{BufWriter, Write};
 
@@ -14,7 +15,8 @@ pub struct Y4m<W: Write> {
 const FAILED: &str = "cannot write to standard output";
 
 impl<W: Write> Y4m<W> {
-    /// 4:2:0 for even sizes, 4:4:4 for odd ones.
+    /// 4:2:0 for even sizes, 4:4:4 for odd ones. The header has no word for the matrix, so it is the one that readers assume:
+    /// BT.601 below high definition.
     pub fn create(out: W, width: usize, height: usize, rate: Rate) -> Result<Self> {
         let (chroma, name) = match (width % 2, height % 2) {
             (0, 0) => (Chroma::Quarter, "420jpeg"),
@@ -24,7 +26,8 @@ impl<W: Write> Y4m<W> {
         let Rate { num, den } = rate;
         writeln!(out, "YUV4MPEG2 W{width} H{height} F{num}:{den} Ip A1:1 C{name} XCOLORRANGE=LIMITED")
             .context(FAILED)?;
-        Ok(Y4m { out, planes: Planes::new(width, height, chroma) })
+        let space = Space::new(untagged(width, height), false, width, height);
+        Ok(Y4m { out, planes: Planes::new(width, height, chroma, space) })
     }
 
     pub fn push(&mut self, frame: &Frame) -> Result<()> {
@@ -58,7 +61,7 @@ mod tests {
         let bytes = written(16, 4)?;
         assert!(bytes.starts_with(header));
         assert_eq!(bytes.len(), header.len() + 6 + 2 * (16 * 4 * 3 / 2));
-        assert_eq!(bytes[header.len()], 63); // red
+        assert_eq!(bytes[header.len()], 81); // red, of BT.601
         assert_eq!(bytes[header.len() + 15], written(16, 4)?[header.len() + 14]);
         Ok(())
     }
@@ -69,6 +72,23 @@ mod tests {
         let bytes = written(17, 3)?;
         assert!(bytes.starts_with(header));
         assert_eq!(bytes.len(), header.len() + 6 + 2 * (17 * 3 * 3));
+        Ok(())
+    }
+
+    /// What is written comes back in its colours.
+    #[test]
+    fn colours_read_back_below_and_in_high_definition() -> Result<()> {
+        let path = std::env::temp_dir().join(format!("reel-y4m-{}.y4m", std::process::id()));
+        for (width, height, red) in [(16, 4, 81), (1280, 720, 63)] {
+            let bytes = written(width, height)?;
+            let first = bytes.iter().enumerate().filter(|b| *b.1 == b'\n').nth(1).context("a frame")?.0 + 1;
+            assert_eq!(bytes[first], red);
+            std::fs::write(&path, &bytes)?;
+            let frame = crate::video::read::open(&path)?.next()?.context("a frame")?.frame;
+            std::fs::remove_file(&path)?;
+            let worst = super::super::testing::worst(&frame.rgb, 3, width, height, 0);
+            assert!(worst <= 2, "{width}x{height}: {worst}");
+        }
         Ok(())
     }
 
