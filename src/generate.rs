@@ -11,7 +11,7 @@ use crate::device::{self, Compute};
 use crate::geometry::{Extent, Geometry};
 use crate::inputs::{self, Held, Preparation};
 use crate::models::ltx::Convention;
-use crate::outlook::{self, Outlook, Place};
+use crate::outlook::{self, Outlook, Place, Sketch};
 use crate::outputs;
 use crate::passes::Upscaling;
 use crate::plan::{self, Encoder, Model, Plan, Report, Stage};
@@ -67,6 +67,15 @@ pub struct Opened {
     encoder: Option<Encoder>,
 }
 
+/// What a model says of the clips that it makes.
+#[derive(Clone)]
+pub struct ModelFacts {
+    pub geometry: Geometry,
+    /// What a run takes where nothing else is said.
+    pub defaults: RunDefaults,
+    pub convention: Convention,
+}
+
 impl Opened {
     /// Checks the request and opens its model.
     pub fn new(request: &Request, progress: &Progress) -> Result<Self> {
@@ -112,6 +121,10 @@ impl Opened {
     /// What a run takes where nothing else is said.
     pub fn run_defaults(&self) -> RunDefaults {
         self.checkpoint.run_defaults()
+    }
+
+    pub fn facts(&self) -> ModelFacts {
+        ModelFacts { geometry: self.geometry(), defaults: self.run_defaults(), convention: self.convention }
     }
 
     /// How the footage of a join is made ready for the model: as every other picture that it holds.
@@ -186,20 +199,26 @@ impl Take {
         model.upscaler = upscaler.as_ref().map(Upscaler::size);
         // before anything of that size is made
         shots.iter_mut().try_for_each(|shot| shot.cut(settings.window, &Place::spans(more), geometry, direction))?;
-        let extents = (legal, canvases.as_slice());
-        let places = [outlook::stills(request).as_slice(), more].concat();
-        let first = outlook::task(&settings, extents, geometry, &shots, [1].into_iter(), &places);
-        let first = Outlook::new(model.clone(), first, request, &compute)?;
+        let mut sketch = Sketch {
+            settings: settings.clone(),
+            geometry,
+            direction,
+            prompts: vec![1],
+            held: [outlook::stills(request).as_slice(), more].concat(),
+            context: more.iter().map(|place| place.count).sum(),
+            scheduler: checkpoint.scheduler.clone(),
+        };
+        let first = Outlook::new(model.clone(), sketch.clone(), request, &compute)?;
         let mut held = vec![];
         if first.refusal.is_none() {
             let preparation = Preparation::of(&settings, request, legal, &canvases, checkpoint.entry.is_some());
             held = inputs::held(request, &settings, (legal, &preparation), geometry, progress)?;
         }
-        let places = [outlook::places(&held).as_slice(), more].concat();
-        if !places.is_empty() {
+        sketch.held = [outlook::places(&held).as_slice(), more].concat();
+        if !sketch.held.is_empty() {
             checkpoint.check_encoder()?;
         }
-        idle_flags(request, &settings, &checkpoint, places.is_empty()).iter().for_each(|note| progress.note(note));
+        idle_flags(request, &settings, &checkpoint, sketch.held.is_empty()).iter().for_each(|note| progress.note(note));
         let encode = |text: &str, which: &str| {
             let encoded = checkpoint.tokenizer.encode(text, settings.max_tokens())?;
             if let Some(unread) = &encoded.unread {
@@ -212,13 +231,12 @@ impl Take {
         let prompts = settings.scenes.iter().map(|scene| encode(&scene.prompt, "prompt")).collect::<Result<_>>()?;
         let negative = settings.negative.as_deref().map(|text| encode(text, "negative prompt")).transpose()?;
         for shot in &mut shots {
-            shot.cut(settings.window, &Place::spans(&places), geometry, direction)?;
+            shot.cut(settings.window, &Place::spans(&sketch.held), geometry, direction)?;
         }
         let prompts: Vec<Vec<u32>> = prompts;
-        let tokens = prompts.iter().chain(&negative).map(Vec::len);
-        let task = outlook::task(&settings, extents, geometry, &shots, tokens, &places);
+        sketch.prompts = prompts.iter().chain(&negative).map(Vec::len).collect();
         let outlook = match first.refusal {
-            None => Outlook::new(model, task, request, &compute)?,
+            None => Outlook::new(model, sketch, request, &compute)?,
             Some(_) => first,
         };
         Ok(Self {

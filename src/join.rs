@@ -4,15 +4,15 @@
 mod layout;
 mod side;
 
-use crate::generate::{Opened, Take};
+use crate::generate::{ModelFacts, Opened, Take};
 use crate::geometry::Extent;
 use crate::inputs::{self, Held, Preparation};
 use crate::models::ltx::Convention;
-use crate::outlook::Place;
+use crate::outlook::{Absent, Place};
 use crate::outputs;
 use crate::plan::{self, Plan, Report};
 use crate::progress::{Progress, human_seconds};
-use crate::request::{MOST_FRAMES, Request};
+use crate::request::{MOST_FRAMES, Request, default_size};
 use crate::seam::{self, Colours, Ease, Seam, Watch};
 use crate::video::Frame;
 use crate::video::read::Info;
@@ -105,39 +105,46 @@ pub struct Join {
     colour_match: bool,
 }
 
-impl Join {
-    /// Checks all that can be wrong before the long part, from the footage's headers.
-    /// - Errors are the user's to mend.
-    pub fn prepare(request: &Request, asked: &Asked, progress: &Progress) -> Result<Self> {
-        let clips: Vec<_> = [&asked.before, &asked.after].into_iter().flatten().map(PathBuf::as_path).collect();
-        outputs::check_named(request, &clips)?;
-        let opened = Opened::new(request, progress)?;
-        let geometry = opened.geometry();
+/// A join as the footage's headers and the model's facts lay it out.
+struct Draft {
+    /// For the made clip.
+    request: Request,
+    layout: Layout,
+    before: Option<Side>,
+    after: Option<Side>,
+    /// Size of the footage.
+    shown: (usize, usize),
+    /// Size of the made clip, in whole latents.
+    legal: Extent,
+    fps: f64,
+}
+
+impl Draft {
+    fn new(request: &Request, asked: &Asked, facts: &ModelFacts, progress: &Progress) -> Result<Self> {
+        let ModelFacts { geometry, defaults, convention } = facts;
         let looked = Looked::new(asked, progress)?;
         let first = looked.first()?;
         let shown = (first.width, first.height);
-        let fps = looked.fps(request, opened.run_defaults().fps, progress)?;
+        let fps = looked.fps(request, defaults.fps, progress)?;
         let made_size =
-            request.size.unwrap_or_else(|| inputs::size_in_aspect(shown.0, shown.1, opened.default_size(), geometry));
+            request.size.unwrap_or_else(|| inputs::size_in_aspect(shown.0, shown.1, default_size(defaults), *geometry));
         let legal = geometry.legal(Extent { width: made_size.0, height: made_size.1, frames: 1 });
-        let made_size = (legal.width, legal.height);
         ensure!(
-            opened.convention == Convention::Condition || asked.after.is_none(),
+            *convention == Convention::Condition || asked.after.is_none(),
             "this checkpoint can go on from a clip's last frame, but not lead up to a clip\n  fix: use a model from 0.9.5 on, or the built-in one"
         );
-        let preparation = opened.join_preparation(request, legal);
         let side = |path: &Option<PathBuf>, info: &Option<Info>, tail: bool| match (path, info) {
             (Some(path), Some(info)) => Some(Side::new(path, info, tail, fps, progress)),
             _ => None,
         };
         let (before, after) = (side(&asked.before, &looked.before, true), side(&asked.after, &looked.after, false));
         let layout = Layout::new(&Given {
-            geometry,
-            window: request.window.or(opened.run_defaults().window).unwrap_or(crate::request::WINDOW),
+            geometry: *geometry,
+            window: request.window.or(defaults.window).unwrap_or(crate::request::WINDOW),
             before: before.as_ref().map(|side| side.frames),
             after: after.as_ref().map(|side| side.frames),
             context: asked.context,
-            single: opened.convention == Convention::Text, // those can only go on from a still
+            single: *convention == Convention::Text, // those can only go on from a still
             wanted: request.frames_at(fps)?,
         });
         let Layout { wanted, frames, .. } = layout;
@@ -153,13 +160,43 @@ impl Join {
             "{new} new frames and {} of context are more than the {MOST_FRAMES} that are made at once\n  fix: fewer --frames or --seconds",
             frames - new
         );
-        let request = made(request, &layout, made_size, fps)?;
+        let request = made(request, &layout, (legal.width, legal.height), fps)?;
+        Ok(Self { request, layout, before, after, shown, legal, fps })
+    }
+
+    /// Frames of the joined clip.
+    fn frames(&self, asked: &Asked) -> usize {
+        let count = |side: &Option<Side>| side.as_ref().map_or(0, |side| side.frames);
+        count(&self.before) + self.layout.new.len() + if asked.closed { 0 } else { count(&self.after) }
+    }
+}
+
+impl Join {
+    /// Plans a join with a model that is not here; `None` where it is.
+    /// - Errors are the user's to mend.
+    pub fn plan_absent(request: &Request, asked: &Asked, progress: &Progress) -> Result<Option<(Plan, Report)>> {
+        let Some(absent) = Absent::find(request)? else { return Ok(None) };
+        let draft = Draft::new(request, asked, &absent.facts(), progress)?;
+        let (width, height) = draft.shown;
+        let written = Extent { width, height, frames: draft.frames(asked) };
+        let layout = &draft.layout;
+        absent.plan(&draft.request, &layout.places(), layout.direction(), Some(written)).map(Some)
+    }
+
+    /// Checks all that can be wrong before the long part, from the footage's headers.
+    /// - Errors are the user's to mend.
+    pub fn prepare(request: &Request, asked: &Asked, progress: &Progress) -> Result<Self> {
+        let clips: Vec<_> = [&asked.before, &asked.after].into_iter().flatten().map(PathBuf::as_path).collect();
+        outputs::check_named(request, &clips)?;
+        let opened = Opened::new(request, progress)?;
+        let draft = Draft::new(request, asked, &opened.facts(), progress)?;
+        let all = draft.frames(asked);
+        let Draft { request, layout, before, after, shown, legal, fps } = draft;
+        let preparation = opened.join_preparation(&request, legal);
         let take = Take::new(opened, &request, None, &layout.places(), layout.direction(), progress)?;
         let target = outputs::target(&request, &take.settings)?;
         let canvas = canvas(shown, &target, progress);
         let (width, height) = canvas.size;
-        let count = |side: &Option<Side>| side.as_ref().map_or(0, |side| side.frames);
-        let all = count(&before) + new + if asked.closed { 0 } else { count(&after) };
         outputs::check(&request, &target, &clips)?;
         target.check_clip(&Clip { width, height, frames: all, fps }, Sizing::Footage)?;
         if take.outlook.fits().is_ok() {

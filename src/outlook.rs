@@ -1,27 +1,34 @@
 //! What a run will take, told before it begins and remembered once it is done: the settings of a take become a plan, the plan is
-//! cut to the memory that there is, and finished stages go into the machine's history.
+//! cut to the memory that there is and timed by what this machine did before, and finished stages go into its history.
 
-use crate::device::Compute;
-use crate::generate::DEFAULT_MODEL;
+use crate::checkpoint::{Checkpoint, Sources};
+use crate::condition::PREFIX;
+use crate::device::{self, Compute, Quantize};
 use crate::generate::shots::{Shot, shots};
 use crate::generate::two_passes::{self, canvases};
+use crate::generate::{DEFAULT_MODEL, ModelFacts};
 use crate::geometry::{Extent, Geometry, Grid};
 use crate::history::{self, Run};
 use crate::inputs::{self, Held, Preparation};
 use crate::models::ltx::Convention;
+use crate::models::ltx::config::SchedulerConfig;
 use crate::models::ltx::vae::Pace;
-use crate::passes::{Levels, Pass};
-use crate::plan::{self, Budget, Choices, Encoder, Model, Plan, Report, Requantised, Stage, Task};
+use crate::outputs;
+use crate::passes::Pass;
+use crate::plan::{
+    self, Budget, Choices, Chooser, Encoder, Model, Need, Offer, Plan, Report, Requantised, Stage, Task,
+};
+use crate::plan::{Time, Window, Work};
 use crate::progress::{Mode, Progress, human_bytes};
 use crate::recipe::Recipe;
-use crate::request::{Request, Settings};
-use crate::sampler::Schedule;
+use crate::request::{Request, Settings, default_size};
 use crate::text::tokenizer::Tokenizer;
 use crate::video::write::Target;
 use crate::weights::catalogue::{self, Entry, Kind};
 use crate::weights::store::Store;
 use crate::windows::Direction;
 use anyhow::Result;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -31,15 +38,27 @@ const MARGIN: u64 = 20;
 /// Channels of the released upscalers.
 const UPSCALER_WIDTH: usize = 512;
 
+/// Operations of a run from which the machine's speed is measured before it, where that is not known: some ten seconds' worth
+/// on a small machine, beside which the measuring is short.
+const MUCH: u64 = 1_000_000_000_000;
+/// Seconds of a run from which it says how long it takes, and from which it offers a smaller clip.
+const SAID_FROM: f64 = 10.0;
+const OFFER_FROM: f64 = 600.0;
+
+const SILENT: Progress = Progress { mode: Mode::None, quiet: true, verbose: false };
+
 /// A plan, what it was made from, and whether it fits.
 pub struct Outlook {
     pub plan: Plan,
     model: Model,
-    device: String,
+    sketch: Sketch,
+    compute: Compute,
     /// Why it does not fit, and what would.
     pub refusal: Option<String>,
     /// Tiles were asked for.
     tiled: bool,
+    /// The name of the output, where neither it nor the seed in it was given.
+    unnamed: Option<String>,
     /// What each finished stage took, where that is watched: seconds and peak resident bytes.
     watched: Option<Mutex<Vec<Watched>>>,
 }
@@ -56,44 +75,20 @@ fn budget(request: &Request, compute: &Compute) -> Budget {
     }
 }
 
-/// What is to be made, in numbers.
-/// - `canvases`: of each pass. `prompts`: tokens of each, the negative one included.
-pub fn task(
-    settings: &Settings,
-    (legal, canvases): (Extent, &[Extent]),
-    geometry: Geometry,
-    shots: &[Shot],
-    prompts: impl Iterator<Item = usize>,
-    held: &[Place],
-) -> Task {
-    let steps = |pass: &Pass| match &pass.levels {
-        Levels::Steps { steps, skip_initial, skip_final } => steps - skip_initial - skip_final,
-        Levels::Sigmas(sigmas) => Schedule::explicit(sigmas).map_or(sigmas.len(), |schedule| schedule.steps()),
-    };
-    let mut windows = vec![];
-    for (pass, &canvas) in settings.passes.iter().zip(canvases) {
-        let Grid { height, width, .. } = geometry.grid(canvas);
-        let plane = height * width;
-        for shot in shots {
-            // what is held at a later frame has tokens of its own beside the video's
-            let here = held.iter().filter(|h| h.frame > shot.start && h.frame < shot.start + shot.frames);
-            let beside: usize =
-                here.map(|h| plane * (geometry.latent_frame(h.count - 1) + 1).min(crate::condition::PREFIX)).sum();
-            windows.extend(shot.windows.iter().map(|window| (window.frames * plane + beside, steps(pass))));
-        }
-    }
-    let weakened = settings.passes.iter().any(|pass| pass.guidance.needs_stg());
-    Task {
-        clip: settings.clip,
-        legal,
-        canvases: canvases.to_vec(),
-        windows,
-        scenes: shots.iter().map(|shot| shot.grid.frames).collect(),
-        prompts: prompts.map(|tokens| settings.encoded_tokens(tokens)).collect(),
-        passes: 1 + usize::from(settings.negative.is_some()) + usize::from(weakened),
-        held: held.iter().map(|h| h.count).collect(),
-        pictures: held.iter().map(|h| h.bytes.unwrap_or(h.count * legal.width * legal.height * 3) as u64).sum(),
-    }
+/// What a run is planned from: what was decided, and counts of what it reads.
+#[derive(Clone)]
+pub struct Sketch {
+    pub settings: Settings,
+    pub geometry: Geometry,
+    /// Which way a clip longer than a window grows.
+    pub direction: Direction,
+    /// Tokens of each prompt, the negative one included.
+    pub prompts: Vec<usize>,
+    pub held: Vec<Place>,
+    /// Frames of the clip that footage gives.
+    pub context: usize,
+    /// What the checkpoint says of its noise levels.
+    pub scheduler: SchedulerConfig,
 }
 
 /// What is held, in numbers.
@@ -113,31 +108,155 @@ impl Place {
     }
 }
 
+impl Sketch {
+    /// Counts what there is to make.
+    /// - Errors on sizes, scenes and held frames that do not go together.
+    pub fn task(&self) -> Result<Task> {
+        let Self { settings, geometry, held, .. } = self;
+        let legal = geometry.legal(settings.clip);
+        let canvases = match settings.passes.len() {
+            0 | 1 => vec![legal],
+            _ => canvases(legal, *geometry, settings, &SILENT)?,
+        };
+        let mut shots = shots(settings, legal, *geometry)?;
+        let spans = Place::spans(held);
+        shots.iter_mut().try_for_each(|shot| shot.cut(settings.window, &spans, *geometry, self.direction))?;
+        let mut windows = vec![];
+        for (i, (pass, canvas)) in settings.passes.iter().zip(&canvases).enumerate() {
+            let Grid { height, width, .. } = geometry.grid(*canvas);
+            for (shot, window) in shots.iter().flat_map(|shot| shot.windows.iter().map(move |window| (shot, window))) {
+                let plane = height * width;
+                let (steps, evaluations) = self.evaluations(pass, window.frames * plane)?;
+                let tokens = (window.frames + self.beside(shot, window)) * plane;
+                windows.push(Window { pass: i, tokens, steps, evaluations });
+            }
+        }
+        Ok(Task {
+            clip: settings.clip,
+            legal,
+            windows,
+            canvases,
+            scenes: shots.iter().map(|shot| shot.grid.frames).collect(),
+            prompts: self.prompts.iter().map(|&tokens| settings.encoded_tokens(tokens)).collect(),
+            held: held.iter().map(|place| place.count).collect(),
+            pictures: held.iter().map(|h| h.bytes.unwrap_or(h.count * legal.width * legal.height * 3) as u64).sum(),
+            context: self.context,
+        })
+    }
+
+    /// Steps of a pass over a video of `tokens`, and evaluations of the transformer in them.
+    fn evaluations(&self, pass: &Pass, tokens: usize) -> Result<(usize, usize)> {
+        let Settings { convention, recipe, .. } = self.settings;
+        let schedule = pass.levels.schedule(&self.scheduler, convention, recipe, tokens)?;
+        let guidance = schedule.sigmas[..schedule.steps()].iter().map(|&sigma| pass.guidance.at(sigma));
+        let each = guidance.map(|at| 1 + usize::from(at.needs_negative()) + usize::from(at.needs_stg()));
+        Ok((schedule.steps(), each.sum()))
+    }
+
+    /// Latent frames beside a window, of what is held there at a later frame than its first.
+    fn beside(&self, shot: &Shot, window: &crate::windows::Window) -> usize {
+        let first_frame = window.start * self.geometry.time;
+        let fresh = window.fresh(self.direction);
+        let here = self.held.iter().filter(|place| shot.holds(place.frame)).filter(|place| {
+            let frame = place.frame - shot.start;
+            frame > first_frame && fresh.contains(&self.geometry.latent_frame(frame))
+        });
+        let held: usize = here.map(|place| (self.geometry.latent_frame(place.count - 1) + 1).min(PREFIX)).sum();
+        // what a window that grows back goes on from stands at its end
+        held + if self.direction == Direction::Back { window.carried.min(PREFIX) } else { 0 }
+    }
+
+    /// The same with a clip of another size; `None` where that cannot be made.
+    fn resized(&self, clip: Extent) -> Option<Task> {
+        let before = self.settings.clip.frames;
+        let held = self.held.iter().map(|place| match place.frame + place.count {
+            // what the clip ends with moves with its end
+            end if end >= before && place.frame > 0 => {
+                Some(Place { frame: (place.frame + clip.frames).checked_sub(before)?, ..*place })
+            }
+            end => (end <= clip.frames).then_some(*place),
+        });
+        let held = held.collect::<Option<Vec<_>>>()?;
+        let room = clip.frames > self.context;
+        let settings = Settings { clip, ..self.settings.clone() };
+        let task = room.then(|| Sketch { settings, held, ..self.clone() }.task())?.ok()?;
+        (task.clip != self.settings.clip).then_some(task)
+    }
+}
+
 /// Where what is held stands.
 pub fn places(held: &[Held]) -> Vec<Place> {
     let bytes = |held: &Held| held.frames.iter().map(|frame| frame.rgb.len()).sum();
     held.iter().map(|h| Place { frame: h.frame, count: h.frames.len(), bytes: Some(bytes(h)) }).collect()
 }
 
+/// What is known of this machine's speed: its earlier runs, and how fast it is at each kind of work.
+pub struct Speeds {
+    place: Option<PathBuf>,
+    runs: Vec<Run>,
+    /// Whether what is not known may be measured, which takes a moment.
+    measures: bool,
+}
+
+impl Speeds {
+    /// Reads the machine's history.
+    pub fn of_machine(measures: bool) -> Self {
+        let place = history::place();
+        Self { runs: place.as_deref().map(history::read).unwrap_or_default(), place, measures }
+    }
+
+    /// Operations a second of a kind of work on the CPU, measured once and then kept in the history.
+    fn of(&mut self, work: Work) -> Option<f64> {
+        let mut run = Run {
+            stage: work.name(),
+            model: device::cpu_path().to_string(),
+            operations: 0,
+            seconds: 0.0,
+            threads: rayon::current_num_threads(),
+            operand: 0,
+            device: "cpu".to_string(),
+        };
+        if let Some(speed) = history::speed(&self.runs, &run) {
+            return Some(speed);
+        }
+        (run.operations, run.seconds) = work.measure().ok().filter(|_| self.measures)?;
+        if let Some(place) = &self.place {
+            let _ = history::add(place, &run); // it is measured again next time
+        }
+        self.runs.push(run.clone());
+        history::speed(&self.runs, &run)
+    }
+}
+
 impl Outlook {
-    /// Plans a task and cuts it to the memory that there is.
-    /// - Errors on tiles that cannot be. What does not fit is no error here: see [`Outlook::fits`].
-    pub fn new(model: Model, task: Task, request: &Request, compute: &Compute) -> Result<Self> {
+    /// Plans a run and cuts it to the memory that there is.
+    /// - Errors on what cannot be made, and on tiles that cannot be. What does not fit is no error here: see [`Outlook::fits`].
+    pub fn new(model: Model, sketch: Sketch, request: &Request, compute: &Compute) -> Result<Self> {
         let [_, space, _] = model.vae.strides();
         let tiling = plan::tiling(request.vae_tile, request.vae_overlap, space)?;
-        let budget = budget(request, compute);
-        let (choices, refusal) = match plan::choose(&model, &task, (request.vae_tile, tiling), budget, compute) {
+        let (budget, task) = (budget(request, compute), sketch.task()?);
+        let chooser = Chooser {
+            model: &model,
+            task: &task,
+            resized: &|clip| sketch.resized(clip),
+            tiles: request.vae_tile,
+            tiling,
+            budget,
+            compute,
+        };
+        let (choices, refusal) = match chooser.choose() {
             Ok(choices) => (choices, None),
             Err(error) => (Choices::plenty(&model, &task, tiling), Some(error.to_string())),
         };
         let needs = plan::needs(&model, &task, &choices, compute);
-        let device = if compute.device.is_cpu() { "cpu" } else { "gpu" }.to_string();
         Ok(Self {
             plan: Plan { task, needs, choices, budget, requantised: Requantised::of(&model, &choices) },
             model,
-            device,
+            sketch,
+            compute: compute.clone(),
             refusal,
             tiled: tiling.is_some(),
+            unnamed: outputs::unnamed(request).map(|path| path.display().to_string()),
             watched: None,
         })
     }
@@ -150,8 +269,9 @@ impl Outlook {
         }
     }
 
-    /// Says how the run is cut, where that costs time or changes pictures.
+    /// Says how long the run takes, and how it is cut, where that costs time or changes pictures.
     pub fn say(&self, progress: &Progress) {
+        self.say_time(progress);
         let [_, space, _] = self.model.vae.strides();
         self.plan
             .remarks(self.model.transformer.0.layers, space, self.tiled)
@@ -165,22 +285,71 @@ impl Outlook {
         progress.detail(&format!("the decoder takes {group} latent frames at a time{parts}"));
     }
 
+    /// Says how long the run takes, where that is known and not short.
+    fn say_time(&self, progress: &Progress) {
+        if progress.quiet || progress.mode == Mode::None {
+            return;
+        }
+        let operations: u64 = self.plan.needs.iter().map(|need| need.operations).sum();
+        let mut speeds = Speeds::of_machine(operations >= MUCH);
+        let time = Time::sum(&self.times(&self.plan.needs, &mut speeds));
+        if let (Some(said), true) = (time.describe(), time.seconds().is_some_and(|seconds| seconds >= SAID_FROM)) {
+            progress.note(&format!("time: {said}"));
+        }
+        if let Some(offer) = self.offer(time, &mut speeds) {
+            progress.note(&offer.describe());
+        }
+    }
+
+    /// How long each stage takes: as in earlier runs of the same kind, else by the machine's speed. What a GPU was not seen to
+    /// do is not known.
+    fn times(&self, needs: &[Need], speeds: &mut Speeds) -> Vec<Time> {
+        let time = |need: &Need| match history::forecast(&speeds.runs, &self.run(need, 0.0)) {
+            Some(seconds) => Time::Measured(seconds),
+            None if !self.compute.device.is_cpu() => Time::Unknown,
+            None => need.seconds(|work| speeds.of(work)).map_or(Time::Unknown, Time::Estimated),
+        };
+        needs.iter().map(time).collect()
+    }
+
+    /// The largest of some smaller clips that is made before long, where the run takes long; where none is, the smallest.
+    fn offer(&self, whole: Time, speeds: &mut Speeds) -> Option<Offer> {
+        let most = whole.seconds().filter(|&seconds| seconds > OFFER_FROM)?;
+        let tasks = offered_clips(self.plan.task.clip, self.sketch.geometry);
+        let mut offers = vec![];
+        for task in tasks.into_iter().filter_map(|clip| self.sketch.resized(clip)) {
+            let Choices { resident, .. } = self.plan.choices;
+            let choices = Choices { resident, ..Choices::plenty(&self.model, &task, None) };
+            let needs = plan::needs(&self.model, &task, &choices, &self.compute);
+            let time = Time::sum(&self.times(&needs, speeds));
+            let Some(seconds) = time.seconds() else { continue };
+            let offer = Offer { flags: task.flags_from(&self.plan.task), clip: task.clip, time };
+            if seconds <= OFFER_FROM {
+                return Some(offer); // the largest come first
+            }
+            offers.push((seconds, offer));
+        }
+        let least = offers.into_iter().min_by(|a, b| a.0.total_cmp(&b.0));
+        least.filter(|(seconds, _)| *seconds < most / 2.0).map(|(_, offer)| offer)
+    }
+
     /// A stage as the history keeps it.
-    fn run(&self, stage: Stage, seconds: f64) -> Run {
-        let [transformer, text, vae] = self.model.operands;
+    fn run(&self, need: &Need, seconds: f64) -> Run {
+        let plan::Products { transformer, text, vae } = self.model.products;
+        let cpu = self.compute.device.is_cpu();
         Run {
-            stage: stage.name().to_string(),
+            stage: need.stage.name().to_string(),
             model: self.model.name.rsplit(['/', '\\']).next().unwrap_or_default().to_string(), // no paths
-            operations: self.plan.need(stage).map_or(0, |need| need.operations),
+            operations: need.operations,
             seconds,
             threads: rayon::current_num_threads(),
-            operand: match stage {
-                Stage::Text => text,
-                Stage::Denoise if self.model.whole => 1,
-                Stage::Denoise => transformer,
-                Stage::Encode | Stage::Decode => vae,
+            operand: match need.stage {
+                Stage::Text => text.operand(&self.compute),
+                Stage::Denoise if cpu && transformer.is_int8() => 1,
+                Stage::Denoise => transformer.operand(&self.compute),
+                Stage::Encode | Stage::Decode => vae.operand(&self.compute),
             },
-            device: self.device.clone(),
+            device: if cpu { "cpu" } else { "gpu" }.to_string(),
         }
     }
 
@@ -197,36 +366,69 @@ impl Outlook {
 
     /// Adds a finished stage to the machine's history.
     pub fn remember(&self, stage: Stage, begun: Instant, progress: &Progress) {
-        let run = self.run(stage, begun.elapsed().as_secs_f64());
+        let seconds = begun.elapsed().as_secs_f64();
         if let Some(Ok(mut all)) = self.watched.as_ref().map(Mutex::lock) {
             let peak = plan::peak_memory().filter(|_| plan::forget_peak().is_ok());
-            return all.push((stage, run.seconds, peak));
+            return all.push((stage, seconds, peak));
         }
-        let Some(place) = history::place().filter(|_| run.operations > 0) else { return };
-        if let Err(error) = history::add(&place, &run) {
+        let Some(need) = self.plan.need(stage).filter(|need| need.operations > 0) else { return };
+        let Some(place) = history::place() else { return };
+        if let Err(error) = history::add(&place, &self.run(need, seconds)) {
             progress.detail(&format!("`{}` cannot be written ({error}): no forecast from this run", place.display()));
         }
     }
 
     /// What `--dry-run` says beside the plan.
+    /// - `clip`: what is written.
     pub fn report(&self, settings: &Settings, target: &Target, clip: Extent) -> Report {
-        let runs = history::place().map(|place| history::read(&place)).unwrap_or_default();
-        let forecast = |stage| history::forecast(&runs, &self.run(stage, 0.0));
+        let mut speeds = Speeds::of_machine(true);
+        let times = self.times(&self.plan.needs, &mut speeds);
         Report {
             model: self.model.name.clone(),
             fps: settings.fps,
-            steps: self.plan.task.windows.iter().map(|w| w.1).sum(),
             space: self.model.vae.strides()[1],
             layers: self.model.transformer.0.layers,
             tiled: self.tiled,
-            out: Some(target.path.display().to_string()),
+            out: Some(self.unnamed.clone().unwrap_or_else(|| target.path.display().to_string())),
             disk: plan::least_disk(target, clip),
             downloads: vec![],
-            seconds: self.plan.needs.iter().map(|need| forecast(need.stage)).collect(),
+            offer: self.offer(Time::sum(&times), &mut speeds),
+            times,
             refusal: self.refusal.clone(),
             encoder: self.model.text_encoder.clone(),
         }
     }
+}
+
+/// Clips to offer in place of one that takes long, the largest first: no longer than it, and in its shape. Pictures shrink at
+/// least as much as their number, and neither so far that little is left of them.
+fn offered_clips(clip: Extent, geometry: Geometry) -> Vec<Extent> {
+    /// Of the longer side, and of a clip.
+    const LEAST_PIXELS: usize = 384;
+    const LEAST_FRAMES: usize = 25;
+    const PARTS: usize = 12;
+    let mut all = vec![];
+    for part in (3..=PARTS).rev() {
+        let side =
+            |side: usize| ((side * part) as f64 / (PARTS * geometry.space) as f64).round() as usize * geometry.space;
+        let (width, height) = match part {
+            PARTS => (clip.width, clip.height),
+            _ => (side(clip.width), side(clip.height)),
+        };
+        if width.max(height) < LEAST_PIXELS || width.min(height) == 0 {
+            continue;
+        }
+        let area = (width * height) as f64 / (clip.width * clip.height) as f64;
+        for share in [1.0, 0.8, 0.6, 0.4, 0.2] {
+            let frames = (clip.frames as f64 * share / geometry.time as f64).round() as usize * geometry.time + 1;
+            let frames = if share == 1.0 { clip.frames } else { frames };
+            if frames >= LEAST_FRAMES.min(clip.frames) && share >= area {
+                all.push(Extent { width, height, frames });
+            }
+        }
+    }
+    all.sort_by_key(|clip| std::cmp::Reverse(clip.width * clip.height * clip.frames));
+    all
 }
 
 /// The text encoder that a run takes where none is named: see [`plan::encoder`]. `None` where one is named, and where the model is
@@ -268,45 +470,169 @@ fn absent(request: &Request, encoder: Option<&'static Entry>) -> Result<Option<(
     Ok((!missing.is_empty()).then_some((entry, missing)))
 }
 
-/// What a run with a model that is not here would take, by what the catalogue knows of it.
-/// - `None` where the model is here, or is no name of the catalogue.
-/// - Errors are the user's to mend: flags and sizes.
-pub fn of_absent(request: &Request) -> Result<Option<(Plan, Report)>> {
-    let compute = crate::device::open(request.device.as_deref().unwrap_or("auto"), request.dtype)?;
-    let encoder = encoder(request, &compute)?;
-    let taken = encoder.as_ref().map(|encoder| encoder.entry);
-    let Some((entry, missing)) = absent(request, taken)? else { return Ok(None) };
-    request.check()?;
-    let mut model = Model::of_entry(entry, taken, &compute)?;
-    model.text_encoder = encoder.map(|encoder| encoder.told());
-    let two = two_passes::is_wanted(request, &entry.run);
-    let upscaler = entry.upscaler.as_deref().and_then(catalogue::named).and_then(Entry::size);
-    model.upscaler = two.then_some((upscaler.unwrap_or(0), UPSCALER_WIDTH));
-    let convention = request.convention.unwrap_or_else(|| entry.run.convention(&model.vae));
-    let settings = Settings::decide(request, &entry.run, None, convention, None, two, request.seed.unwrap_or(0))?;
-    let [time, space, _] = model.vae.strides();
-    let geometry = Geometry { time, space };
-    let legal = geometry.legal(settings.clip);
-    let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
-    let canvases = if two { canvases(legal, geometry, &settings, &silent)? } else { vec![legal] };
-    let mut shots = shots(&settings, legal, geometry)?;
-    shots.iter_mut().try_for_each(|shot| shot.cut(settings.window, &[], geometry, Direction::Forward))?;
-    let tokenizer = Tokenizer::builtin_t5()?;
-    let texts = settings.scenes.iter().map(|scene| scene.prompt.as_str()).chain(settings.negative.as_deref());
-    let texts = texts.map(|text| Ok(tokenizer.encode(text, settings.max_tokens())?.ids.len()));
-    let texts = texts.collect::<Result<Vec<usize>>>()?;
-    let preparation = Preparation::of(&settings, request, legal, &canvases, true);
-    let held = places(&inputs::held(request, &settings, (legal, &preparation), geometry, &silent)?);
-    let task = task(&settings, (legal, &canvases), geometry, &shots, texts.into_iter(), &held);
-    let outlook = Outlook::new(model, task, request, &compute)?;
-    let target = crate::outputs::target(request, &settings)?;
-    let mut report = outlook.report(&settings, &target, settings.clip);
-    report.downloads.extend(missing.iter().map(|part| (part.name.clone(), part.size())));
-    Ok(Some((outlook.plan, report)))
+/// A model of the catalogue of which something is not here: what there is to plan a run with it by.
+pub struct Absent {
+    known: Known,
+    missing: Vec<&'static Entry>,
+    compute: Compute,
+}
+
+impl Absent {
+    /// - `None` where the model is here, or is no name of the catalogue.
+    /// - Errors are the user's to mend: flags.
+    pub fn find(request: &Request) -> Result<Option<Self>> {
+        let compute = device::open(request.device.as_deref().unwrap_or("auto"), request.dtype)?;
+        let encoder = encoder(request, &compute)?;
+        let taken = encoder.as_ref().map(|encoder| encoder.entry);
+        let Some((entry, missing)) = absent(request, taken)? else { return Ok(None) };
+        request.check()?;
+        Ok(Some(Self { known: Known::of(request, entry, encoder, &compute)?, missing, compute }))
+    }
+
+    /// What the model says of clips.
+    pub fn facts(&self) -> ModelFacts {
+        self.known.facts()
+    }
+
+    /// Plans a run.
+    /// - `more`: what is held besides the request's own pictures. `written`: the clip that is written, where it is not the one
+    ///   that is made.
+    /// - Errors are the user's to mend: flags, files and sizes.
+    pub fn plan(
+        self,
+        request: &Request,
+        more: &[Place],
+        direction: Direction,
+        written: Option<Extent>,
+    ) -> Result<(Plan, Report)> {
+        let facts = self.facts();
+        let size = inputs::size_from_stills(request, default_size(&facts.defaults), facts.geometry, &SILENT)?;
+        let sketch = self.known.sketch(request, size, more, direction)?;
+        let settings = sketch.settings.clone();
+        let outlook = Outlook::new(self.known.model, sketch, request, &self.compute)?;
+        let target = outputs::target(request, &settings)?;
+        let mut report = outlook.report(&settings, &target, written.unwrap_or(settings.clip));
+        report.downloads.extend(self.missing.iter().map(|part| (part.name.clone(), part.size())));
+        Ok((outlook.plan, report))
+    }
+}
+
+/// A model as the catalogue knows it.
+struct Known {
+    model: Model,
+    entry: &'static Entry,
+    convention: Convention,
+}
+
+impl Known {
+    /// - `encoder`: its text encoder, where none is named. Errors on an entry whose sizes are unknown.
+    fn of(request: &Request, entry: &'static Entry, encoder: Option<Encoder>, compute: &Compute) -> Result<Self> {
+        let taken = encoder.as_ref().map(|encoder| encoder.entry);
+        let mut model = match entry.embedded {
+            true => Model::of(&Checkpoint::open(&Sources { model: &entry.name, ..Sources::default() })?, compute),
+            false => Model::of_entry(entry, taken, request.quantize.map(Quantize::blocks), compute)?,
+        };
+        model.text_encoder = encoder.map(|encoder| encoder.told());
+        if two_passes::is_wanted(request, &entry.run) {
+            let upscaler = entry.upscaler.as_deref().and_then(catalogue::named).and_then(Entry::size);
+            model.upscaler = Some((upscaler.unwrap_or(0), UPSCALER_WIDTH));
+        }
+        let convention = request.convention.unwrap_or_else(|| entry.run.convention(&model.vae));
+        Ok(Self { model, entry, convention })
+    }
+
+    fn facts(&self) -> ModelFacts {
+        let [time, space, _] = self.model.vae.strides();
+        let geometry = Geometry { time, space };
+        ModelFacts { geometry, defaults: self.entry.run.clone(), convention: self.convention }
+    }
+
+    /// What a request is planned from.
+    /// - `size`: where the request asks for none. `more`: what is held besides the request's own.
+    fn sketch(
+        &self,
+        request: &Request,
+        size: Option<(usize, usize)>,
+        more: &[Place],
+        direction: Direction,
+    ) -> Result<Sketch> {
+        let (geometry, two) = (self.facts().geometry, self.model.upscaler.is_some());
+        let (run, seed) = (&self.entry.run, request.seed.unwrap_or(0));
+        let settings = Settings::decide(request, run, None, self.convention, size, two, seed)?;
+        settings.passes.iter().try_for_each(|pass| pass.check(self.model.transformer.0.layers))?;
+        let tokenizer = Tokenizer::builtin_t5()?; // that of nearly all; for this it is near enough
+        let texts = settings.scenes.iter().map(|scene| scene.prompt.as_str()).chain(settings.negative.as_deref());
+        let texts = texts.map(|text| Ok(tokenizer.encode(text, settings.max_tokens())?.ids.len()));
+        let prompts = texts.collect::<Result<Vec<usize>>>()?;
+        let legal = geometry.legal(settings.clip);
+        let canvases = if two { canvases(legal, geometry, &settings, &SILENT)? } else { vec![legal] };
+        let preparation = Preparation::of(&settings, request, legal, &canvases, true);
+        let mut held = places(&inputs::held(request, &settings, (legal, &preparation), geometry, &SILENT)?);
+        held.extend(more);
+        let context = more.iter().map(|place| place.count).sum();
+        let scheduler = match self.convention {
+            Convention::Text => SchedulerConfig::token_shift(),
+            Convention::Condition => SchedulerConfig::plain(),
+        };
+        Ok(Sketch { settings, geometry, direction, prompts, held, context, scheduler })
+    }
+}
+
+/// What the catalogue's models take on this machine, with the clip that each makes by default.
+pub struct Entries {
+    compute: Compute,
+    speeds: Speeds,
+}
+
+/// What one of them takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EntryOutlook {
+    pub clip: Extent,
+    /// Bytes at the most, with all that is used more than once kept in memory.
+    pub memory: u64,
+    /// Bytes at the most, where memory is short: layers are opened at each step, which takes longer.
+    pub least_memory: u64,
+    /// Whether that can be had here; `None` where that is not known.
+    pub fits: Option<bool>,
+    pub time: Time,
+}
+
+impl Entries {
+    /// Opens the device that runs take by default, and the machine's history. What is not known of its speed is measured once,
+    /// in a second or two.
+    pub fn new() -> Result<Self> {
+        Ok(Self { compute: device::open("auto", Default::default())?, speeds: Speeds::of_machine(true) })
+    }
+
+    /// - `None` for what is no model, and for one whose sizes the catalogue does not know.
+    pub fn of(&mut self, entry: &'static Entry) -> Option<EntryOutlook> {
+        /// As long as people write them for these models.
+        const PROMPT: &str = "A woman with long brown hair walks along a beach at sunset, waves roll in behind her, and the camera follows her from the side";
+        if entry.kind != Kind::Model {
+            return None;
+        }
+        let request = Request { prompt: PROMPT.to_string(), model: Some(entry.name.clone()), ..Request::default() };
+        let encoder = encoder(&request, &self.compute).ok()?;
+        let known = Known::of(&request, entry, encoder, &self.compute).ok()?;
+        let sketch = known.sketch(&request, None, &[], Direction::Forward).ok()?;
+        let outlook = Outlook::new(known.model, sketch, &request, &self.compute).ok()?;
+        let Outlook { plan, model, .. } = &outlook;
+        let most = |choices: &Choices| {
+            let needs = plan::needs(model, &plan.task, choices, &self.compute);
+            needs.iter().map(Need::memory).max().unwrap_or(0)
+        };
+        Some(EntryOutlook {
+            clip: plan.task.clip,
+            memory: most(&Choices::plenty(model, &plan.task, None)),
+            least_memory: most(&Choices::least(None)),
+            fits: (plan.budget != Budget::Unknown).then_some(outlook.refusal.is_none()),
+            time: Time::sum(&outlook.times(&plan.needs, &mut self.speeds)),
+        })
+    }
 }
 
 /// What a request holds, before any of it is read: a frame each.
 pub fn stills(request: &Request) -> Vec<Place> {
     let count = request.image.iter().count() + request.keyframe.len() + request.last_image.iter().count();
-    (0..count).map(|_| Place { frame: 0, count: 1, bytes: None }).collect()
+    vec![Place { frame: 0, count: 1, bytes: None }; count]
 }

@@ -3,20 +3,31 @@
 use crate::request::{Request, Settings};
 use crate::video::write::{Format, Target, is_folder};
 use anyhow::{Result, bail};
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 /// Where a request's clip goes.
 pub fn target(request: &Request, settings: &Settings) -> Result<Target> {
-    let name = default_name(&request.prompt, settings.seed);
+    Target::parse(path(request, settings.seed))
+}
+
+/// Where a request's clip goes whose seed is yet to be drawn: `SEED` stands for it. `None` where the name has no such seed.
+pub fn unnamed(request: &Request) -> Option<PathBuf> {
+    let named = request.out.as_ref().is_some_and(|path| !is_folder(path));
+    (!named && request.seed.is_none()).then(|| path(request, "SEED"))
+}
+
+fn path(request: &Request, seed: impl Display) -> PathBuf {
+    let name = default_name(&request.prompt, seed);
     match &request.out {
-        Some(path) if is_folder(path) => Target::parse(path.join(name)),
-        Some(path) => Target::parse(path),
-        None => Target::parse(name),
+        Some(path) if is_folder(path) => Path::new(path).join(name),
+        Some(path) => path.into(),
+        None => name.into(),
     }
 }
 
 /// Makes a file name from the prompt's first words and the seed.
-pub fn default_name(prompt: &str, seed: u64) -> String {
+pub fn default_name(prompt: &str, seed: impl Display) -> String {
     const LONGEST: usize = 40;
     let mut name = String::new();
     for word in prompt.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()) {

@@ -166,7 +166,9 @@ fn blocks_that_come_and_go_are_quantised_once() {
         command.args(["--vae-tile", "64x64"]).args(more).env("XDG_CACHE_HOME", &cache);
         command.env("XDG_STATE_HOME", scratch.path("state")).env_remove("REEL_MODEL");
         let output = command.output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        // a plan that does not fit is printed, and refused
+        let fine = output.status.success() || output.status.code() == Some(2) && more.contains(&"--json");
+        assert!(fine, "{}", String::from_utf8_lossy(&output.stderr));
         output
     };
     let plan = |memory: u64| -> serde_json::Value {

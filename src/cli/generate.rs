@@ -3,9 +3,10 @@
 use super::Failure;
 use super::making::{Making, fetch, print_plan, prompt};
 use crate::generate::Job;
-use crate::outlook;
+use crate::outlook::Absent;
 use crate::request::{Keyframe, Request};
 use crate::video::resize::Fit;
+use crate::windows::Direction;
 use std::path::PathBuf;
 
 /// Make a video from a prompt, and from stills and clips to hold to
@@ -47,7 +48,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
         })
     };
     let request = request().map_err(Failure::BadInput)?;
-    if dry_run && let Some((plan, report)) = outlook::of_absent(&request).map_err(Failure::BadInput)? {
+    if dry_run && let Some(absent) = Absent::find(&request).map_err(Failure::BadInput)? {
+        let plan = absent.plan(&request, &[], Direction::Forward, None);
+        let (plan, report) = plan.map_err(Failure::BadInput)?;
         return print_plan(&plan, &report, json);
     }
     fetch(pull && !dry_run, &request, &progress)?;

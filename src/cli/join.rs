@@ -89,6 +89,11 @@ fn join(
     let request =
         || -> anyhow::Result<Request> { Ok(Request { fps: joining.fps, ..joining.making.request(prompt(text)?)? }) };
     let request = request().map_err(Failure::BadInput)?;
+    if dry_run
+        && let Some((plan, report)) = Join::plan_absent(&request, &asked, &progress).map_err(Failure::BadInput)?
+    {
+        return print_plan(&plan, &report, json);
+    }
     fetch(pull && !dry_run, &request, &progress)?;
     let mut join = Join::prepare(&request, &asked, &progress).map_err(Failure::BadInput)?;
     if dry_run {

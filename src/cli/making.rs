@@ -279,8 +279,10 @@ pub fn prompt(text: String) -> anyhow::Result<String> {
     Ok(text.trim_end_matches(['\n', '\r']).to_string())
 }
 
-/// What `--dry-run` prints: data, and so on standard output.
+/// Prints what `--dry-run` says: data, and so on standard output.
+/// - Errors, after that, where the run does not fit the memory that there is.
 pub fn print_plan(plan: &Plan, report: &Report, json: bool) -> Result<(), Failure> {
     let text = if json { format!("{}\n", plan.json(report)) } else { plan.table(report) };
-    print(text.as_bytes())
+    print(text.as_bytes())?;
+    report.refusal.as_ref().map_or(Ok(()), |refusal| Err(Failure::BadInput(anyhow::anyhow!("{refusal}"))))
 }

@@ -11,7 +11,7 @@
 
 use super::{Model, Need, Stage, Task, geometry, need, needs};
 use crate::device::Compute;
-use crate::geometry::Extent;
+use crate::geometry::{Extent, Geometry};
 use crate::models::ltx::vae::Pace;
 use crate::nn::tiles::Tiling;
 use crate::pixels::{self, Cut};
@@ -30,7 +30,7 @@ pub enum Budget {
     Asked(u64),
     /// What is free, less a margin.
     Free(u64),
-    /// Nobody knows: a GPU's, or another system's.
+    /// Not known: of a GPU, or where the system does not say.
     Unknown,
 }
 
@@ -72,6 +72,12 @@ impl Choices {
         let cut = Cut { pace: Pace { group, parts: 1 }, tiling };
         Self { resident: model.transformer.0.layers, scratch: false, encode: cut, decode: cut }
     }
+
+    /// What takes the least memory that a run can be cut to, with these tiles.
+    pub fn least(tiling: Option<Tiling>) -> Self {
+        let cut = Cut { pace: Pace { group: 1, parts: MOST_PARTS }, tiling };
+        Self { resident: 0, scratch: false, encode: cut, decode: cut }
+    }
 }
 
 /// `--vae-tile` and `--vae-overlap` in latents.
@@ -101,113 +107,142 @@ pub fn tiling(tiles: Tiles, overlap: Option<usize>, space: usize) -> Result<Opti
     Ok(Some(Tiling { height, width, overlap }))
 }
 
-/// Cuts a run so that each stage stays within `budget`.
-/// - `tiles`: as asked for. `tiling`: that in latents.
-/// - Errors where a stage cannot be cut so far; the error names what would fit.
-pub fn choose(
-    model: &Model,
-    task: &Task,
-    (tiles, tiling): (Tiles, Option<Tiling>),
-    budget: Budget,
-    compute: &Compute,
-) -> Result<Choices> {
-    let mut choices = Choices::plenty(model, task, tiling);
-    let Some(most) = budget.bytes() else { return Ok(choices) };
-    let of = |choices: &Choices, stage: Stage| need(model, task, choices, compute, stage);
-    let fits = |choices: &Choices, stage: Stage| of(choices, stage).is_none_or(|need| need.memory() <= most);
-    let refuse = |choices: &Choices, stage: Stage| match of(choices, stage) {
-        Some(need) => refusal(model, task, &need, (tiles, tiling), budget, compute),
-        None => Ok(()),
-    };
-    if !fits(&choices, Stage::Text) {
-        refuse(&choices, Stage::Text)?;
-    }
-    // bytes fall with every block that is not kept, but for the first one: then the largest has to pass
-    while choices.resident > 0 && !fits(&choices, Stage::Denoise) {
-        choices.resident -= 1;
-    }
-    if !fits(&choices, Stage::Denoise) {
-        refuse(&choices, Stage::Denoise)?;
-    }
-    choices.scratch = choices.resident < model.transformer.0.layers && model.has_room();
-    let space = geometry(model).space;
-    let (h, w) = (task.canvas().height / space, task.canvas().width / space);
-    for stage in [Stage::Encode, Stage::Decode] {
-        let cut = |choices: &mut Choices, cut: Cut| match stage {
-            Stage::Encode => choices.encode = cut,
-            _ => choices.decode = cut,
-        };
-        let mut now = choices.decode;
-        while !fits(&choices, stage) {
-            let Cut { pace: Pace { group, parts }, tiling } = now;
-            now = if group > 1 {
-                Cut { pace: Pace { group: group / 2, parts }, tiling }
-            } else if parts < MOST_PARTS && stage == Stage::Decode {
-                Cut { pace: Pace { group, parts: 2 * parts }, tiling }
-            } else if let Some(smaller) = pixels::smaller(tiling, h, w).filter(|_| tiles == Tiles::Auto) {
-                Cut { pace: Pace { group, parts }, tiling: Some(smaller) }
-            } else {
-                refuse(&choices, stage)?;
-                break;
-            };
-            cut(&mut choices, now);
-        }
-        if stage == Stage::Encode {
-            choices.decode = Choices::plenty(model, task, tiling).decode;
-        }
-    }
-    Ok(choices)
+/// What choices are made by.
+pub struct Chooser<'a> {
+    pub model: &'a Model,
+    pub task: &'a Task,
+    /// Plans the same with a clip of another size; `None` where that cannot be made.
+    pub resized: &'a dyn Fn(Extent) -> Option<Task>,
+    /// `--vae-tile` as asked for, and in latents.
+    pub tiles: Tiles,
+    pub tiling: Option<Tiling>,
+    pub budget: Budget,
+    pub compute: &'a Compute,
 }
 
-/// Why a stage cannot be had, and what could.
-fn refusal(
-    model: &Model,
-    task: &Task,
-    need: &Need,
-    tiles: (Tiles, Option<Tiling>),
-    budget: Budget,
-    compute: &Compute,
-) -> Result<()> {
-    let Extent { width, height, frames } = task.clip;
-    let (most, allows) = match budget {
-        Budget::Asked(bytes) => (bytes, format!("--memory allows {}", human_bytes(bytes))),
-        Budget::Free(bytes) => (bytes, format!("{} are free", human_bytes(bytes))),
-        Budget::Unknown => return Ok(()),
-    };
-    let what = match need.stage {
-        Stage::Text => "encoding the prompt",
-        Stage::Encode => "encoding what is held",
-        Stage::Denoise => "one denoising step",
-        Stage::Decode => "decoding",
-    };
-    let mut fixes = vec![];
-    let tried = |fixed: &Task| choose_quietly(model, fixed, tiles, budget, compute);
-    match need.stage {
-        Stage::Text => {
-            let encoders = catalogue::entries().iter().filter(|entry| entry.kind == catalogue::Kind::TextEncoder);
-            let smaller = encoders.filter(|e| e.size().is_some_and(|bytes| bytes < model.text.1.total()));
-            fixes.extend(smaller.map(|e| format!("--text-encoder {}", e.name)).take(3));
+impl Chooser<'_> {
+    /// Cuts a run so that each stage stays within the budget.
+    /// - Errors where a stage cannot be cut so far; the error names what would fit.
+    pub fn choose(&self) -> Result<Choices> {
+        let Self { model, task, tiles, tiling, compute, .. } = *self;
+        let mut choices = Choices::plenty(model, task, tiling);
+        let Some(most) = self.budget.bytes() else { return Ok(choices) };
+        let of = |choices: &Choices, stage: Stage| need(model, task, choices, compute, stage);
+        let fits = |choices: &Choices, stage: Stage| of(choices, stage).is_none_or(|need| need.memory() <= most);
+        let refuse = |choices: &Choices, stage: Stage| match of(choices, stage) {
+            Some(need) => self.refusal(&need),
+            None => Ok(()),
+        };
+        if !fits(&choices, Stage::Text) {
+            refuse(&choices, Stage::Text)?;
         }
-        Stage::Denoise | Stage::Encode | Stage::Decode => {
-            let candidates = smaller_tasks(model, task);
-            let found = candidates.iter().find(|(fixed, _)| tried(fixed));
-            fixes.extend(found.map(|(_, flag)| flag.clone()));
+        // bytes fall with every block that is not kept, but for the first one: then the largest has to pass
+        while choices.resident > 0 && !fits(&choices, Stage::Denoise) {
+            choices.resident -= 1;
+        }
+        if !fits(&choices, Stage::Denoise) {
+            refuse(&choices, Stage::Denoise)?;
+        }
+        choices.scratch = choices.resident < model.transformer.0.layers && model.has_room();
+        let space = geometry(model).space;
+        let (h, w) = (task.canvas().height / space, task.canvas().width / space);
+        for stage in [Stage::Encode, Stage::Decode] {
+            let cut = |choices: &mut Choices, cut: Cut| match stage {
+                Stage::Encode => choices.encode = cut,
+                _ => choices.decode = cut,
+            };
+            let mut now = Choices::plenty(model, task, tiling).decode;
+            while !fits(&choices, stage) {
+                let Cut { pace: Pace { group, parts }, tiling } = now;
+                now = if group > 1 {
+                    Cut { pace: Pace { group: group / 2, parts }, tiling }
+                } else if parts < MOST_PARTS && stage == Stage::Decode {
+                    Cut { pace: Pace { group, parts: 2 * parts }, tiling }
+                } else if let Some(smaller) = pixels::smaller(tiling, h, w).filter(|_| tiles == Tiles::Auto) {
+                    Cut { pace: Pace { group, parts }, tiling: Some(smaller) }
+                } else {
+                    refuse(&choices, stage)?;
+                    break;
+                };
+                cut(&mut choices, now);
+            }
+        }
+        Ok(choices)
+    }
+
+    /// Why a stage cannot be had, and what could.
+    fn refusal(&self, need: &Need) -> Result<()> {
+        let Extent { width, height, frames } = self.task.clip;
+        let (most, allows) = match self.budget {
+            Budget::Asked(bytes) => (bytes, format!("--memory allows {}", human_bytes(bytes))),
+            Budget::Free(bytes) => (bytes, format!("{} are free", human_bytes(bytes))),
+            Budget::Unknown => return Ok(()),
+        };
+        let what = match need.stage {
+            Stage::Text => "encoding the prompt",
+            Stage::Encode => "encoding what is held",
+            Stage::Denoise => "one denoising step",
+            Stage::Decode => "decoding",
+        };
+        let mut fixes = vec![];
+        match need.stage {
+            Stage::Text => {
+                let encoders = catalogue::entries().iter().filter(|entry| entry.kind == catalogue::Kind::TextEncoder);
+                let smaller = encoders.filter(|e| e.size().is_some_and(|bytes| bytes < self.model.text.1.total()));
+                fixes.extend(smaller.map(|e| format!("--text-encoder {}", e.name)).take(3));
+            }
+            Stage::Denoise | Stage::Encode | Stage::Decode => {
+                let clips = smaller_clips(self.task.clip, geometry(self.model)).into_iter();
+                let found = clips.filter_map(|clip| (self.resized)(clip)).find(|task| self.can_be_cut(task));
+                fixes.extend(found.map(|task| task.flags_from(self.task)));
+            }
+        }
+        if matches!(need.stage, Stage::Encode | Stage::Decode) && self.tiles != Tiles::Auto {
+            fixes.insert(0, "leave out --vae-tile, or make it smaller".to_string());
+        }
+        if matches!(self.budget, Budget::Asked(_)) {
+            fixes.push(format!("--memory {}", rounded_up(need.memory())));
+        }
+        if fixes.is_empty() {
+            fixes.push("a smaller model, or a machine with more memory".to_string());
+        }
+        bail!(
+            "{width}x{height}, {frames} frames: {what} with this model needs at least {} of memory, and {allows}\n  fix: {}",
+            human_bytes(need.memory().max(most + 1)),
+            fixes.join(", or ")
+        )
+    }
+
+    /// Whether a task can be cut to fit: as [`Chooser::choose`], without looking for a way out.
+    fn can_be_cut(&self, task: &Task) -> bool {
+        let Some(most) = self.budget.bytes() else { return true };
+        let space = geometry(self.model).space;
+        let (h, w) = (task.canvas().height / space, task.canvas().width / space);
+        let mut choices = Choices::least(self.tiling);
+        loop {
+            if needs(self.model, task, &choices, self.compute).iter().all(|need| need.memory() <= most) {
+                return true;
+            }
+            match pixels::smaller(choices.decode.tiling, h, w).filter(|_| self.tiles == Tiles::Auto) {
+                Some(tiling) => choices = Choices::least(Some(tiling)),
+                None => return false,
+            }
         }
     }
-    if matches!(need.stage, Stage::Encode | Stage::Decode) && tiles.0 != Tiles::Auto {
-        fixes.insert(0, "leave out --vae-tile, or make it smaller".to_string());
+}
+
+impl Task {
+    /// The flags that ask for this clip in place of `other`, which differs in nothing else.
+    pub fn flags_from(&self, other: &Task) -> String {
+        let (now, before) = (self.clip, other.clip);
+        let size = format!("--size {}x{}", now.width, now.height);
+        let frames = format!("--frames {}", now.frames.saturating_sub(self.context));
+        match ((now.width, now.height) != (before.width, before.height), now.frames != before.frames) {
+            (true, true) => format!("{size} {frames}"),
+            (false, true) => frames,
+            _ => size,
+        }
     }
-    if matches!(budget, Budget::Asked(_)) {
-        fixes.push(format!("--memory {}", rounded_up(need.memory())));
-    }
-    if fixes.is_empty() {
-        fixes.push("a smaller model, or a machine with more memory".to_string());
-    }
-    bail!(
-        "{width}x{height}, {frames} frames: {what} with this model needs at least {} of memory, and {allows}\n  fix: {}",
-        human_bytes(need.memory().max(most + 1)),
-        fixes.join(", or ")
-    )
 }
 
 /// A size that can be typed and is at least `bytes`: `4.3GiB`, `812MiB`.
@@ -219,73 +254,26 @@ fn rounded_up(bytes: u64) -> String {
     }
 }
 
-/// Whether a task can be cut to fit: as [`choose`], without looking for a way out.
-fn choose_quietly(
-    model: &Model,
-    task: &Task,
-    (tiles, tiling): (Tiles, Option<Tiling>),
-    budget: Budget,
-    compute: &Compute,
-) -> bool {
-    let Some(most) = budget.bytes() else { return true };
-    let space = geometry(model).space;
-    let (h, w) = (task.canvas().height / space, task.canvas().width / space);
-    let mut cut = Cut { pace: Pace { group: 1, parts: MOST_PARTS }, tiling };
-    loop {
-        let choices = Choices { resident: 0, scratch: false, encode: cut, decode: cut };
-        if needs(model, task, &choices, compute).iter().all(|need| need.memory() <= most) {
-            return true;
-        }
-        match pixels::smaller(cut.tiling, h, w).filter(|_| tiles == Tiles::Auto) {
-            Some(tiling) => cut.tiling = Some(tiling),
-            None => return false,
-        }
-    }
-}
-
-/// How often a size that does not fit is made smaller, and the frames that are tried with each where it is not enough.
+/// How often a size is made smaller, and the frames that are tried with each where that is not enough.
 const MOST_SIZES: usize = 20;
 const FEW_FRAMES: usize = 97;
 
-/// The same with less to make, and the flag that asks for it: fewer frames first, then smaller pictures.
-fn smaller_tasks(model: &Model, task: &Task) -> Vec<(Task, String)> {
-    let geometry = geometry(model);
+/// Clips with less to make: fewer frames first, then smaller pictures, then both.
+pub fn smaller_clips(clip: Extent, geometry: Geometry) -> Vec<Extent> {
     let mut all = vec![];
-    let with = |clip: Extent| {
-        let legal = geometry.legal(clip);
-        let tokens = geometry.grid(legal).tokens();
-        let scale = tokens as f64 / geometry.grid(task.legal).tokens().max(1) as f64;
-        let windows = task.windows.iter().map(|&(n, steps)| ((n as f64 * scale) as usize, steps)).collect();
-        let frames = geometry.grid(legal).frames;
-        // each pass shrinks with the whole
-        let share = |now: usize, whole: usize, side: usize| {
-            (side * now).div_ceil(whole.max(1)).next_multiple_of(geometry.space)
-        };
-        let canvas = |canvas: &Extent| Extent {
-            width: share(canvas.width, task.legal.width, legal.width),
-            height: share(canvas.height, task.legal.height, legal.height),
-            frames: legal.frames,
-        };
-        let canvases = task.canvases.iter().map(canvas).collect();
-        Task { clip, legal, canvases, windows, scenes: vec![frames], ..task.clone() }
-    };
-    let mut frames = task.clip.frames;
+    let mut frames = clip.frames;
     while frames > geometry.time + 1 {
         frames = (frames / 2 / geometry.time).max(1) * geometry.time + 1;
-        let clip = Extent { frames, ..task.clip };
-        all.push((with(clip), format!("--frames {frames}")));
+        all.push(Extent { frames, ..clip });
     }
-    let sizes = |frames: usize, flag: &str, all: &mut Vec<(Task, String)>| {
-        let (mut width, mut height) = (task.clip.width, task.clip.height);
+    for frames in [clip.frames, clip.frames.min(FEW_FRAMES)] {
+        let (mut width, mut height) = (clip.width, clip.height);
         for _ in 0..MOST_SIZES {
             let less = |side: usize| (side * 3 / 4 / geometry.space).max(1) * geometry.space;
             (width, height) = (less(width), less(height));
-            all.push((with(Extent { width, height, frames }), format!("--size {width}x{height}{flag}")));
+            all.push(Extent { width, height, frames });
         }
-    };
-    sizes(task.clip.frames, "", &mut all);
-    let few = task.clip.frames.min(FEW_FRAMES);
-    sizes(few, &format!(" --frames {few}"), &mut all);
+    }
     all
 }
 

@@ -14,6 +14,8 @@ pub struct Count {
     pub peak: u64,
     /// Multiplications and additions.
     pub operations: u64,
+    /// Of these, attention's.
+    pub attention: u64,
 }
 
 impl Count {

@@ -2,9 +2,10 @@
 //! stage fits the memory; where none is here, of all that can be fetched.
 
 use super::weights::Weights;
-use super::{Budget, of_text};
+use super::{Budget, Product, of_text};
 use crate::checkpoint::parts::open_text_encoder;
 use crate::device::Compute;
+use crate::nn::kernel::Math;
 use crate::progress::human_bytes;
 use crate::text::t5::T5Config;
 use crate::weights::catalogue::{self, Entry};
@@ -83,8 +84,8 @@ fn best(
 fn of_file(path: &Path, prompts: &[usize], compute: &Compute) -> Option<u64> {
     let (config, tensors) = open_text_encoder(path).ok()?;
     let weights = Weights::of_text(&tensors, config.layers, compute);
-    let operand = super::weights::operand(tensors.math(compute.stored), compute);
-    Some(of_text(&config, &weights, operand, prompts, 0, compute).memory())
+    let product = Product::of(&tensors, compute, false);
+    Some(of_text(&config, &weights, product, prompts, 0, compute).memory())
 }
 
 /// What it takes with one that is not, by its size: all in the catalogue are T5-XXL.
@@ -92,8 +93,8 @@ fn of_entry(entry: &Entry, prompts: &[usize], compute: &Compute) -> Option<u64> 
     let (_, _, config) = random::sizes().into_iter().find(|size| size.0 == "t5-xxl")?;
     let config = T5Config::parse(&config, "t5-xxl").ok()?;
     let weights = Weights::even(entry.size()?, config.layers);
-    let need = of_text(&config, &weights, compute.dtype.size_in_bytes() as u64, prompts, 0, compute);
-    Some(need.memory())
+    let product = Product::plain(Math::F32);
+    Some(of_text(&config, &weights, product, prompts, 0, compute).memory())
 }
 
 #[cfg(test)]

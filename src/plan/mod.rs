@@ -13,12 +13,14 @@ mod networks;
 mod show;
 mod vae;
 mod weights;
+mod work;
 
-pub use choose::{Budget, Choices, Tiles, choose, tiling};
+pub use choose::{Budget, Choices, Chooser, Tiles, smaller_clips, tiling};
 pub use encoder::{Encoder, encoder};
 pub use machine::{check_disk, forget_peak, free_disk, free_memory, least_disk, parse_size, peak_memory};
-pub use show::Report;
-pub use weights::Model;
+pub use show::{Offer, Report, Time, rough_seconds};
+pub use weights::{Model, Products};
+pub use work::{Product, Work};
 
 use crate::device::Compute;
 use crate::geometry::{Extent, Geometry};
@@ -43,18 +45,30 @@ pub struct Task {
     pub legal: Extent,
     /// What each pass makes; pictures of the last one are brought to `legal`.
     pub canvases: Vec<Extent>,
-    /// Tokens and steps of every window; where it is made in several passes, of each.
-    pub windows: Vec<(usize, usize)>,
+    /// Every window of every pass.
+    pub windows: Vec<Window>,
     /// Latent frames of every scene.
     pub scenes: Vec<usize>,
     /// Tokens of every prompt, the negative one included, as the text encoder runs over them.
     pub prompts: Vec<usize>,
-    /// Passes of the transformer a step.
-    pub passes: usize,
     /// Frames of every still and clip that is held.
     pub held: Vec<usize>,
     /// Bytes of all their pictures.
     pub pictures: u64,
+    /// Frames of the clip that footage gives: `--frames` counts those beside them.
+    pub context: usize,
+}
+
+/// What the transformer denoises at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Of the passes, which: from 0 on.
+    pub pass: usize,
+    /// With those that only condition it.
+    pub tokens: usize,
+    pub steps: usize,
+    /// Evaluations of the transformer in all steps together: the prompt, and what guidance sets against it.
+    pub evaluations: usize,
 }
 
 impl Task {
@@ -65,7 +79,12 @@ impl Task {
 
     /// Tokens of the longest window.
     pub fn tokens(&self) -> usize {
-        self.windows.iter().map(|w| w.0).max().unwrap_or(0)
+        self.windows.iter().map(|window| window.tokens).max().unwrap_or(0)
+    }
+
+    /// The windows of one pass.
+    pub fn of_pass(&self, pass: usize) -> impl Iterator<Item = &Window> + Clone {
+        self.windows.iter().filter(move |window| window.pass == pass)
     }
 }
 
@@ -101,9 +120,27 @@ pub struct Need {
     pub held: u64,
     /// Multiplications and additions.
     pub operations: u64,
+    /// The same by kinds.
+    pub work: Vec<(Work, u64)>,
+    /// Bytes of weights that are read from their files, as often as they are.
+    pub read: u64,
 }
 
+/// Bytes of weights a second that a stage gets from its files, where the system does not have them in memory: an assumption, of
+/// a plain solid-state disk.
+const READING: f64 = 1e9;
+
 impl Need {
+    /// Estimates the stage's seconds from the machine's speed.
+    /// - `speed`: operations a second of a kind of work. `None` where that is not known.
+    pub fn seconds(&self, mut speed: impl FnMut(Work) -> Option<f64>) -> Option<f64> {
+        let mut seconds = self.read as f64 / READING;
+        for &(work, operations) in self.work.iter().filter(|(_, operations)| *operations > 0) {
+            seconds += operations as f64 / speed(work)?;
+        }
+        Some(seconds)
+    }
+
     /// What its layers hand to each other, and blocks that the allocator keeps for the next.
     pub fn activations(&self) -> u64 {
         // the VAE's kernels are copied and turned, so they are blocks too; other weights lie in their files
@@ -217,7 +254,8 @@ fn latents(model: &Model, task: &Task) -> u64 {
 
 fn text(model: &Model, task: &Task, compute: &Compute) -> Need {
     let (config, weights) = &model.text;
-    of_text(config, weights, model.operands[1], &task.prompts, task.pictures + vectors(model, task, compute), compute)
+    let held = task.pictures + vectors(model, task, compute);
+    of_text(config, weights, model.products.text, &task.prompts, held, compute)
 }
 
 /// What a text encoder takes.
@@ -225,17 +263,18 @@ fn text(model: &Model, task: &Task, compute: &Compute) -> Need {
 fn of_text(
     config: &T5Config,
     weights: &Weights,
-    operand: u64,
+    product: Product,
     prompts: &[usize],
     held: u64,
     compute: &Compute,
 ) -> Need {
-    let Count { peak, operations, .. } = networks::text(config, prompts, widths(compute, operand));
-    Need { stage: Stage::Text, weights: weights.with_layers(0), live: peak, held, operations }
+    let Count { peak, operations, .. } = networks::text(config, prompts, widths(compute, product.operand(compute)));
+    let (work, read) = (vec![(Work::Product(product), operations)], weights.total());
+    Need { stage: Stage::Text, weights: weights.with_layers(0), live: peak, held, operations, work, read }
 }
 
 fn encode(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> Need {
-    let widths = widths(compute, model.operands[2]);
+    let widths = widths(compute, model.products.vae.operand(compute));
     let Cut { pace, tiling } = choices.encode;
     let space = geometry(model).space;
     let mut all = Count::default();
@@ -248,20 +287,32 @@ fn encode(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> N
     }
     let held = task.pictures + vectors(model, task, compute);
     let weights = model.encoder.total();
-    Need { stage: Stage::Encode, weights, live: all.peak, held, operations: all.operations }
+    let work = vec![(Work::Convolution(model.products.vae.math), all.operations)];
+    let (operations, read) = (all.operations, task.canvases.len() as u64 * weights);
+    Need { stage: Stage::Encode, weights, live: all.peak, held, operations, work, read }
 }
 
 fn denoise(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> Need {
     let (config, weights) = &model.transformer;
-    let widths = Widths { whole: model.whole, ..widths(compute, model.operands[0]) };
+    let product = model.products.transformer;
+    let whole = compute.device.is_cpu() && product.is_int8();
+    let widths = Widths { whole, ..widths(compute, product.operand(compute)) };
     let text = task.prompts.iter().copied().max().unwrap_or(0);
     let contexts = networks::contexts(config, &task.prompts, widths);
-    let (mut peak, mut operations) = (0, contexts.operations);
-    for &(tokens, steps) in &task.windows {
-        let count = networks::transformer(config, tokens, text, widths);
+    let (mut peak, mut operations, mut attention) = (0, contexts.operations, 0);
+    for window in &task.windows {
+        let count = networks::transformer(config, window.tokens, text, widths);
         peak = peak.max(count.peak);
-        operations += (steps * task.passes) as u64 * count.operations;
+        operations += window.evaluations as u64 * count.operations;
+        attention += window.evaluations as u64 * count.attention;
     }
+    let passing: u64 = weights.layers.iter().skip(choices.resident).sum();
+    let evaluations: usize = task.windows.iter().map(|window| window.evaluations).sum();
+    let read = weights.total() + passing * evaluations.saturating_sub(1) as u64;
+    let work = vec![
+        (Work::Product(product), operations - attention),
+        (Work::Attention(product.math, config.head_dim), attention),
+    ];
     let held = task.pictures + vectors(model, task, compute) + contexts.peak + 2 * latents(model, task);
     let mut weights = weights.with_layers(choices.resident);
     if let Some((bytes, width)) = model.upscaler {
@@ -270,11 +321,11 @@ fn denoise(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> 
         peak = peak.max(positions * (width * UPSCALER_WIDTHS * 4) as u64);
         weights += bytes;
     }
-    Need { stage: Stage::Denoise, weights, live: peak, held, operations }
+    Need { stage: Stage::Denoise, weights, live: peak, held, operations, work, read }
 }
 
 fn decode(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> Need {
-    let widths = widths(compute, model.operands[2]);
+    let widths = widths(compute, model.products.vae.operand(compute));
     let Cut { pace, tiling } = choices.decode;
     let Geometry { space, time } = geometry(model);
     let canvas = task.canvas();
@@ -296,7 +347,9 @@ fn decode(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> N
     }
     let held = task.pictures + vectors(model, task, compute) + 2 * latents(model, task) + joined;
     let weights = model.decoder.total();
-    Need { stage: Stage::Decode, weights, live: all.peak, held, operations: all.operations }
+    let work = vec![(Work::Convolution(model.products.vae.math), all.operations)];
+    let (operations, read) = (all.operations, task.scenes.len() as u64 * weights);
+    Need { stage: Stage::Decode, weights, live: all.peak, held, operations, work, read }
 }
 
 /// Calls `each` with the height and width of every size of tile, and how many there are of it.

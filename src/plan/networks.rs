@@ -41,9 +41,10 @@ pub fn transformer(config: &TransformerConfig, tokens: usize, text: usize, width
     let read = if whole { narrow.max(int8::size(4 * n * d)) } else { narrow };
     let mlp = read + 2 * stream + taken(4 * n * d * e) + stream;
     count.take_blocks(attention.max(mlp));
-    let layer = 6 * n * d * d + 2 * n * n * d + 2 * n * m * d + 8 * n * d * d;
-    let ends = n * d * (config.in_channels + config.out_channels) as u64;
-    count.operations = 2 * (config.layers as u64 * layer + ends);
+    let (products, attention) = (6 * n * d * d + 8 * n * d * d, 2 * n * n * d + 2 * n * m * d);
+    let (layers, ends) = (config.layers as u64, n * d * (config.in_channels + config.out_channels) as u64);
+    count.attention = 2 * layers * attention;
+    count.operations = 2 * (layers * products + ends) + count.attention;
     count
 }
 

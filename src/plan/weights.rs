@@ -1,18 +1,20 @@
 //! What weights take in memory once they are loaded, from file headers or, for a model that is not here, from its sizes.
 
 use super::machine::free_disk;
+use super::work::Product;
 use crate::checkpoint::Checkpoint;
 use crate::device::Compute;
 use crate::models::ltx::config::{TransformerConfig, VaeConfig};
 use crate::models::ltx::transformer::Transformer;
 use crate::models::ltx::vae::{Decoder, Encoder};
-use crate::nn::kernel::{Math, is_half};
+use crate::nn::kernel::Math;
+use crate::nn::kernel::blocks::Blocks;
 use crate::nn::paired;
 use crate::nn::vars::{Source, Vars};
 use crate::text::t5::{T5, T5Config};
 use crate::weights::catalogue::{self, Entry};
 use crate::weights::open::{SMALL, Tensors};
-use crate::weights::random;
+use crate::weights::{quantize, random};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use std::path::{Path, PathBuf};
@@ -85,14 +87,19 @@ pub struct Model {
     pub upscaler: Option<(u64, usize)>,
     /// The text encoder that was chosen, and why, where none was named.
     pub text_encoder: Option<String>,
-    /// Whether the transformer's products are made in whole numbers.
-    pub whole: bool,
     /// Where the transformer may be kept quantised while the program runs, where it is quantised as it is loaded.
     pub scratch: Option<PathBuf>,
     /// Whether the transformer is quantised as it is loaded, and kept nowhere.
     pub quantised_anew: bool,
-    /// Bytes of a number that products read, of the transformer, the text encoder and the VAE.
-    pub operands: [u64; 3],
+    pub products: Products,
+}
+
+/// How products are computed in each network.
+#[derive(Clone, Copy, Debug)]
+pub struct Products {
+    pub transformer: Product,
+    pub text: Product,
+    pub vae: Product,
 }
 
 impl Model {
@@ -101,7 +108,6 @@ impl Model {
         let kept = |tensors: &Tensors, layers: (&str, usize), within: &str| {
             Weights::sort(tensors.kept_bytes(compute.stored, compute.dtype), layers, within)
         };
-        let operand = |tensors: &Tensors| operand(tensors.math(compute.stored), compute);
         let (transformer, text, vae) = (&checkpoint.transformer, &checkpoint.text, &checkpoint.vae);
         Self {
             name: checkpoint.name.clone(),
@@ -112,16 +118,25 @@ impl Model {
             decoder: kept(&vae.1, ("", 0), "decoder."),
             upscaler: None,
             text_encoder: None,
-            whole: compute.device.is_cpu() && transformer.1.is_whole(compute.stored),
             scratch: transformer.1.scratch().map(Path::to_path_buf),
             quantised_anew: transformer.1.quantized_count() > 0 && !transformer.1.is_cached(),
-            operands: [operand(&transformer.1), operand(&text.1), operand(&vae.1)],
+            products: Products {
+                transformer: Product::of(&transformer.1, compute, true),
+                text: Product::of(&text.1, compute, false),
+                vae: Product::of(&vae.1, compute, false),
+            },
         }
     }
 
     /// Of a catalogue entry whose files are not here: sizes by what it matches, types as released.
-    /// - `encoder`: its text encoder. Errors on an entry whose sizes are unknown.
-    pub fn of_entry(entry: &Entry, encoder: Option<&Entry>, compute: &Compute) -> Result<Self> {
+    /// - `encoder`: its text encoder. `quantize`: what large matrices become as they are loaded.
+    /// - Errors on an entry whose sizes are unknown.
+    pub fn of_entry(
+        entry: &Entry,
+        encoder: Option<&Entry>,
+        quantize: Option<Blocks>,
+        compute: &Compute,
+    ) -> Result<Self> {
         let sizes = random::sizes();
         let config = |name: &str| sizes.iter().find(|size| size.0 == name).map(|size| size.2.clone());
         let unknown = || format!("the sizes of `{}` are not known before it is here", entry.name);
@@ -139,11 +154,12 @@ impl Model {
         let text = T5Config::parse(&config("t5-xxl").with_context(unknown)?, "t5-xxl")?;
         // 0.9.0 is the only release in f32; the text encoder is f16
         let own = if known.vae.as_deref() == Some("0.9.0") { DType::F32 } else { DType::BF16 };
-        let record = |own: DType, build: &dyn Fn(Vars) -> candle_core::Result<()>| record(own, compute, build);
-        let of_transformer = record(own, &|vb| Transformer::load(&transformer, vb).map(|_| ()))?;
-        let of_text = record(DType::F16, &|vb| T5::load(&text, vb)?.touch())?;
-        let of_decoder = record(own, &|vb| Decoder::load(&vae, vb.pp("decoder")).map(|_| ()))?;
-        let of_encoder = record(own, &|vb| Encoder::load(&vae, vb.pp("encoder")).map(|_| ()))?;
+        // what is in blocks already stays so
+        let anew = quantize.filter(|_| encoder.is_none_or(|encoder| encoder.variant_of.is_none()));
+        let of_transformer = record(own, quantize, compute, &|vb| Transformer::load(&transformer, vb).map(|_| ()))?;
+        let of_text = record(DType::F16, anew, compute, &|vb| T5::load(&text, vb)?.touch())?;
+        let of_decoder = record(own, None, compute, &|vb| Decoder::load(&vae, vb.pp("decoder")).map(|_| ()))?;
+        let of_encoder = record(own, None, compute, &|vb| Encoder::load(&vae, vb.pp("encoder")).map(|_| ()))?;
         let sort = |all: &[(String, u64)], prefix: &str, layers: usize| {
             Weights::sort(all.iter().map(|(name, kept)| (name.as_str(), *kept)), (prefix, layers), "")
         };
@@ -154,8 +170,14 @@ impl Model {
             of_words.layers.iter_mut().for_each(|bytes| *bytes = (*bytes as f64 * taken as f64 / own as f64) as u64);
         }
         let half = compute.stored.unwrap_or(own) == DType::BF16;
-        let product = operand(if half { Math::Bf16 } else { Math::F32 }, compute);
+        let plain = Product::plain(if half { Math::Bf16 } else { Math::F32 });
         let words_in = if compute.stored == Some(DType::BF16) { Math::Bf16 } else { Math::F32 };
+        // blocks are multiplied in bf16, unless f32 was asked for
+        let blocks_in = if compute.stored == Some(DType::F32) { Math::F32 } else { Math::Bf16 };
+        let product = |plain: Product, int8: bool| match quantize {
+            Some(_) => Product { math: blocks_in, blocks: quantize, int8 },
+            None => plain,
+        };
         Ok(Self {
             name: entry.name.clone(),
             transformer: (transformer.clone(), sort(&of_transformer, BLOCKS, transformer.layers)),
@@ -165,10 +187,13 @@ impl Model {
             decoder: sort(&of_decoder, "", 0),
             upscaler: None,
             text_encoder: None,
-            whole: false,
             scratch: None,
-            quantised_anew: false,
-            operands: [product, operand(words_in, compute), product],
+            quantised_anew: quantize.is_some(),
+            products: Products {
+                transformer: product(plain, true),
+                text: product(Product::plain(words_in), false),
+                vae: plain,
+            },
         })
     }
 }
@@ -181,18 +206,10 @@ impl Model {
     }
 }
 
-/// Bytes of a number that products read.
-pub(super) fn operand(math: Math, compute: &Compute) -> u64 {
-    match compute.device.is_cpu() {
-        true if is_half(math) => 2,
-        true => 4,
-        false => compute.dtype.size_in_bytes() as u64,
-    }
-}
-
 /// Every tensor that `build` asks for, as it would be kept.
 fn record(
     own: DType,
+    quantize: Option<Blocks>,
     compute: &Compute,
     build: &dyn Fn(Vars) -> candle_core::Result<()>,
 ) -> Result<Vec<(String, u64)>> {
@@ -201,11 +218,17 @@ fn record(
     let seen = seen.lock().map(|seen| seen.clone()).unwrap_or_default();
     let all: usize = seen.iter().map(|(_, shape): &Shaped| shape.iter().product::<usize>()).sum();
     let stored = compute.stored.or((all <= SMALL).then_some(compute.dtype)).unwrap_or(own);
-    let kept = |shape: &[usize]| {
+    let kept = |(name, shape): &Shaped| {
         let dtype = if shape.len() < 2 { compute.dtype } else { stored };
-        paired::kept_bytes(shape, dtype, compute.dtype) as u64
+        let blocks = quantize.and_then(|kind| quantize::kind_of(name, kind));
+        match shape[..] {
+            [rows, width] if blocks.is_some_and(|kind| width.is_multiple_of(kind.values())) => {
+                blocks.map_or(0, |kind| kind.size(rows * width)) as u64
+            }
+            _ => paired::kept_bytes(shape, dtype, compute.dtype) as u64,
+        }
     };
-    Ok(seen.iter().map(|(name, shape)| (name.clone(), kept(shape))).collect())
+    Ok(seen.iter().map(|shaped| (shaped.0.clone(), kept(shaped))).collect())
 }
 
 /// Hands out stand-ins of the right shape over one element, and writes down what was asked for.

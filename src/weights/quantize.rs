@@ -8,7 +8,6 @@ use super::source::plain;
 use crate::nn::kernel::blocks::Blocks;
 use crate::nn::kernel::encode::encode;
 use crate::nn::kernel::pack::Rows;
-use crate::nn::kernel::{Math, int8};
 use crate::nn::matrix::{Kind, rows};
 use crate::nn::paired;
 use crate::platform::files::{self, AtomicFile};
@@ -219,12 +218,6 @@ impl Tensors {
         }
         let most = counts.into_iter().max_by_key(|(_, count)| *count)?;
         (most.1 * 2 > self.elements()).then_some(most.0)
-    }
-
-    /// Whether a CPU multiplies by most of them in whole numbers, kept as [`Tensors::load`] keeps them.
-    pub fn is_whole(&self, stored: Option<DType>) -> bool {
-        let fits = |kind: Blocks| int8::fits(kind, kind.values());
-        self.math(stored) == Math::Bf16 && self.mostly().is_some_and(fits)
     }
 
     /// The bytes that each takes as [`Tensors::load`] keeps it, by name.

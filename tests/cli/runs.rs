@@ -306,9 +306,16 @@ fn a_dry_run_says_what_a_run_will_take() {
     let scratch = Scratch::new();
     let (out, said) = works(&scratch, &["generate", "a red ball", "--seed", "3", "--dry-run", "--size", "60x50"]);
     let table = text(&out);
-    for word in
-        ["tiny: 60x50, 17 frames", "made as 64x64", "denoise", "at most", "free", "a-red-ball-3", "download  nothing"]
-    {
+    for word in [
+        "tiny: 60x50, 17 frames",
+        "made as 64x64",
+        "denoise",
+        "at most",
+        "free",
+        "a-red-ball-3",
+        "download  nothing",
+        "(estimate, by this machine's speed)",
+    ] {
         assert!(table.contains(word), "{word}\n{table}");
     }
     assert!(said.lines().all(|line| !line.starts_with("error")), "{said}");
@@ -316,8 +323,14 @@ fn a_dry_run_says_what_a_run_will_take() {
     // one that is not here, by what the catalogue knows
     let absent = ["generate", "a boat", "--model", "ltx-13b-0.9.8-dev", "--dry-run", "--memory", "8GiB"];
     let plan: Value = serde_json::from_slice(&works(&scratch, &[&absent[..], &["--json"]].concat()).0).unwrap();
-    // its recipe evaluates the prompt, the negative prompt, and the prompt with attention weakened
-    assert_eq!((&plan["fits"], &plan["blocks"], &plan["passes"]), (&true.into(), &48.into(), &3.into()), "{plan}");
+    assert_eq!((&plan["fits"], &plan["blocks"], &plan["passes"]), (&true.into(), &48.into(), &2.into()), "{plan}");
+    // 30 steps, of which the first leaves out 3 and the second 17. By the noise level, its first pass evaluates the prompt, the
+    // negative prompt at 11 steps, and the prompt with attention weakened at 24; its second one the first and the last of these
+    let of = |pass: usize, key: &str| plan["per_pass"][pass][key].as_u64().unwrap();
+    assert_eq!([of(0, "windows"), of(0, "steps"), of(0, "evaluations")], [1, 27, 27 + 11 + 24], "{plan}");
+    assert_eq!([of(1, "windows"), of(1, "steps"), of(1, "evaluations")], [1, 13, 2 * 13], "{plan}");
+    assert_eq!((&plan["windows"], &plan["steps"], &plan["evaluations"]), (&1.into(), &40.into(), &88.into()), "{plan}");
+    assert_eq!([of(0, "width"), of(1, "width"), of(1, "tokens")], [800, 1600, 16 * 50 * 28], "{plan}");
     assert!(plan["memory"].as_u64().unwrap() <= 8 << 30 && plan["resident_blocks"].as_u64().unwrap() < 48, "{plan}");
     let bytes: u64 = plan["downloads"].as_array().unwrap().iter().map(|file| file["bytes"].as_u64().unwrap()).sum();
     assert!(bytes > 30_000_000_000, "{plan}");
@@ -335,8 +348,13 @@ fn a_dry_run_says_what_a_run_will_take() {
     assert!(!named.contains("encoder   "), "{named}");
 
     // what does not fit is said, with what would
-    let (out, _) = works(&scratch, &["generate", "a boat", "--dry-run", "--memory", "10MB"]);
-    assert!(text(&out).contains("it does not fit") && text(&out).contains("fix: --memory"), "{}", text(&out));
+    for format in [&[][..], &["--json"]] {
+        let output = reel(&scratch.0, &[&["generate", "a boat", "--dry-run", "--memory", "10MB"], format].concat());
+        let (out, said) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("--memory allows 10.0 MB") && said.contains("fix: --memory"), "{said}");
+        assert!(out.contains(if format.is_empty() { "it does not fit" } else { "\"fits\":false" }), "{out}");
+    }
     assert!(scratch.listing().is_empty());
 }
 
@@ -358,6 +376,36 @@ fn a_dry_run_counts_the_frames_that_are_held() {
     assert!(encode("clip.gif") > 4 * encode("still.png"));
 }
 
+/// Nothing of it has to be here: the footage's headers and the catalogue are enough, for a join as for a clip.
+#[test]
+fn a_dry_run_with_an_absent_model_goes_by_what_is_given() {
+    let scratch = Scratch::new();
+    works(&scratch, &["generate", "a red ball", "--frames", "17", "-o", "clip.gif"]);
+    works(&scratch, &["generate", "a red ball", "--size", "32x64", "--frames", "1", "-o", "tall.png"]);
+    let plan = |args: &[&str]| -> Value {
+        let flags = ["--model", "ltx-2b-0.9.5", "--memory", "64GiB", "--dry-run", "--json"];
+        serde_json::from_slice(&works(&scratch, &[args, &flags].concat()).0).unwrap()
+    };
+    let side = |plan: &Value, side: &str| plan["asked"][side].as_u64().unwrap();
+    let still = plan(&["generate", "a boat", "--image", "tall.png"]);
+    assert_eq!(side(&still, "height"), 2 * side(&still, "width"), "{still}");
+    // a seed that is to be drawn is none yet
+    let out = |plan: &Value| plan["out"].as_str().unwrap().rsplit_once('.').unwrap().0.to_string();
+    assert_eq!(out(&still), "a-boat-SEED");
+    assert_eq!(out(&plan(&["generate", "a boat", "--seed", "5"])), "a-boat-5");
+    let extended = plan(&["extend", "clip.gif", "a boat", "--frames", "16"]);
+    assert_eq!(side(&extended, "width"), side(&extended, "height"), "{extended}");
+    // the context is 1 + 8k frames of the 17, and 16 frames are new
+    assert!([25, 33].contains(&side(&extended, "frames")), "{extended}");
+    assert!(extended["stages"].as_array().unwrap().iter().any(|stage| stage["stage"] == "encode"), "{extended}");
+    assert!(extended["downloads"].as_array().is_some_and(|files| files.len() == 2), "{extended}");
+    for args in [&["bridge", "clip.gif", "tall.png", "a boat"][..], &["loop", "clip.gif"]] {
+        assert_eq!(plan(args)["fits"], true, "{args:?}");
+    }
+    let names: Vec<_> = scratch.listing().into_iter().map(|(path, _)| path).collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+}
+
 /// The second run knows how long the first one took.
 #[test]
 fn a_forecast_is_made_from_earlier_runs() {
@@ -369,13 +417,77 @@ fn a_forecast_is_made_from_earlier_runs() {
         text(&output.stdout)
     };
     let plan = |flags: &[&str]| run(&short(&[&["--dry-run"], flags].concat()));
-    assert!(plan(&[]).contains("no earlier run"), "{}", plan(&[]));
+    let history = || std::fs::read_to_string(state.join("reel/history.jsonl")).unwrap_or_default();
+    // a run this short is not worth measuring the machine for
+    run(&short(&["-o", "first.gif"]));
+    assert_eq!(history().lines().count(), 3, "{}", history()); // text, denoise, decode
+    std::fs::remove_file(state.join("reel/history.jsonl")).unwrap();
+    // without an earlier run, the machine's speed is measured, once
+    assert!(plan(&[]).contains("(estimate, by this machine's speed)"), "{}", plan(&[]));
+    let measured = history();
+    assert_eq!(measured.lines().count(), 3, "{measured}"); // products, attention, convolutions
+    plan(&[]);
+    assert_eq!(history(), measured);
     run(&short(&["-o", "a.gif"]));
-    let history = std::fs::read_to_string(state.join("reel/history.jsonl")).unwrap();
-    assert_eq!(history.lines().count(), 3, "{history}"); // text, denoise, decode
+    let history = history();
+    assert_eq!(history.lines().count(), 6, "{history}");
     assert!(!history.contains("red ball"), "{history}");
     assert!(plan(&["-o", "b.gif"]).contains("by earlier runs on this machine"), "{}", plan(&["-o", "b.gif"]));
-    let plan: Value = serde_json::from_str(&plan(&["-o", "b.gif", "--json"])).unwrap();
-    assert!(plan["stages"].as_array().unwrap().iter().all(|stage| stage["seconds"].as_f64().is_some_and(|s| s > 0.0)));
-    assert!(scratch.listing().iter().all(|(path, _)| path.starts_with(&state) || path.ends_with("a.gif")));
+    let json = |flags: &[&str]| -> Value { serde_json::from_str(&plan(&[&["--json"], flags].concat())).unwrap() };
+    let again = json(&["-o", "b.gif"]);
+    let stages = again["stages"].as_array().unwrap();
+    assert!(stages.iter().all(|stage| stage["seconds"].as_f64().is_some_and(|s| s > 0.0)), "{again}");
+    assert!(again["seconds_from"] == "earlier runs" && again["offer"].is_null(), "{again}");
+    // what never ran in such a size is estimated beside what did, and the whole is no less than its largest part
+    let long = ["--steps", "1000", "--frames", "97", "-o", "b.gif"];
+    let (table, long) = (plan(&long), json(&long));
+    assert!(table.contains("(estimate, text by earlier runs, the others by this machine's speed)"), "{table}");
+    let denoise = long["stages"].as_array().unwrap().iter().find(|stage| stage["stage"] == "denoise").unwrap();
+    assert_eq!((&denoise["seconds_from"], &long["seconds_from"]), (&"estimate".into(), &"estimate".into()), "{long}");
+    assert!(long["seconds"].as_f64().unwrap() > denoise["seconds"].as_f64().unwrap(), "{long}");
+    assert!(scratch.listing().iter().all(|(path, _)| path.starts_with(&state) || path.ends_with(".gif")));
+}
+
+/// What takes long says so before it begins, and offers what does not.
+#[test]
+fn a_long_run_offers_a_smaller_clip() {
+    let scratch = Scratch::new();
+    let state = scratch.path("state");
+    let plan = |flags: &[&str]| -> Value {
+        let model = ["generate", "a boat", "--model", "ltx-2b-0.9.5", "--dry-run", "--json", "--memory", "64GiB"];
+        let args = [&model[..], flags].concat();
+        let output = command(&scratch.0, &args).env("XDG_STATE_HOME", &state).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    plan(&[]);
+    // as if this machine made so many operations a second, of whatever kind
+    let speed = |giga: f64| {
+        let file = state.join("reel/history.jsonl");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let lines = text.lines().map(|line| {
+            let mut run: Value = serde_json::from_str(line).unwrap();
+            (run["operations"], run["seconds"]) = (1_000_000_000u64.into(), (1.0 / giga).into());
+            format!("{run}\n")
+        });
+        std::fs::write(&file, lines.collect::<String>()).unwrap();
+    };
+    speed(1e3);
+    let long = plan(&[]);
+    let offer = &long["offer"];
+    assert!(long["seconds"].as_f64().unwrap() > 3600.0, "{long}");
+    assert!(offer["seconds"].as_f64().is_some_and(|seconds| seconds > 60.0 && seconds <= 600.0), "{long}");
+    // as its flags say, and of the same shape
+    let flags: Vec<&str> = offer["flags"].as_str().unwrap().split(' ').collect();
+    let taken = plan(&flags);
+    assert_eq!((&taken["asked"]["width"], &taken["asked"]["height"]), (&offer["width"], &offer["height"]), "{taken}");
+    let (asked, made) = (taken["seconds"].as_f64().unwrap(), offer["seconds"].as_f64().unwrap());
+    assert!((asked / made - 1.0).abs() < 0.01 && taken["offer"].is_null(), "{taken}\n{offer}");
+    let aspect = |of: &Value| of["width"].as_f64().unwrap() / of["height"].as_f64().unwrap();
+    assert!((aspect(offer) / aspect(&long["asked"]) - 1.0).abs() < 0.15, "{offer}");
+    // scenes stay within the clip
+    let scenes = plan(&["--prompt-at", "3.9", "a storm"]);
+    let flags = scenes["offer"]["flags"].as_str().unwrap();
+    assert!(flags.starts_with("--size ") && !flags.contains("--frames"), "{scenes}");
+    speed(1e5);
+    assert!(plan(&[])["offer"].is_null());
 }
