@@ -14,7 +14,7 @@ use crate::nn::linear::Linear;
 use crate::nn::rope::Rope;
 use crate::noise::Noise;
 use crate::pixels::group;
-use crate::plan::peak_memory;
+use crate::platform::machine::peak_memory;
 use crate::text::t5::T5;
 use crate::weights::random;
 use anyhow::{Context, Result, ensure};

@@ -19,6 +19,7 @@ use crate::plan::{
     self, Budget, Choices, Chooser, Encoder, Model, Need, Offer, Plan, Report, Requantised, Stage, Task,
 };
 use crate::plan::{Time, Window, Work};
+use crate::platform::machine;
 use crate::progress::{Mode, Progress, human_bytes};
 use crate::recipe::Recipe;
 use crate::request::{Request, Settings, default_size};
@@ -71,7 +72,7 @@ fn budget(request: &Request, compute: &Compute) -> Budget {
     match request.memory {
         Some(bytes) => Budget::Asked(bytes),
         None if !compute.device.is_cpu() => Budget::Unknown,
-        None => plan::free_memory().map_or(Budget::Unknown, |free| Budget::Free(free - free / MARGIN)),
+        None => machine::free_memory().map_or(Budget::Unknown, |free| Budget::Free(free - free / MARGIN)),
     }
 }
 
@@ -355,7 +356,7 @@ impl Outlook {
 
     /// From now on, measures each stage by itself instead of remembering it. The process's own peak is lost by that.
     pub fn watch(&mut self) {
-        let _ = plan::forget_peak();
+        let _ = machine::forget_peak();
         self.watched = Some(Mutex::default());
     }
 
@@ -368,7 +369,7 @@ impl Outlook {
     pub fn remember(&self, stage: Stage, begun: Instant, progress: &Progress) {
         let seconds = begun.elapsed().as_secs_f64();
         if let Some(Ok(mut all)) = self.watched.as_ref().map(Mutex::lock) {
-            let peak = plan::peak_memory().filter(|_| plan::forget_peak().is_ok());
+            let peak = machine::peak_memory().filter(|_| machine::forget_peak().is_ok());
             return all.push((stage, seconds, peak));
         }
         let Some(need) = self.plan.need(stage).filter(|need| need.operations > 0) else { return };

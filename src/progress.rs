@@ -1,5 +1,6 @@
 //! What a person or a program sees while reel works; all of it on standard error.
 
+use crate::platform::threads;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -80,7 +81,9 @@ impl Progress {
                 let _ = if state.pos() == 0 { write!(out, "…") } else { write!(out, "{} left", whole_seconds(left)) };
             }));
             bar.set_prefix(name);
-            bar.enable_steady_tick(Duration::from_millis(500));
+            if threads::can_have_one() {
+                bar.enable_steady_tick(Duration::from_millis(500)); // panics without a thread
+            }
             bar
         });
         let stage = Stage { name, total, made: 0, begun: Instant::now(), bar, json: self.json() };
@@ -273,6 +276,24 @@ fn emit(event: Value) {
 /// A closed standard error is no reason to stop a run.
 fn line(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Takes away what a bar has left on the terminal.
+pub fn clear_line() {
+    if std::io::stderr().is_terminal() {
+        let _ = write!(std::io::stderr(), "\r\x1b[K");
+    }
+}
+
+/// The one line of a run that a signal ended.
+pub fn interrupted(text: &str, mode: Mode) {
+    match mode {
+        Mode::Json => emit(json!({"event": "error", "text": text})),
+        _ => {
+            clear_line();
+            line(text)
+        }
+    }
 }
 
 /// The one error that ends the program: what and where with its causes on the first line, below it the fix that the deepest

@@ -116,7 +116,7 @@ fn files_are_written_in_few_places() {
     ];
     // the store goes on with what it has of a download, quantised copies have a folder, the history of this machine is added to,
     // and a peak of memory begins anew by writing to the process's own entry in /proc
-    let rooms = ["platform/files.rs", "weights/store/", "weights/quantize.rs", "history.rs", "plan/machine.rs"];
+    let rooms = ["platform/files.rs", "weights/store/", "weights/quantize.rs", "history.rs", "platform/machine.rs"];
     only("writes files", &words, &rooms);
 }
 
@@ -134,6 +134,6 @@ fn the_environment_is_read_by_flags_and_the_store() {
 }
 
 #[test]
-fn unsafe_code_lives_in_kernels_and_mapped_files() {
-    only("is unsafe", &["unsafe "], &["nn/", "noise.rs", "weights/open.rs"]);
+fn unsafe_code_lives_in_kernels_mapped_files_and_signals() {
+    only("is unsafe", &["unsafe "], &["nn/", "noise.rs", "platform/mapped.rs", "platform/signals.rs"]);
 }

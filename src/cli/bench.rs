@@ -71,7 +71,7 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000), help_heading = "Grid")]
     steps: Option<u16>,
     /// The most memory that a whole run may use, such as 8GiB [default: what is free, less a margin]
-    #[arg(long, value_name = "SIZE", value_parser = crate::plan::parse_size, help_heading = "Grid")]
+    #[arg(long, value_name = "SIZE", value_parser = crate::platform::machine::parse_size, help_heading = "Grid")]
     memory: Option<u64>,
 
     /// auto, cpu, cuda, cuda:N or metal
@@ -120,9 +120,7 @@ pub fn run_all(args: Args) -> Result<(), Failure> {
 
 /// Times one row here.
 fn one(spec: &Spec, device: &str) -> Result<Value, Failure> {
-    let threads =
-        spec.threads.map_or(Ok(()), |n| rayon::ThreadPoolBuilder::new().num_threads(n as usize).build_global());
-    threads.map_err(|e| Failure::Failed(e.into()))?;
+    super::start_threads(spec.threads)?; // the row says how many there are
     let compute = device::open(device, spec.dtype).map_err(Failure::BadInput)?;
     if let Some(remark) = &compute.remark {
         return Err(Failure::BadInput(anyhow!("{remark}\n  fix: --device cpu, which is then what is timed")));

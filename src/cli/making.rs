@@ -4,7 +4,8 @@ use super::{Common, Failure, print};
 use crate::device::{Dtype, Quantize};
 use crate::folders::Folder;
 use crate::models::ltx::Convention;
-use crate::plan::{self, Plan, Report, Tiles};
+use crate::plan::{Plan, Report, Tiles};
+use crate::platform::machine;
 use crate::progress::Progress;
 use crate::request::{Lora, Request, Scene};
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -132,7 +133,7 @@ pub struct Making {
     #[arg(long, value_enum, value_name = "TYPE", default_value_t, hide_default_value = true, help_heading = "Machine")]
     dtype: Dtype,
     /// The most memory to use, such as 8GiB [default: what is free, less a margin]
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = plan::parse_size, help_heading = "Machine")]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = machine::parse_size, help_heading = "Machine")]
     memory: Option<u64>,
     /// Encode and decode in tiles of this many pixels, or `none` [default: where memory asks for it]
     #[arg(long, value_name = "WxH|none", allow_hyphen_values = true, value_parser = tiles, help_heading = "Machine")]

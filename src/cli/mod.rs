@@ -10,14 +10,15 @@ mod usage;
 
 use crate::device;
 use crate::folders::Folder;
-use crate::platform::files;
+use crate::platform::files::CannotWrite;
+use crate::platform::signals::{self, End};
+use crate::platform::threads;
 use crate::progress::{self, Mode, Progress};
 use crate::weights::catalogue;
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::LazyLock;
-use std::time::Duration;
 
 /// How a verb failed, which is what the exit code says.
 pub enum Failure {
@@ -27,10 +28,12 @@ pub enum Failure {
     Failed(anyhow::Error),
 }
 
-/// How long an interrupt waits for a file that is just getting its name.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Exit code after an interrupt.
-const INTERRUPTED: i32 = 130;
+impl Failure {
+    /// Of a verb that reads and writes in one go: what cannot be written is the machine's fault, all else the input's.
+    fn of(error: anyhow::Error) -> Self {
+        if error.is::<CannotWrite>() { Failure::Failed(error) } else { Failure::BadInput(error) }
+    }
+}
 
 #[derive(Parser)]
 #[command(name = "reel", version = version(), about = "A prompt becomes a video, on your own machine", arg_required_else_help = true)]
@@ -62,7 +65,7 @@ enum Verb {
 /// Flags about talking and threads, of every verb that computes.
 #[derive(clap::Args)]
 struct Common {
-    /// Threads to compute with [default: all cores]
+    /// Threads to compute with, at most four for each core [default: all cores]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Machine")]
     threads: Option<u16>,
     /// How to show progress, on standard error
@@ -78,12 +81,19 @@ struct Common {
 
 impl Common {
     fn apply(&self) -> Result<Progress, Failure> {
-        if let Some(n) = self.threads {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(n as usize).build_global();
-            pool.map_err(|e| Failure::Failed(e.into()))?;
+        let progress = Progress { mode: self.progress, quiet: self.quiet, verbose: self.verbose };
+        if let Some(remark) = start_threads(self.threads)? {
+            progress.note(&remark);
         }
-        Ok(Progress { mode: self.progress, quiet: self.quiet, verbose: self.verbose })
+        Ok(progress)
     }
+}
+
+/// Starts the threads that networks are computed with; returns one line where they are fewer than asked for.
+/// - `asked`: `--threads`. Without it rayon's own variable counts, and then the cores.
+fn start_threads(asked: Option<u16>) -> Result<Option<String>, Failure> {
+    let variable = || std::env::var("RAYON_NUM_THREADS").ok()?.parse::<usize>().ok().filter(|n| *n > 0);
+    threads::start(asked.map(usize::from).or_else(variable)).map_err(|e| Failure::Failed(e.into()))
 }
 
 /// Runs the program: parses, does, prints the one error.
@@ -115,15 +125,13 @@ pub fn run() -> ExitCode {
         progress::error(&e, mode);
         return ExitCode::from(2);
     }
-    // a signal ends the program at once; what is half written goes first
-    let handled = ctrlc::set_handler(|| {
-        files::remove_unfinished(PATIENCE);
-        std::process::exit(INTERRUPTED);
+    signals::listen(move |end| match end {
+        End::Interrupted(text) => progress::interrupted(text, mode),
+        End::Failed(text) => {
+            progress::clear_line();
+            progress::error(&anyhow::anyhow!(text.clone()), mode)
+        }
     });
-    if let Err(e) = handled {
-        progress::error(&anyhow::Error::new(e).context("cannot listen for interrupts"), mode);
-        return ExitCode::from(1);
-    }
     let done = match cli.verb {
         Verb::Generate(args) => generate::run(*args),
         Verb::Extend(args) => join::extend(*args),

@@ -70,9 +70,8 @@ pub enum Verb {
         /// Replace an existing file
         #[arg(long)]
         force: bool,
-        /// List what stays as it is
-        #[arg(short, long)]
-        verbose: bool,
+        #[command(flatten)]
+        common: Common,
     },
 }
 
@@ -100,12 +99,10 @@ pub fn run(verb: Verb) -> Result<(), Failure> {
         Verb::Verify { name, common } => verify(name.as_deref(), &common.apply()?),
         Verb::Path { name } => path(&name),
         Verb::Remove { name } => remove(&name),
-        Verb::Pack { dir, out, name, force } => {
-            pack::pack(&dir, &out, name.as_deref(), force).map_err(Failure::BadInput)
-        }
-        Verb::Quantize { path, kind, out, text, force, verbose } => {
-            let progress = Progress { verbose, ..Progress::default() };
-            parts::quantize(&path, text, kind, &out, force, &progress).map_err(Failure::BadInput)
+        Verb::Pack { dir, out, name, force } => pack::pack(&dir, &out, name.as_deref(), force).map_err(Failure::of),
+        Verb::Quantize { path, kind, out, text, force, common } => {
+            let progress = common.apply()?;
+            parts::quantize(&path, text, kind, &out, force, &progress).map_err(Failure::of)
         }
     }
 }
@@ -114,7 +111,7 @@ pub fn run(verb: Verb) -> Result<(), Failure> {
 pub fn mode(verb: &Verb) -> crate::progress::Mode {
     match verb {
         Verb::Pull(args) => args.common.progress,
-        Verb::Verify { common, .. } => common.progress,
+        Verb::Verify { common, .. } | Verb::Quantize { common, .. } => common.progress,
         _ => crate::progress::Mode::Auto,
     }
 }

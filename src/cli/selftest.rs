@@ -67,7 +67,7 @@ fn test() -> Result<(String, f64)> {
     } else {
         format!("{psnr:.1} dB from the reference\n")
     };
-    if let Some(peak) = crate::plan::peak_memory() {
+    if let Some(peak) = crate::platform::machine::peak_memory() {
         report += &format!("peak memory: {} MB\n", peak / 1_000_000);
     }
     for (what, built, open) in [("cuda", cfg!(feature = "cuda"), "cuda"), ("metal", cfg!(feature = "metal"), "metal")] {

@@ -285,7 +285,7 @@ mod tests {
     fn a_size_is_rounded_up() {
         assert_eq!(rounded_up(1), "1MiB");
         assert_eq!(rounded_up(4_500_000_000), "4.2GiB");
-        assert!(super::super::parse_size(&rounded_up(4_500_000_000)).unwrap() >= 4_500_000_000);
+        assert!(crate::platform::machine::parse_size(&rounded_up(4_500_000_000)).unwrap() >= 4_500_000_000);
     }
 
     #[test]

@@ -7,8 +7,8 @@
 
 mod choose;
 mod count;
+mod disk;
 mod encoder;
-mod machine;
 mod networks;
 mod show;
 mod vae;
@@ -16,8 +16,8 @@ mod weights;
 mod work;
 
 pub use choose::{Budget, Choices, Chooser, Tiles, smaller_clips, tiling};
+pub use disk::{check_disk, least_disk};
 pub use encoder::{Encoder, encoder};
-pub use machine::{check_disk, forget_peak, free_disk, free_memory, least_disk, parse_size, peak_memory};
 pub use show::{Offer, Report, Time, rough_seconds};
 pub use weights::{Model, Products};
 pub use work::{Product, Work};

@@ -1,6 +1,5 @@
 //! What weights take in memory once they are loaded, from file headers or, for a model that is not here, from its sizes.
 
-use super::machine::free_disk;
 use super::work::Product;
 use crate::checkpoint::Checkpoint;
 use crate::device::Compute;
@@ -11,6 +10,7 @@ use crate::nn::kernel::Math;
 use crate::nn::kernel::blocks::Blocks;
 use crate::nn::paired;
 use crate::nn::vars::{Source, Vars};
+use crate::platform::machine::free_disk;
 use crate::text::t5::{T5, T5Config};
 use crate::weights::catalogue::{self, Entry};
 use crate::weights::open::{SMALL, Tensors};

@@ -294,8 +294,12 @@ impl Scratch {
     /// - Errors when there is no place for temporary files.
     pub fn create(name: &str) -> Result<Self> {
         let place = std::env::temp_dir().join(name);
-        let fix = "there is no place for temporary files\n  fix: set TMPDIR to a folder that can be written";
-        Ok(Self(AtomicFolder::begin(&place, place.clone()).map_err(|e| anyhow!("{e:#}")).context(fix)?))
+        let folder = AtomicFolder::begin(&place, place.clone()).map_err(|error| {
+            let error = error.to_string();
+            let what = error.lines().next().unwrap_or_default();
+            anyhow!("{what}\n  fix: set TMPDIR to a folder that can be written")
+        });
+        Ok(Self(folder?))
     }
 
     pub fn path(&self) -> &Path {

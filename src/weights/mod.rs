@@ -14,7 +14,8 @@ mod scaled;
 mod source;
 pub mod store;
 
-use anyhow::{Context, Result, ensure};
+use crate::platform::files::read_small_text;
+use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
 /// Bytes of a JSON file, at most: the largest, an index of shards, has less than one MB.
@@ -23,15 +24,7 @@ const LARGEST_JSON: u64 = 32 << 20;
 /// A JSON file of a checkpoint.
 /// - Errors when it is no plain file, or far larger than any.
 pub fn read_json(path: &Path) -> Result<serde_json::Value> {
-    let meta = std::fs::metadata(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    ensure!(meta.is_file(), "`{}` is no plain file", path.display());
-    ensure!(
-        meta.len() <= LARGEST_JSON,
-        "`{}` has {} MB, too many for a configuration",
-        path.display(),
-        meta.len() >> 20
-    );
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let text = read_small_text(path, LARGEST_JSON)?;
     serde_json::from_str(&text).with_context(|| format!("`{}` is not JSON", path.display()))
 }
 
@@ -40,8 +33,8 @@ pub fn read_json(path: &Path) -> Result<serde_json::Value> {
 pub fn part_folder(dir: &Path, part: &str) -> Option<PathBuf> {
     const LONGEST_LINK: u64 = 4096;
     let path = dir.join(part);
-    if path.is_file() && path.metadata().is_ok_and(|m| m.len() <= LONGEST_LINK) {
-        let target = std::fs::read_to_string(&path).ok()?;
+    if path.is_file() {
+        let target = read_small_text(&path, LONGEST_LINK).ok()?;
         return Some(dir.join(target.trim_end())).filter(|target| target.is_dir());
     }
     Some(path).filter(|path| path.is_dir())

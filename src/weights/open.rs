@@ -10,16 +10,16 @@ use crate::nn::kernel::Math;
 use crate::nn::kernel::blocks::Blocks;
 use crate::nn::matrix::{Kind, Mapped, usable};
 use crate::nn::vars::Vars;
+use crate::platform::mapped::MappedFile;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device};
 use safetensors::tensor::{Dtype, SafeTensors};
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 enum Bytes {
-    Mapped(memmap2::Mmap),
+    Mapped(MappedFile),
     Embedded(&'static [u8]),
 }
 
@@ -36,15 +36,9 @@ impl std::ops::Deref for Bytes {
 impl Bytes {
     /// Lets the pages of a range go that has been copied; a later look reads them from the file again.
     fn forget(&self, range: (usize, usize)) {
-        #[cfg(unix)]
         if let Bytes::Mapped(map) = self {
-            // SAFETY: the map is of a file and never written, so its pages come back as they were.
-            let advice =
-                unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.0, range.1 - range.0) };
-            let _ = advice; // it is only advice
+            map.forget(range);
         }
-        #[cfg(not(unix))]
-        let _ = range;
     }
 }
 
@@ -169,21 +163,10 @@ impl Tensors {
         let what = paths.first().map(|p| format!("`{}`", p.display())).unwrap_or_default();
         let mut all = Self::empty(what);
         for path in paths {
-            // a pipe would be waited for without end
-            let plain = std::fs::metadata(path).is_ok_and(|m| m.is_file());
-            ensure!(
-                plain || !path.exists(),
-                "`{}` is no file that can be mapped\n  fix: copy it to a plain file",
-                path.display()
-            );
-            let file = File::open(path).with_context(|| format!("cannot read weights `{}`", path.display()))?;
+            let map = MappedFile::open(path)?;
             let place = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
-            let (size, time) = file.metadata().map(|m| (m.len(), m.modified().ok())).unwrap_or_default();
+            let (size, time) = map.version();
             all.identity += &format!("{} {size} {time:?}\n", place.display());
-            // SAFETY: the map is only read. A file that shrinks while it is mapped ends the program (SIGBUS), which no
-            // library can prevent; replacing a file by renaming, as downloads do, leaves the map intact.
-            let map = unsafe { memmap2::Mmap::map(&file) }
-                .with_context(|| format!("cannot map weights `{}`", path.display()))?;
             all.add(Bytes::Mapped(map), &format!("`{}`", path.display()))?;
         }
         scaled::attach(Arc::make_mut(&mut all.entries));

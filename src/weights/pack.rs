@@ -1,7 +1,7 @@
 //! A diffusers directory -> one safetensors file with everything in it, as the embedded model is.
 
 use super::open::Type;
-use super::read_json;
+use super::{part_folder, read_json};
 use crate::checkpoint::{Checkpoint, Sources};
 use crate::models::ltx::names;
 use crate::platform::files::AtomicFile;
@@ -41,11 +41,15 @@ pub fn pack(dir: &Path, out: &Path, name: Option<&str>, force: bool) -> Result<(
     };
     tensors.sort_by_key(|(name, raw)| (std::cmp::Reverse(bits(raw)), name.clone()));
 
+    let part = |folder: &str, file: &str| {
+        let folder = part_folder(dir, folder).with_context(|| format!("`{model}` has no folder `{folder}`"))?;
+        read_json(&folder.join(file))
+    };
     let config = json!({
-        "transformer": read_json(&dir.join("transformer/config.json"))?,
-        "vae": read_json(&dir.join("vae/config.json"))?,
-        "scheduler": read_json(&dir.join("scheduler/scheduler_config.json"))?,
-        "text_encoder": read_json(&dir.join("text_encoder/config.json"))?,
+        "transformer": part("transformer", "config.json")?,
+        "vae": part("vae", "config.json")?,
+        "scheduler": part("scheduler", "scheduler_config.json")?,
+        "text_encoder": part("text_encoder", "config.json")?,
     });
     let mut metadata = Map::new();
     if let Some(name) = name {

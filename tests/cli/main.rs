@@ -8,4 +8,5 @@ mod lora;
 mod models;
 mod runs;
 mod stills;
+mod system;
 mod weights;

@@ -96,7 +96,7 @@ impl Running {
         let (Some(stdout), Some(mut stderr)) = (child.stdout.take(), child.stderr.take()) else {
             bail!("`ffmpeg` has no pipes")
         };
-        let talk = std::thread::spawn(move || {
+        let talk = std::thread::Builder::new().spawn(move || {
             let (mut kept, mut block) = (Vec::new(), [0; 4096]);
             while let Ok(n @ 1..) = stderr.read(&mut block) {
                 let room = MOST_TALK.saturating_sub(kept.len()).min(n);
@@ -104,7 +104,9 @@ impl Running {
             }
             String::from_utf8_lossy(&kept).into_owned()
         });
-        Ok(Some((Running { child, talk: Some(talk) }, stdout)))
+        let mut running = Running { child, talk: None };
+        running.talk = Some(talk.context("cannot read what `ffmpeg` says")?);
+        Ok(Some((running, stdout)))
     }
 
     /// Waits for the end. Returns whether it went well, and what was said.

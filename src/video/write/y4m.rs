@@ -2,6 +2,7 @@
 
 use super::Rate;
 use super::colour::{Chroma, Planes, Space};
+use crate::platform::signals::Remains;
 use crate::video::Frame;
 use crate::video::read::yuv::untagged;
 use anyhow::{Context, Result};
@@ -10,6 +11,7 @@ use std::io::{BufWriter, Write};
 pub struct Y4m<W: Write> {
     out: BufWriter<W>,
     planes: Planes,
+    _remains: Remains,
 }
 
 const FAILED: &str = "cannot write to standard output";
@@ -27,7 +29,8 @@ impl<W: Write> Y4m<W> {
         writeln!(out, "YUV4MPEG2 W{width} H{height} F{num}:{den} Ip A1:1 C{name} XCOLORRANGE=LIMITED")
             .context(FAILED)?;
         let space = Space::new(untagged(width, height), false, width, height);
-        Ok(Y4m { out, planes: Planes::new(width, height, chroma, space) })
+        let _remains = Remains::set("the clip on standard output is cut off");
+        Ok(Y4m { out, planes: Planes::new(width, height, chroma, space), _remains })
     }
 
     pub fn push(&mut self, frame: &Frame) -> Result<()> {

@@ -2,13 +2,16 @@
 
 use super::{Catalogue, Entry, Kind, PassDefaults, RunDefaults};
 use crate::guidance::ByLevel;
+use crate::platform::files;
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use std::fmt;
-use std::io::ErrorKind;
 use std::path::Path;
 use toml::Spanned;
+
+/// Bytes of a catalogue, at most.
+const MOST_BYTES: u64 = 4 << 20;
 
 /// Tables that hold entries of a kind; every other key is a model.
 const KINDS: [(&str, Kind); 3] =
@@ -117,9 +120,9 @@ pub fn merge(mut built_in: Vec<Entry>, own: Vec<Entry>) -> Result<Catalogue, Wro
 
 /// The built-in entries with those of a file laid over them; `None` when there is no such file.
 pub fn with_own(path: &Path) -> Result<Option<Catalogue>> {
-    let text = match std::fs::read_to_string(path) {
-        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
-        text => text.with_context(|| format!("cannot read `{}`", path.display()))?,
+    let text = match files::read_small_text(path, MOST_BYTES) {
+        Err(error) if files::is_missing(&error) => return Ok(None),
+        text => text?,
     };
     let merged = parse(&text).and_then(|own| merge(super::built_in().entries, own));
     merged.map(Some).map_err(|Wrong { line, what }| {

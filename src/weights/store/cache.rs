@@ -10,6 +10,9 @@ use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
+/// Bytes of a file that names a commit, at most.
+const MOST_REFERENCE: u64 = 1 << 10;
+
 /// One repository's part of the cache.
 pub struct Folder {
     names: CacheRepo,
@@ -328,7 +331,9 @@ impl Folder {
                 let path = entry.path();
                 if path.is_dir() {
                     folders.push(path);
-                } else if fs::read_to_string(&path).is_ok_and(|text| !commits.contains(&text.trim().to_string())) {
+                } else if files::read_small_text(&path, MOST_REFERENCE)
+                    .is_ok_and(|text| !commits.contains(&text.trim().to_string()))
+                {
                     let _ = fs::remove_file(path);
                 }
             }

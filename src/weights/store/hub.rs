@@ -2,6 +2,7 @@
 
 use super::check::{is_commit, is_etag};
 use super::settings::Settings;
+use crate::platform::files;
 use crate::weights::catalogue::{Remote, is_sha256};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use hf_hub::{Repo, RepoType};
@@ -15,6 +16,8 @@ use ureq::{Agent, Body};
 
 /// Redirects that one answer may take.
 const MOST_HOPS: usize = 10;
+/// Bytes of a file with certificates, at most.
+const MOST_CERTIFICATES: u64 = 16 << 20;
 /// The longest that `Retry-After` is obeyed.
 const LONGEST_REST: Duration = Duration::from_secs(300);
 
@@ -309,7 +312,7 @@ fn unsafe_connection(host: &str, error: &rustls::Error) -> anyhow::Error {
 
 /// The certificates of a PEM file.
 fn trusted(path: &Path) -> Result<RootCerts> {
-    let pem = std::fs::read(path).with_context(|| {
+    let pem = files::read_small(path, MOST_CERTIFICATES).with_context(|| {
         format!("cannot read the certificates `{}`\n  fix: check SSL_CERT_FILE and REQUESTS_CA_BUNDLE", path.display())
     })?;
     let items = parse_pem(&pem).filter_map(|item| match item {

@@ -5,7 +5,8 @@ use super::hub::{self, Hub, Meta, Trouble};
 use super::record::Record;
 use super::transfer::{Ended, Wanted, fetch, hash_file, hash_of_git, is_git_hash, pause};
 use super::{State, Store, short};
-use crate::plan::free_disk;
+use crate::platform::machine::free_disk;
+use crate::platform::signals::Remains;
 use crate::progress::{Bytes, Progress, human_bytes};
 use crate::weights::catalogue::{Entry, Kind, Remote};
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -67,6 +68,7 @@ impl Store {
             missing.iter().map(|one| self.ask(&hub, *one, &missing, accept_hash, progress)).collect::<Result<_>>()?;
         self.say(&items, progress);
         self.check_disk(&items)?;
+        let _remains = Remains::set("what has come is kept, and the same command goes on from there");
         let mut stage = progress.bytes("pull", items.iter().map(|item| item.bytes.unwrap_or(0)).sum());
         let done = items.into_iter().try_for_each(|item| self.fetch(&hub, item, accept_hash, progress, &mut stage));
         stage.finish();

@@ -4,7 +4,7 @@
 use super::check::no_plain_file;
 use super::hub::{Hub, Meta, Trouble};
 use super::short;
-use crate::plan::free_disk;
+use crate::platform::machine::free_disk;
 use crate::progress::{Bytes, human_bytes};
 use crate::weights::catalogue::Remote;
 use anyhow::{Context, Result, anyhow, bail};
