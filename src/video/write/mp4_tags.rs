@@ -12,8 +12,8 @@ use anyhow::Result;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tags {
     /// `video_signal_type` of the parameter sets: whether the range is full; primaries, transfer, matrix.
-    full: Option<bool>,
-    description: Option<[u8; 3]>,
+    pub full: Option<bool>,
+    pub description: Option<[u8; 3]>,
     /// What the box `colr` holds.
     pub colr: Option<Vec<u8>>,
 }

@@ -278,6 +278,41 @@ fn a_clip_is_copied_before_after_and_between() -> Result<()> {
     Ok(())
 }
 
+/// Frames beside samples that tell no colours, or others, tell the same; a clip that tells otherwise is not copied beside them.
+#[test]
+fn one_file_tells_one_colour() -> Result<()> {
+    let folder = Scratch::new("mp4-colours");
+    let clip = |name: &str, full, description, colr: Option<&[u8]>| -> Result<Target> {
+        let target = folder.target(name);
+        let mut mp4 = Mp4::create(&target.path, 48, 34, Rate::new(23.976)?, 5, 90, false)?;
+        mp4.settle(Tags { full, description, colr: colr.map(<[u8]>::to_vec) });
+        (0..5).try_for_each(|t| mp4.push(&patches(48, 34, t)))?;
+        Box::new(mp4).finish()?;
+        Ok(target)
+    };
+    let said = b"nclx\0\x06\0\x06\0\x06\x80";
+    let clips = [
+        clip("silent.mp4", None, None, None)?,
+        clip("range.mp4", Some(false), None, None)?,
+        clip("full.mp4", Some(true), Some([1, 1, 1]), None)?,
+        clip("boxed.mp4", None, None, Some(said))?,
+    ];
+    for (i, clip) in clips.iter().enumerate() {
+        let colours = |file: &[u8]| -> Vec<u8> {
+            let boxes = children(avc1(file)).into_iter();
+            boxes.filter(|(name, _)| *name == b"colr").flat_map(|(_, body)| body.to_vec()).collect()
+        };
+        let file = joined(&folder, &format!("joined{i}.mp4"), &[Ok(clip), Err(6)], true)?;
+        assert_eq!(word(stbl(&file, b"stsd"), 1), 1, "{i}");
+        assert_eq!(colours(&file), colours(&std::fs::read(&clip.path)?), "{i}");
+        let file = joined(&folder, &format!("before{i}.mp4"), &[Err(6), Ok(clip)], true)?;
+        assert_eq!(word(stbl(&file, b"stsd"), 1), 1, "{i}");
+        let mut writer = Writer::create(&folder.target(&format!("other{i}.mp4")), 48, 34, 23.976, 10, 90, false)?;
+        assert!(writer.copy_clip(&clip.path)? && !writer.copy_clip(&clips[(i + 1) % 4].path)?, "{i}");
+    }
+    Ok(())
+}
+
 /// Rewrites a clip's index as if its frames, all key frames, were shown in another order: 0 2 1, 3 5 4, ...
 #[test]
 fn frames_shown_out_of_order_stay_in_time() -> Result<()> {
