@@ -21,7 +21,7 @@ use crate::request::{Request, Settings, default_size, image_crf};
 use crate::stages::Stages;
 use crate::upscaler::Upscaler;
 use crate::video::Frame;
-use crate::video::resize::Fit;
+use crate::video::resize::{Fit, enlarge};
 use crate::video::write::{Clip, Format, Sizing, Target, Writer};
 use crate::weights::catalogue::{Entry, RunDefaults};
 use crate::weights::store::Store;
@@ -351,13 +351,14 @@ impl Job {
         let opened = Opened::new(request, progress)?;
         let size = inputs::size_from_stills(request, opened.default_size(), opened.geometry(), progress)?;
         let take = Take::new(opened, request, size, &[], Direction::Forward, progress)?;
-        let clip = take.settings.clip;
+        let clip = take.settings.output();
         let target = outputs::target(request, &take.settings)?;
         outputs::check(request, &target, &[])?;
         let Extent { width, height, frames } = clip;
-        target.check_clip(&Clip { width, height, frames, fps: take.settings.fps }, Sizing::Asked)?;
+        let sizing = if take.settings.scale > 1 { Sizing::Scaled(take.settings.scale) } else { Sizing::Asked };
+        target.check_clip(&Clip { width, height, frames, fps: take.settings.fps }, sizing)?;
         if take.outlook.fits().is_ok() {
-            plan::check_disk(&target, clip)?; // else memory is what is wrong first
+            plan::check_disk(&target, take.settings.least(clip))?; // else memory is what is wrong first
         }
         if request.quality.is_some() && !matches!(target.format, Format::Mp4 | Format::Webp) {
             progress.note("--quality has no effect on a lossless format");
@@ -373,7 +374,7 @@ impl Job {
     /// What the run will take.
     pub fn plan(&self) -> (&Plan, Report) {
         let settings = &self.take.settings;
-        (&self.take.outlook.plan, self.take.outlook.report(settings, &self.target, settings.clip))
+        (&self.take.outlook.plan, self.take.outlook.report(settings, &self.target, settings.output()))
     }
 
     /// Makes the clip and writes it.
@@ -382,7 +383,7 @@ impl Job {
         self.fits()?;
         let begun = Instant::now();
         let settings = self.take.settings.clone();
-        let Extent { width, height, frames } = settings.clip;
+        let Extent { width, height, frames } = settings.output();
         let mut writer = None;
         let latents = self.take.latents(progress)?;
         self.take.decode(&latents, progress, |frame| {
@@ -399,7 +400,7 @@ impl Job {
                     self.force,
                 )?),
             };
-            writer.push(&frame)
+            writer.push(&enlarge(frame, settings.scale, settings.scale_filter))
         })?;
         if let Some(writer) = writer {
             writer.finish()?;

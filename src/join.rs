@@ -53,12 +53,12 @@ struct Correction {
 }
 
 /// What the headers of the footage say.
-struct Looked {
+struct Headers {
     before: Option<Info>,
     after: Option<Info>,
 }
 
-impl Looked {
+impl Headers {
     /// Opens each file once; what is remarkable of it is said once.
     fn new(asked: &Asked, progress: &Progress) -> Result<Self> {
         let look = |path: &PathBuf| Ok::<_, anyhow::Error>(inputs::open(path, "the clip", progress)?.info);
@@ -122,10 +122,10 @@ struct Draft {
 impl Draft {
     fn new(request: &Request, asked: &Asked, facts: &ModelFacts, progress: &Progress) -> Result<Self> {
         let ModelFacts { geometry, defaults, convention } = facts;
-        let looked = Looked::new(asked, progress)?;
-        let first = looked.first()?;
+        let headers = Headers::new(asked, progress)?;
+        let first = headers.first()?;
         let shown = (first.width, first.height);
-        let fps = looked.fps(request, defaults.fps, progress)?;
+        let fps = headers.fps(request, defaults.fps, progress)?;
         let made_size =
             request.size.unwrap_or_else(|| inputs::size_in_aspect(shown.0, shown.1, default_size(defaults), *geometry));
         let legal = geometry.legal(Extent { width: made_size.0, height: made_size.1, frames: 1 });
@@ -137,7 +137,7 @@ impl Draft {
             (Some(path), Some(info)) => Some(Side::new(path, info, tail, fps, progress)),
             _ => None,
         };
-        let (before, after) = (side(&asked.before, &looked.before, true), side(&asked.after, &looked.after, false));
+        let (before, after) = (side(&asked.before, &headers.before, true), side(&asked.after, &headers.after, false));
         let layout = Layout::new(&Given {
             geometry: *geometry,
             window: request.window.or(defaults.window).unwrap_or(crate::request::WINDOW),
@@ -370,6 +370,8 @@ fn made(request: &Request, layout: &Layout, size: (usize, usize), fps: f64) -> R
     }
     Ok(Request {
         size: Some(size),
+        scale: None, // a joined clip has the footage's size
+        scale_filter: None,
         frames: Some(layout.frames),
         seconds: None,
         fps: Some(fps),

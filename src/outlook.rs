@@ -391,7 +391,9 @@ impl Outlook {
             layers: self.model.transformer.0.layers,
             tiled: self.tiled,
             out: Some(self.unnamed.clone().unwrap_or_else(|| target.path.display().to_string())),
-            disk: plan::least_disk(target, clip),
+            scale: settings.scale,
+            output: Some(clip),
+            disk: plan::least_disk(target, settings.least(clip)),
             downloads: vec![],
             offer: self.offer(Time::sum(&times), &mut speeds),
             times,
@@ -512,7 +514,7 @@ impl Absent {
         let settings = sketch.settings.clone();
         let outlook = Outlook::new(self.known.model, sketch, request, &self.compute)?;
         let target = outputs::target(request, &settings)?;
-        let mut report = outlook.report(&settings, &target, written.unwrap_or(settings.clip));
+        let mut report = outlook.report(&settings, &target, written.unwrap_or(settings.output()));
         report.downloads.extend(self.missing.iter().map(|part| (part.name.clone(), part.size())));
         Ok((outlook.plan, report))
     }

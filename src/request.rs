@@ -10,7 +10,7 @@ use crate::passes::{self, Pass, Upscaling};
 use crate::plan::Tiles;
 use crate::recipe::Recipe;
 use crate::sampler::Schedule;
-use crate::video::resize::Fit;
+use crate::video::resize::{Filter, Fit};
 use crate::weights::catalogue::RunDefaults;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,8 @@ use std::path::PathBuf;
 const MOST_PIXELS: usize = 16_384;
 pub const MOST_FRAMES: usize = 100_000;
 const MOST_STEPS: usize = 1000;
+/// The most that an output is enlarged.
+const MOST_TIMES: usize = 16;
 
 /// What was asked for; what is absent is decided by the model. Fields are named like the flags of `generate`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -70,6 +72,9 @@ pub struct Request {
     pub decode_timestep: Option<f64>,
     pub decode_noise: Option<f64>,
     pub seed: Option<u64>,
+    /// Times that the output is enlarged along each side; once where it is absent.
+    pub scale: Option<usize>,
+    pub scale_filter: Option<Filter>,
     pub out: Option<PathBuf>,
     pub quality: Option<u8>,
     pub force: bool,
@@ -238,6 +243,9 @@ impl Request {
                 shown()
             );
         }
+        if let Some(scale) = self.scale {
+            ensure!((1..=MOST_TIMES).contains(&scale), "--scale {scale}: it has to be 1 to {MOST_TIMES}");
+        }
         if let Some(quality) = self.quality {
             ensure!((1..=100).contains(&quality), "--quality {quality}: it has to be 1 to 100");
         }
@@ -269,6 +277,9 @@ pub struct Settings {
     pub decode_timestep: f64,
     pub decode_noise: f64,
     pub seed: u64,
+    /// Times that the output is enlarged along each side.
+    pub scale: usize,
+    pub scale_filter: Filter,
     pub quality: u8,
 }
 
@@ -298,6 +309,14 @@ impl Settings {
         let fps = request.fps.or(model.fps).unwrap_or(fps);
         let (width, height) = request.size.or(size).unwrap_or_else(|| default_size(model));
         let frames = request.frames_at(fps)?.unwrap_or_else(|| default_frames(model));
+        let scale = request.scale.unwrap_or(1);
+        ensure!(
+            width.max(height) * scale <= MOST_PIXELS,
+            "--scale {scale}: {}x{} is more than {MOST_PIXELS} pixels a side\n  fix: --scale {}",
+            width * scale,
+            height * scale,
+            (MOST_PIXELS / width.max(height)).max(1)
+        );
         let recipe = Recipe::decide(request.convention, model.recipe);
         let passes = passes::decide(request, model, recipe, allowed, two)?;
         let decode_timestep = request.decode_timestep.or(model.decode_timestep).unwrap_or(0.0);
@@ -333,8 +352,22 @@ impl Settings {
             decode_timestep,
             decode_noise: request.decode_noise.or(known_noise).unwrap_or(decode_timestep),
             seed,
+            scale,
+            scale_filter: request.scale_filter.unwrap_or_default(),
             quality: request.quality.unwrap_or(QUALITY),
         })
+    }
+
+    /// The clip as it is written.
+    pub fn output(&self) -> Extent {
+        let Extent { width, height, frames } = self.clip;
+        Extent { width: width * self.scale, height: height * self.scale, frames }
+    }
+
+    /// Returns a clip that takes as much of a disk as the output at least: enlarged N times it has N² times the pixels and no
+    /// more detail, which compresses to N times the bytes or more.
+    pub fn least(&self, output: Extent) -> Extent {
+        Extent { width: output.width / self.scale, ..output }
     }
 
     /// Tokens that a prompt is cut to.

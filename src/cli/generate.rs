@@ -5,7 +5,7 @@ use super::making::{Making, fetch, print_plan, prompt};
 use crate::generate::Job;
 use crate::outlook::Absent;
 use crate::request::{Keyframe, Request};
-use crate::video::resize::Fit;
+use crate::video::resize::{Filter, Fit};
 use crate::windows::Direction;
 use std::path::PathBuf;
 
@@ -29,6 +29,12 @@ pub struct Args {
     /// Frames a second
     #[arg(long, value_name = "F", allow_negative_numbers = true, help_heading = "Clip")]
     fps: Option<f64>,
+    /// Enlarge what the model made N times on output, 1 to 16
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Output")]
+    scale: Option<usize>,
+    /// How it is enlarged [default: lanczos]
+    #[arg(long, value_enum, value_name = "HOW", help_heading = "Output")]
+    scale_filter: Option<Filter>,
     #[command(flatten)]
     pub making: Making,
 }
@@ -44,6 +50,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
             keyframe: args.keyframe,
             fit: args.fit,
             fps: args.fps,
+            scale: args.scale,
+            scale_filter: args.scale_filter,
             ..args.making.request(prompt(args.prompt)?)?
         })
     };

@@ -47,6 +47,9 @@ pub fn idle_flags(request: &Request, settings: &Settings, checkpoint: &Checkpoin
     if request.stg_blocks.is_some() && !stg {
         notes.push("--stg-blocks has no effect: --stg is 0".to_string());
     }
+    if request.scale_filter.is_some() && settings.scale == 1 {
+        notes.push("--scale-filter has no effect: --scale is 1".to_string());
+    }
     if settings.passes.len() == 1 {
         for (given, flag) in
             [(request.second_sigmas.is_some(), "--second-sigmas"), (request.adain.is_some(), "--adain")]

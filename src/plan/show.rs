@@ -18,6 +18,9 @@ pub struct Report {
     pub tiled: bool,
     /// Where it is written; `SEED` stands for a seed that the run will draw.
     pub out: Option<String>,
+    /// Times that it is enlarged, and the size of it then.
+    pub scale: usize,
+    pub output: Option<Extent>,
     /// The least that it takes there, however well it compresses: a lower bound.
     pub disk: Option<u64>,
     /// Files that are not here, and their bytes.
@@ -209,6 +212,9 @@ impl Plan {
         if let Some(encoder) = &report.encoder {
             text += &format!("encoder   {encoder}\n");
         }
+        if let Some(output) = report.output.filter(|_| report.scale > 1) {
+            text += &format!("enlarged {} times on output, to {}x{}\n", report.scale, output.width, output.height);
+        }
         if let Some(out) = &report.out {
             let disk = report.disk.map(|bytes| format!(", at least {}", human_bytes(bytes))).unwrap_or_default();
             text += &format!("output    `{out}`{disk}\n");
@@ -327,6 +333,7 @@ impl Plan {
             "encode": (!self.task.held.is_empty()).then(|| cut(self.choices.encode)), "decode": cut(self.choices.decode),
             "seconds": all.seconds(), "seconds_from": all.source(), "offer": offer,
             "out": report.out, "disk": report.disk, "disk_at_least": report.disk,
+            "scale": report.scale, "output": report.output.map(extent),
             "downloads": report.downloads.iter().map(|(name, bytes)| json!({"file": name, "bytes": bytes})).collect::<Vec<_>>(),
             "refusal": report.refusal, "text_encoder": report.encoder,
         })

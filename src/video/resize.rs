@@ -24,6 +24,17 @@ pub enum Fit {
     Pad,
 }
 
+/// How a picture is enlarged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Filter {
+    /// Smooth.
+    #[default]
+    Lanczos,
+    /// Each pixel becomes a square.
+    Nearest,
+}
+
 /// Weights are whole numbers of 1/2^22.
 const PRECISION: u32 = 22;
 
@@ -117,6 +128,28 @@ pub fn lanczos(frame: &Frame, width: usize, height: usize) -> Frame {
         (false, true) => across(frame, width),
         (false, false) if down_first => across(&down(frame, height), width),
         (false, false) => down(&across(frame, width), height),
+    }
+}
+
+/// Enlarges a picture `times` times along each side.
+pub fn enlarge(frame: Frame, times: usize, filter: Filter) -> Frame {
+    let (width, height) = (frame.width * times, frame.height * times);
+    match filter {
+        _ if times == 1 => frame,
+        Filter::Lanczos => lanczos(&frame, width, height),
+        Filter::Nearest => {
+            let mut rgb = vec![0; width * height * 3];
+            let rows =
+                rgb.par_chunks_mut((width * 3 * times).max(1)).zip(frame.rgb.par_chunks((frame.width * 3).max(1)));
+            rows.for_each(|(out, row)| {
+                let (first, others) = out.split_at_mut(width * 3);
+                for (square, pixel) in first.chunks_exact_mut(3 * times).zip(row.as_chunks::<3>().0) {
+                    square.as_chunks_mut::<3>().0.fill(*pixel);
+                }
+                others.chunks_exact_mut(width * 3).for_each(|other| other.copy_from_slice(first));
+            });
+            Frame { width, height, rgb }
+        }
     }
 }
 

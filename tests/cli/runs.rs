@@ -211,6 +211,31 @@ fn a_flag_without_effect_gets_one_line() {
     }
 }
 
+/// The model makes the same clip; what is written is larger, in all that is said of it too.
+#[test]
+fn the_output_is_enlarged() {
+    let scratch = Scratch::new();
+    let pictures = |more: &[&str]| {
+        let (_, said) = works(&scratch, &short(&[&["-o", "f/", "--force"], more].concat()));
+        (image::open(scratch.path("f/00004.png")).unwrap().into_rgb8(), said)
+    };
+    let (small, _) = pictures(&[]);
+    let (large, said) = pictures(&["--scale", "4", "--scale-filter", "nearest"]);
+    assert!(said.contains("128x128"), "{said}");
+    assert_eq!(large, image::imageops::resize(&small, 128, 128, image::imageops::FilterType::Nearest));
+    let (smooth, _) = pictures(&["--scale", "4"]);
+    assert_eq!(smooth.dimensions(), (128, 128));
+    assert_ne!(smooth, large);
+    let (_, said) = works(&scratch, &short(&["-o", "a.gif", "--scale-filter", "nearest"]));
+    assert!(said.contains("--scale-filter has no effect"), "{said}");
+    let (_, said) = works(&scratch, &short(&["-o", "b.gif", "--scale", "3", "--progress", "json"]));
+    let done: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    assert_eq!((&done["width"], &done["height"]), (&96.into(), &96.into()));
+    assert_eq!(&std::fs::read(scratch.path("b.gif")).unwrap()[6..10], [96, 0, 96, 0]);
+    let (table, _) = works(&scratch, &short(&["--scale", "4", "--dry-run"]));
+    assert!(text(&table).contains("enlarged 4 times on output, to 128x128"), "{}", text(&table));
+}
+
 #[test]
 fn the_model_comes_from_the_environment_too() {
     let scratch = Scratch::new();
@@ -241,7 +266,12 @@ fn an_interrupt_leaves_nothing_half_written() {
     let denoise = ["generate", "x", "--frames", "800", "--steps", "200", "-o", "a.gif", "--progress", "json"];
     let decode = ["generate", "x", "--frames", "800", "--sigmas", "1", "--guidance", "1", "-o", "a.gif"];
     let decode = [&decode[..], &["--progress", "json"]].concat();
-    for (args, stage, signal) in [(&denoise[..], "denoise", "-INT"), (&decode[..], "decode", "-TERM")] {
+    let mut folder = decode.clone();
+    let out = folder.iter().position(|arg| *arg == "a.gif").unwrap();
+    folder[out] = "frames/";
+    for (args, stage, signal) in
+        [(&denoise[..], "denoise", "-INT"), (&decode[..], "decode", "-TERM"), (&folder[..], "decode", "-INT")]
+    {
         let scratch = Scratch::new();
         let mut child = command(&scratch.0, args).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -250,7 +280,9 @@ fn an_interrupt_leaves_nothing_half_written() {
             event["stage"] == stage && (stage == "denoise" || event["done"].as_u64() > Some(0))
         });
         assert!(begun.is_some(), "{stage} never began");
-        assert_eq!(scratch.listing().len(), (stage == "decode") as usize); // the half-written file
+        // the half-written file, or folder with what is in it
+        assert!(if stage == "decode" { !scratch.listing().is_empty() } else { scratch.listing().is_empty() });
+        assert!(!scratch.path("frames").exists());
         let sent = std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
         assert!(sent.success());
         assert_eq!(child.wait().unwrap().code(), Some(130));

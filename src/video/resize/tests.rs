@@ -114,3 +114,17 @@ fn a_degraded_still_is_near_and_even() -> Result<()> {
     assert!(degrade(&smooth(1, 4), 29).is_err());
     Ok(())
 }
+
+#[test]
+fn pictures_are_enlarged_a_whole_number_of_times() {
+    let (width, height) = (5, 3);
+    let frame = Frame { width, height, rgb: (0..width * height * 3).map(|i| (i * 37 % 251) as u8).collect() };
+    assert_eq!(enlarge(frame.clone(), 1, Filter::Lanczos), frame);
+    assert_eq!(enlarge(frame.clone(), 4, Filter::Lanczos), lanczos(&frame, 20, 12));
+    let squares = enlarge(frame.clone(), 4, Filter::Nearest);
+    assert_eq!((squares.width, squares.height, squares.rgb.len()), (20, 12, 20 * 12 * 3));
+    for (x, y) in (0..20).flat_map(|x| (0..12).map(move |y| (x, y))) {
+        let at = |frame: &Frame, x: usize, y: usize| frame.rgb[(y * frame.width + x) * 3..][..3].to_vec();
+        assert_eq!(at(&squares, x, y), at(&frame, x / 4, y / 4), "{x},{y}");
+    }
+}

@@ -29,29 +29,31 @@ pub fn size(format: Format, width: usize, height: usize, sizing: Sizing) -> Resu
         Format::Y4m => return Ok(()),
     };
     // each error with the flag that helps, where there is one, and the forms that do
-    let fix = |flag: &str, forms: &str| match sizing {
-        Sizing::Asked => format!("fix: {flag}, or write {forms}"),
-        Sizing::Footage => format!("fix: write {forms}"),
+    let flag = |change: &str| match sizing {
+        Sizing::Asked => format!("fix: a {change} --size, or write"),
+        Sizing::Scaled(_) => format!("fix: a {change} --scale or --size, or write"),
+        Sizing::Footage => "fix: write".to_string(),
     };
     if width.max(height) > longer || width.min(height) > shorter {
         let forms = if name == "PNG" { "`-` (Y4M)" } else { "`.png`, a folder of frames or `-`" };
-        bail!(
-            "{width}x{height} is more than {name} can hold here, {longer}x{shorter}\n  {}",
-            fix("a smaller --size", forms)
-        );
+        bail!("{width}x{height} is more than {name} can hold here, {longer}x{shorter}\n  {} {forms}", flag("smaller"));
     }
     let forms = "`.gif`, `.webp`, `.png`, a folder of frames or `-`";
     if format == Format::Mp4 && width.min(height) < MP4_LEAST {
         bail!(
-            "{width}x{height} is less than MP4 (H.264) takes here, {MP4_LEAST}x{MP4_LEAST}\n  {}",
-            fix("a larger --size", forms)
+            "{width}x{height} is less than MP4 (H.264) takes here, {MP4_LEAST}x{MP4_LEAST}\n  {} {forms}",
+            flag("larger")
         );
     }
     if format == Format::Mp4 && (width % 2 == 1 || height % 2 == 1) {
-        let even = |side: usize| side + side % 2; // the limits are even, so this stays within them
+        // enlarged an odd number of times, an even size stays even
+        let times = if let Sizing::Scaled(times) = sizing { times } else { 1 };
+        let even = |side: usize| (side / times).next_multiple_of(2); // the limits are even, so this stays within them
         bail!(
-            "MP4 takes even sizes only (its colour is stored for 2x2 pixels), not {width}x{height}\n  {}, which take odd sizes",
-            fix(&format!("--size {}x{}", even(width), even(height)), forms)
+            "MP4 takes even sizes only (its colour is stored for 2x2 pixels), not {width}x{height}\n  \
+             fix: --size {}x{}, or write {forms}, which take odd sizes",
+            even(width),
+            even(height)
         );
     }
     Ok(())
@@ -190,6 +192,9 @@ mod tests {
         let odd = error(size(765, 512));
         assert!(odd.contains("--size 766x512") && odd.contains(".webp"), "{odd}");
         assert!(size(766, 511).is_err());
+        let scaled = |width, height| super::size(Format::Mp4, width, height, Sizing::Scaled(3));
+        assert!(error(scaled(99, 66)).contains("--size 34x22"), "{}", error(scaled(99, 66)));
+        assert!(error(scaled(4200, 66)).contains("a smaller --scale"));
     }
 
     #[test]

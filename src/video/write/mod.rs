@@ -72,6 +72,8 @@ pub struct Clip {
 pub enum Sizing {
     /// `--size`.
     Asked,
+    /// `--size`, so many times by `--scale`.
+    Scaled(usize),
     /// The footage that it continues: no flag changes that.
     Footage,
 }
