@@ -349,7 +349,7 @@ impl Job {
     pub fn prepare(request: &Request, progress: &Progress) -> Result<Self> {
         outputs::check_named(request, &[])?;
         let opened = Opened::new(request, progress)?;
-        let size = inputs::size_from_stills(request, opened.default_size(), opened.geometry(), progress)?;
+        let size = inputs::size_from_stills(request, opened.default_size(), opened.geometry())?;
         let take = Take::new(opened, request, size, &[], Direction::Forward, progress)?;
         let clip = take.settings.output();
         let target = outputs::target(request, &take.settings)?;

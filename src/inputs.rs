@@ -81,9 +81,14 @@ impl Preparation {
 /// Opens a still or a clip.
 /// - `flag`: what it was given as, for errors.
 pub fn open(path: &Path, flag: &str, progress: &Progress) -> Result<Reader> {
-    let reader = read::open(path).with_context(|| flag.to_string())?;
-    reader.notes.iter().for_each(|note| progress.note(&format!("`{}`: {note}", path.display())));
+    let mut reader = read::open(path).with_context(|| flag.to_string())?;
+    tell(&mut reader, path, progress);
     Ok(reader)
+}
+
+/// Says what there is to remark of a file and was not said yet.
+pub fn tell(reader: &mut Reader, path: &Path, progress: &Progress) {
+    reader.news().iter().for_each(|note| progress.note(&format!("`{}`: {note}", path.display())));
 }
 
 /// Width and height for a video that begins from pictures of another shape: about as many pixels as `default`, in the
@@ -100,15 +105,13 @@ pub fn size_from_stills(
     request: &Request,
     default: (usize, usize),
     geometry: Geometry,
-    progress: &Progress,
 ) -> Result<Option<(usize, usize)>> {
     let first = request.image.as_deref().map(|file| (file, "--image"));
     let first = first.or(request.keyframe.first().map(|k| (k.file.as_path(), "--keyframe")));
     let first = first.or(request.last_image.as_deref().map(|file| (file, "--last-image")));
     let (Some((path, flag)), None) = (first, request.size) else { return Ok(None) };
-    let silent = Progress { quiet: true, ..*progress };
-    let info = open(path, flag, &silent)?.info;
-    Ok(Some(size_in_aspect(info.width, info.height, default, geometry)))
+    let (width, height) = read::size(path).with_context(|| flag.to_string())?;
+    Ok(Some(size_in_aspect(width, height, default, geometry)))
 }
 
 /// Reads what the request wants held: `--image`, `--keyframe` as given, `--last-image`.
@@ -136,8 +139,8 @@ pub fn held(
             count - 1
         );
         let mut index = index as usize;
-        let mut reader = open(path, flag, progress)?;
-        let have = if still { 1 } else { reader.info.frames };
+        let mut clip = open(path, flag, progress)?.steady();
+        let have = if still { 1 } else { clip.info().frames };
         let fit = |index: usize| (have.min(legal.frames - index) - 1) / geometry.time * geometry.time + 1;
         if let Some((to, line)) = aligned(index, fit(index), preparation, geometry) {
             progress.note(&format!("{flag} `{name}`: {line}"));
@@ -162,9 +165,12 @@ pub fn held(
         }
         let mut frames = vec![];
         while frames.len() < fits {
-            let Some(timed) = reader.next().with_context(|| format!("{flag}: `{name}` cannot be read"))? else { break };
-            frames.push(preparation.prepare(&timed.frame, fits == 1)?);
+            let Some(frame) = clip.next_frame().with_context(|| format!("{flag}: `{name}` cannot be read"))? else {
+                break;
+            };
+            frames.push(preparation.prepare(&frame, fits == 1)?);
         }
+        tell(&mut clip.reader, path, progress);
         ensure!(frames.len() == fits, "{flag}: `{name}` has {} frames where {have} were announced", frames.len());
         all.push(Held { frame: index, strength, frames });
     }

@@ -222,10 +222,10 @@ impl Join {
 
     /// Reads the frames of footage that the model sees. Only for a run: a plan needs none of them.
     /// - Errors are the user's to mend.
-    pub fn read(&mut self) -> Result<()> {
+    pub fn read(&mut self, progress: &Progress) -> Result<()> {
         let sides = [&mut self.before, &mut self.after].into_iter().flatten();
         for (side, Place { frame, count, .. }) in sides.zip(self.layout.places()) {
-            let frames = side.read(count, &self.preparation)?;
+            let frames = side.read(count, &self.preparation, progress)?;
             self.take.hold(Held { frame, strength: 1.0, frames });
         }
         Ok(())
@@ -266,7 +266,7 @@ impl Join {
         [&self.before, &self.after].into_iter().flatten().for_each(|side| writer.expect_clip(&side.path));
         let mut watch = Watch::default();
         if let Some(before) = &self.before {
-            before.copy(self.canvas, &mut writer, lead.saturating_sub(WATCHED)..lead, &mut watch)?;
+            before.copy(self.canvas, &mut writer, lead.saturating_sub(WATCHED)..lead, &mut watch, progress)?;
         }
         let joined = watch.len();
         let mut index = 0;
@@ -299,7 +299,7 @@ impl Join {
                 // nothing more is written, but the last seam is where the clip begins again
                 after.watch(self.canvas, 0..WATCHED, &mut watch)?;
             } else {
-                after.copy(self.canvas, &mut writer, 0..WATCHED, &mut watch)?;
+                after.copy(self.canvas, &mut writer, 0..WATCHED, &mut watch, progress)?;
             }
         }
         writer.finish()?;

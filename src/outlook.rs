@@ -509,7 +509,7 @@ impl Absent {
         written: Option<Extent>,
     ) -> Result<(Plan, Report)> {
         let facts = self.facts();
-        let size = inputs::size_from_stills(request, default_size(&facts.defaults), facts.geometry, &SILENT)?;
+        let size = inputs::size_from_stills(request, default_size(&facts.defaults), facts.geometry)?;
         let sketch = self.known.sketch(request, size, more, direction)?;
         let settings = sketch.settings.clone();
         let outlook = Outlook::new(self.known.model, sketch, request, &self.compute)?;

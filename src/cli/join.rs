@@ -100,6 +100,6 @@ fn join(
         let (plan, report) = join.plan();
         return print_plan(plan, &report, json);
     }
-    join.fits().and_then(|()| join.read()).map_err(Failure::BadInput)?;
+    join.fits().and_then(|()| join.read(&progress)).map_err(Failure::BadInput)?;
     join.run(&progress).map_err(Failure::Failed)
 }

@@ -56,7 +56,7 @@ impl Side {
     /// Reads the frames that the model goes on from, and returns them as it sees them.
     /// - `count`: how many, at most all. `preparation`: how the model sees them.
     /// - Errors are the user's to mend.
-    pub fn read(&mut self, count: usize, preparation: &Preparation) -> Result<Vec<Frame>> {
+    pub fn read(&mut self, count: usize, preparation: &Preparation, progress: &Progress) -> Result<Vec<Frame>> {
         let mut footage = Footage::open(&self.path, self.fps)?;
         if self.tail {
             footage.at = self.frames - count;
@@ -72,6 +72,7 @@ impl Side {
             });
             self.context.push(clean);
         }
+        inputs::tell(&mut footage.steady.reader, &self.path, progress);
         let read = seen.len();
         ensure!(read == count, "`{}` ends after {read} of {} frames", self.path.display(), self.frames);
         Ok(seen)
@@ -91,7 +92,14 @@ impl Side {
     /// Writes the footage as it is: its own samples or files where the output can take them, else its frames; where its
     /// pictures have another size than the joined clip, brought to that.
     /// - `watched`: frames that `watch` sees.
-    pub fn copy(&self, canvas: Canvas, writer: &mut Writer, watched: Range<usize>, watch: &mut Watch) -> Result<()> {
+    pub fn copy(
+        &self,
+        canvas: Canvas,
+        writer: &mut Writer,
+        watched: Range<usize>,
+        watch: &mut Watch,
+        progress: &Progress,
+    ) -> Result<()> {
         if writer.copy_clip(&self.path)? {
             return self.watch(canvas, watched, watch);
         }
@@ -109,6 +117,7 @@ impl Side {
             }
             i += 1;
         }
+        inputs::tell(&mut footage.steady.reader, &self.path, progress);
         ensure!(i == self.frames, "`{}` ends after {i} of {} frames", self.path.display(), self.frames);
         Ok(())
     }
@@ -141,7 +150,8 @@ struct Footage {
 impl Footage {
     /// - `fps`: of the frames that come; a source without a rate of its own has it.
     fn open(path: &Path, fps: f64) -> Result<Self> {
-        let steady = read::open(path)?.steady();
+        let mut steady = read::open(path)?.steady();
+        steady.reader.news(); // told when the clip was first opened
         let step = step(steady.info(), fps);
         let count = count(steady.info(), step);
         Ok(Self { steady, step, count, at: 0, shown: None })

@@ -64,6 +64,9 @@ impl<'a> Bytes<'a> {
     }
 }
 
+/// Boxes side by side in an index: a track of a thousand has two dozen.
+const MOST: usize = 1 << 18;
+
 /// The boxes side by side in `bytes`. Padding shorter than a header ends them; a box that is longer than what is left is
 /// an error.
 pub fn children(bytes: &[u8]) -> Result<Vec<(Name, &[u8])>> {
@@ -82,6 +85,7 @@ pub fn children(bytes: &[u8]) -> Result<Vec<(Name, &[u8])>> {
             }
         };
         ensure!(body <= rest.0.len() as u64, "box `{}` is longer than what holds it", name.escape_ascii());
+        ensure!(found.len() < MOST, "there are more than {MOST} boxes in one");
         found.push((name, rest.take(body as usize)?));
     }
     Ok(found)

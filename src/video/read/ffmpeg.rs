@@ -3,7 +3,7 @@
 //! itself.
 
 use super::Source;
-use super::talk::{complaint, described, last_line, ours, tagged};
+use super::talk::{Described, complaint, described, last_line};
 use super::yuv::untagged;
 use crate::video::Frame;
 use anyhow::{Context, Result, bail, ensure};
@@ -17,27 +17,24 @@ use std::thread::JoinHandle;
 pub struct Probe {
     pub width: usize,
     pub height: usize,
-    pub codec: String,
+    pub about: Described,
     pub starts: Vec<f64>,
     pub end: Option<f64>,
     /// Its clock, in seconds.
     pub tick: f64,
-    pub sound: bool,
-    /// Brighter than 8 bits can show.
-    pub hdr: bool,
     /// The first thing that it complained about while it decoded.
     pub complaint: Option<String>,
-    pub passthrough: Passthrough,
+    passthrough: Passthrough,
 }
 
-/// How an `ffmpeg` is told to give every frame once, with its own time. The options were renamed (5.1, 6.1), and the old
-/// forms are gone from new ones.
-pub type Passthrough = [&'static str; 4];
+/// How an `ffmpeg` is told to give every frame once, with its own time, and of its own size. The options were renamed (5.1,
+/// 6.1), and the old forms are gone from new ones.
+type Passthrough = &'static [&'static str];
 
 const PASSTHROUGH: [Passthrough; 3] = [
-    ["-fps_mode", "passthrough", "-enc_time_base", "demux"],
-    ["-fps_mode", "passthrough", "-enc_time_base", "-1"],
-    ["-vsync", "0", "-enc_time_base", "-1"],
+    &["-fps_mode", "passthrough", "-enc_time_base", "demux", "-noautoscale"],
+    &["-fps_mode", "passthrough", "-enc_time_base", "-1", "-noautoscale"],
+    &["-vsync", "0", "-enc_time_base", "-1"],
 ];
 
 /// What its talk may fill; the rest is read and dropped, so that it never waits for us.
@@ -78,6 +75,8 @@ impl Running {
                 level,
                 "-protocol_whitelist",
                 "file,pipe",
+                "-max_pixels",
+                &super::MOST_PIXELS.to_string(),
                 "-i",
             ])
             .arg(input)
@@ -134,19 +133,19 @@ pub fn probe(path: &Path, video: usize) -> Result<Option<Probe>> {
         ensure!(count > 0, "there are no frames in it");
         let (width, height) = listing.size.context("`ffmpeg` does not say how large it is")?;
         super::check_size(width, height)?;
-        let (codec, sound, hdr) = described(&talk);
+        if let Some(frame) = listing.resized {
+            bail!("its size changes at frame {frame}\n  fix: {}", super::film::one_size(width, height));
+        }
         let first = listing.times[0].0;
         let seconds = |ticks: i64| (ticks - first) as f64 * listing.tick;
         let end = listing.times.last().filter(|last| last.1 > 0).map(|last| seconds(last.0.saturating_add(last.1)));
         return Ok(Some(Probe {
             width,
             height,
-            codec,
+            about: described(&talk),
             starts: listing.times.iter().map(|&(start, _)| seconds(start)).collect(),
             end,
             tick: listing.tick,
-            sound,
-            hdr,
             complaint: complaint(&talk),
             passthrough: mode,
         }));
@@ -160,13 +159,20 @@ struct Listing {
     tick: f64,
     /// Start and duration, in ticks.
     times: Vec<(i64, i64)>,
+    /// Bytes of a frame, and the first frame that has another number of them.
+    bytes: Option<i64>,
+    resized: Option<usize>,
 }
+
+/// Frames that are listed: a day and a half at 30 a second.
+const MOST_FRAMES: usize = 4_000_000;
 
 impl Listing {
     fn read(listing: impl Read) -> Result<Listing> {
         let mut found = Listing { tick: 1.0, ..Listing::default() };
         for line in BufReader::new(listing).lines() {
             found.line(&line?);
+            ensure!(found.times.len() <= MOST_FRAMES, "it holds more than {MOST_FRAMES} frames");
         }
         Ok(found)
     }
@@ -182,7 +188,12 @@ impl Listing {
             self.size = pair(text, 'x').map(|(w, h)| (w as usize, h as usize));
         } else if !line.starts_with('#') {
             let mut numbers = line.split(',').skip(2).map(|text| text.trim().parse::<i64>());
-            if let (Some(Ok(time)), Some(Ok(duration))) = (numbers.next(), numbers.next()) {
+            if let (Some(Ok(time)), Some(Ok(duration)), Some(Ok(bytes))) =
+                (numbers.next(), numbers.next(), numbers.next())
+            {
+                if *self.bytes.get_or_insert(bytes) != bytes {
+                    self.resized.get_or_insert(self.times.len());
+                }
                 self.times.push((time, duration));
             }
         }
@@ -196,48 +207,42 @@ pub struct Piped {
     passthrough: Passthrough,
     width: usize,
     height: usize,
+    tagged: bool,
+    interlaced: bool,
     frames: usize,
     at: usize,
     running: Option<(Running, ChildStdout)>,
 }
 
 impl Piped {
-    /// - `at`: the first frame that is wanted. `frames`: in the whole file.
-    pub fn new(
-        path: &Path,
-        video: usize,
-        passthrough: Passthrough,
-        size: (usize, usize),
-        frames: usize,
-        at: usize,
-    ) -> Piped {
+    /// - `at`: the first frame that is wanted.
+    pub fn new(path: &Path, video: usize, probe: &Probe, at: usize) -> Piped {
         Piped {
             path: PathBuf::from(path),
             video,
-            passthrough,
-            width: size.0,
-            height: size.1,
-            frames,
+            passthrough: probe.passthrough,
+            width: probe.width,
+            height: probe.height,
+            tagged: probe.about.tagged,
+            interlaced: probe.about.interlaced,
+            frames: probe.starts.len(),
             at,
             running: None,
         }
     }
 
     fn start(&mut self) -> Result<(Running, ChildStdout)> {
-        let mut filters = vec![format!("select='gte(n,{})'", self.at)];
+        let mut filters = Vec::new();
+        if self.interlaced {
+            filters.push("bwdif=mode=send_frame:deint=interlaced".to_string());
+        }
+        filters.push(format!("select='gte(n,{})'", self.at));
         // Without a tag `ffmpeg` takes BT.601 for any size.
-        if untagged(self.width, self.height) == 1 && !self.tagged()? {
+        if untagged(self.width, self.height) == 1 && !self.tagged {
             filters.push("scale=in_color_matrix=bt709".to_string());
         }
         let output = ["-vf", &filters.join(","), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"];
         Running::start(&self.path, self.video, self.passthrough, "error", &output)?.context("there is no `ffmpeg`")
-    }
-
-    fn tagged(&self) -> Result<bool> {
-        let output = ["-frames:v", "1", "-f", "null", "-"];
-        let started = Running::start(&self.path, self.video, self.passthrough, "info", &output)?;
-        let (mut running, _stdout) = started.context("there is no `ffmpeg`")?;
-        Ok(ours(&running.finish()?.1).is_some_and(tagged))
     }
 }
 
@@ -281,6 +286,8 @@ mod tests {
         let listing = Listing::read(text.as_bytes())?;
         assert_eq!((listing.size, listing.times), (Some((64, 48)), vec![(2, 1), (4, 3)]));
         assert_eq!(listing.tick, 1.0 / 30.0);
+        let text = "0, 0, 0, 1, 4608, 0x1\n0, 1, 1, 1, 4608, 0x1\n0, 2, 2, 1, 9216, 0x1\n0, 3, 3, 1, 4608, 0x1\n";
+        assert_eq!(Listing::read(text.as_bytes())?.resized, Some(2));
         assert_eq!(Listing::read(&b"nonsense\n,,,,\n#tb 0: 1/0\n"[..])?.times, []);
         Ok(())
     }

@@ -2,9 +2,10 @@
 
 use super::ffmpeg::{Piped, probe};
 use super::mp4::Track;
-use super::{Clip, Info, Reader, Remarks, ffmpeg, mp4};
+use super::{Clip, Info, Reader, Remarks, mp4, sniff};
 use anyhow::{Result, anyhow, ensure};
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 const CONVERT: &str = "install `ffmpeg`, or convert it: `ffmpeg -i IN -c:v libx264 -crf 10 -pix_fmt yuv420p OUT.mp4`";
@@ -12,6 +13,11 @@ const CONVERT: &str = "install `ffmpeg`, or convert it: `ffmpeg -i IN -c:v libx2
 /// An error that names what is not decoded and the command that helps.
 pub fn convert(what: &str) -> anyhow::Error {
     anyhow!("{what} is not decoded here, and there is no `ffmpeg`\n  fix: {CONVERT}")
+}
+
+/// The command that makes all frames one size.
+pub fn one_size(width: usize, height: usize) -> String {
+    format!("`ffmpeg -i IN -vf scale={width}:{height} -c:v libx264 -crf 10 -pix_fmt yuv420p OUT.mp4`")
 }
 
 pub fn mp4(path: &Path) -> Result<Reader> {
@@ -26,7 +32,7 @@ pub fn mp4(path: &Path) -> Result<Reader> {
         // The damage that our decoder finds, and what it was not made for, look alike.
         Err(error) => {
             let what = if format!("{error:#}") == codec { codec } else { format!("{codec} ({error:#})") };
-            match through_ffmpeg(path, index) {
+            match through_ffmpeg(path, index, false) {
                 Ok(Some(mut reader)) => {
                     reader.notes.insert(0, format!("{what} is read with `ffmpeg`"));
                     Ok(reader)
@@ -51,6 +57,8 @@ fn ours(path: &Path, file: File, track: Track) -> Result<Reader> {
     let (orientation, slanted) = (track.orientation, track.slanted);
     let anamorphic = track.entries.iter().any(|entry| entry.anamorphic);
     let source = super::h264::H264::open(file, track)?;
+    let anamorphic = anamorphic || source.anamorphic();
+    let remarks = Remarks { anamorphic, hdr: source.hdr(), ..Remarks::default() };
     let (width, height) = source.size();
     super::check_size(width, height)?;
     let (width, height) = if super::lies(orientation) { (height, width) } else { (width, height) };
@@ -66,13 +74,10 @@ fn ours(path: &Path, file: File, track: Track) -> Result<Reader> {
         sound,
         path: PathBuf::from(path),
     };
-    let mut reader = Reader::new(clip, Remarks::default());
+    let mut reader = Reader::new(clip, remarks);
     reader.spare = Some(index);
     if slanted {
         reader.notes.push("its turn by less than a quarter is not followed".to_string());
-    }
-    if anamorphic {
-        reader.notes.push("its pixels are not square; they are read as if they were".to_string());
     }
     Ok(reader)
 }
@@ -83,8 +88,11 @@ fn ours(_: &Path, _: File, track: Track) -> Result<Reader> {
 }
 
 /// A film in a container that is not read here.
-pub fn foreign(path: &Path, container: &str, codec: Option<String>) -> Result<Reader> {
-    let Some(mut reader) = through_ffmpeg(path, 0)? else {
+pub fn foreign(path: &Path, container: &str) -> Result<Reader> {
+    let Some(mut reader) = through_ffmpeg(path, 0, false)? else {
+        let mut head = Vec::new();
+        File::open(path)?.take(sniff::HEAD as u64).read_to_end(&mut head)?;
+        let codec = sniff::codec(&head);
         return Err(convert(&match codec {
             Some(codec) => format!("{codec} in {container}"),
             None => container.to_string(),
@@ -94,25 +102,44 @@ pub fn foreign(path: &Path, container: &str, codec: Option<String>) -> Result<Re
     Ok(reader)
 }
 
+/// A still of a kind that is not read here. (Some of these can move; then it is a film.)
+pub fn picture(path: &Path, kind: &str) -> Result<Reader> {
+    let fix = "convert it: `ffmpeg -i IN OUT.png`";
+    match through_ffmpeg(path, 0, true) {
+        Ok(Some(mut reader)) => {
+            reader.notes.insert(0, format!("{kind} is read with `ffmpeg`"));
+            Ok(reader)
+        }
+        Ok(None) => {
+            Err(anyhow!("{kind} is not decoded here, and there is no `ffmpeg`\n  fix: install `ffmpeg`, or {fix}"))
+        }
+        Err(error) => Err(anyhow!("it is {kind}, and {error:#}\n  fix: save it as PNG or JPEG, or {fix}")),
+    }
+}
+
 /// None where there is no `ffmpeg`.
-fn through_ffmpeg(path: &Path, video: usize) -> Result<Option<Reader>> {
+/// - `picture`: one frame is a still.
+fn through_ffmpeg(path: &Path, video: usize, picture: bool) -> Result<Option<Reader>> {
     let Some(probe) = probe(path, video)? else { return Ok(None) };
-    let size = (probe.width, probe.height);
+    ensure!(!(picture && probe.about.tiled), "its picture is stored in tiles, which `ffmpeg` gives one by one");
+    let source = Box::new(Piped::new(path, video, &probe, 0));
+    let about = probe.about;
+    let remarks = Remarks { anamorphic: about.anamorphic, hdr: about.hdr, ..Remarks::default() };
     let clip = Clip {
-        source: Box::new(Piped::new(path, video, probe.passthrough, size, probe.starts.len(), 0)),
+        source,
         width: probe.width,
         height: probe.height,
-        still: false,
+        still: picture && probe.starts.len() == 1,
         starts: probe.starts,
         end: probe.end,
         tick: probe.tick,
-        codec: probe.codec,
-        sound: probe.sound,
+        codec: about.codec,
+        sound: about.sound,
         path: PathBuf::from(path),
     };
-    let mut reader = Reader::new(clip, Remarks::default());
-    if probe.hdr {
-        reader.notes.push("it is HDR; its colours are not mapped and look flat".to_string());
+    let mut reader = Reader::new(clip, remarks);
+    if about.interlaced {
+        reader.notes.push("it is interlaced; `ffmpeg` deinterlaces it (bwdif)".to_string());
     }
     if let Some(complaint) = probe.complaint {
         reader.notes.push(format!("it may be damaged; `ffmpeg` says: {complaint}"));
@@ -121,10 +148,19 @@ fn through_ffmpeg(path: &Path, video: usize) -> Result<Option<Reader>> {
 }
 
 /// A pipe that goes on at frame `at` of a file that was opened as `info`; none where there is no `ffmpeg`.
+/// - `frames`: in the file.
 /// - Errors when `ffmpeg` sees another number of frames or another size.
-pub fn take_over(path: &Path, video: usize, info: &Info, at: usize, why: &anyhow::Error) -> Result<Option<Piped>> {
-    let Some(ffmpeg::Probe { width, height, starts, passthrough, .. }) = probe(path, video)? else { return Ok(None) };
-    let same = (width, height, starts.len()) == (info.width, info.height, info.frames);
-    ensure!(same, "{why:#}; `ffmpeg` finds {} frames of {width}x{height}", starts.len());
-    Ok(Some(Piped::new(path, video, passthrough, (width, height), starts.len(), at)))
+pub fn take_over(
+    path: &Path,
+    video: usize,
+    info: &Info,
+    frames: usize,
+    at: usize,
+    why: &anyhow::Error,
+) -> Result<Option<Piped>> {
+    let Some(probe) = probe(path, video)? else { return Ok(None) };
+    let (width, height, found) = (probe.width, probe.height, probe.starts.len());
+    let same = (width, height, found) == (info.width, info.height, frames);
+    ensure!(same, "{why:#}; `ffmpeg` finds {found} frames of {width}x{height}");
+    Ok(Some(Piped::new(path, video, &probe, at)))
 }

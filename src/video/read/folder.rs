@@ -43,13 +43,22 @@ fn natural(a: &str, b: &str) -> Ordering {
     left.len().cmp(&right.len()).then_with(|| a.cmp(b))
 }
 
+/// Files that are opened: an hour of frames.
+const MOST: usize = 100_000;
+
 /// Reads every file's header, to find the one that does not fit.
 pub fn open(path: &Path, remarks: &mut Remarks) -> Result<Clip> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(path)? {
         let path = entry?.path();
-        files.extend(format(&path).filter(|_| path.is_file()).map(|format| (path, format)));
+        files.extend(format(&path).map(|format| (path, format)));
+        ensure!(
+            files.len() <= MOST,
+            "there are more than {MOST} frames in the folder\n  fix: make a clip of them: \
+             `ffmpeg -framerate 24 -i IN/%05d.png -c:v libx264 -crf 10 -pix_fmt yuv420p OUT.mp4`"
+        );
     }
+    files.retain(|(path, _)| path.is_file());
     ensure!(
         !files.is_empty(),
         "there are no frames in the folder\n  fix: put PNG, JPEG or WebP files of one size in it"

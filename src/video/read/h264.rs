@@ -32,13 +32,20 @@ pub struct H264 {
     /// Of the latest parameter set.
     colour: Colour,
     size: (usize, usize),
+    /// What the parameter sets say so far.
+    hdr: bool,
+    anamorphic: bool,
     packet: Vec<u8>,
 }
 
 const HIDDEN: usize = usize::MAX;
 
-/// H.264 keeps at most 16 pictures back; a file that asks for more is broken, and would fill the memory.
+/// H.264 keeps at most 16 pictures back, and fewer large ones; a file that asks for more is broken, and would fill the memory.
 const MOST_HELD: usize = 40;
+const MOST_HELD_BYTES: usize = 300 << 20;
+
+/// Bytes of a coded picture: more than the largest take raw.
+const LARGEST_SAMPLE: u32 = 64 << 20;
 
 const SPS: u8 = 7;
 const IDR: u8 = 5;
@@ -77,6 +84,8 @@ impl H264 {
             entry: None,
             colour: Colour::new(1, false, 0, 0),
             size: (0, 0),
+            hdr: false,
+            anamorphic: false,
             packet: Vec::new(),
         };
         h264.seek(0)?;
@@ -88,6 +97,16 @@ impl H264 {
     /// Before the track's turn.
     pub fn size(&self) -> (usize, usize) {
         self.size
+    }
+
+    /// Brighter than 8 bits can show.
+    pub fn hdr(&self) -> bool {
+        self.hdr
+    }
+
+    /// Pixels that are not square, as the stream says.
+    pub fn anamorphic(&self) -> bool {
+        self.anamorphic
     }
 
     /// Starts again at the last sample before frame `due` that needs none before it.
@@ -117,6 +136,7 @@ impl H264 {
         let sample = self.track.samples[i];
         let entry = self.track.entries.get(sample.entry).context("a sample without description")?;
         let avc = entry.avc.as_ref().context("the H.264 parameters (`avcC`) are missing")?;
+        ensure!(sample.size <= LARGEST_SAMPLE, "a frame of {} bytes is larger than any picture", sample.size);
         let mut bytes = vec![0; sample.size as usize];
         self.file.seek(SeekFrom::Start(sample.offset))?;
         self.file.read_exact(&mut bytes)?;
@@ -133,6 +153,9 @@ impl H264 {
                 let matrix = sps.matrix.or(entry.matrix).unwrap_or(untagged);
                 let full = sps.full.or(entry.full).unwrap_or(false);
                 self.colour = Colour::new(matrix, full, sps.width, sps.height);
+                self.hdr |=
+                    sps.description.map(|[_, transfer, _]| transfer).or(entry.transfer).is_some_and(super::yuv::is_hdr);
+                self.anamorphic |= sps.anamorphic;
                 self.packet.extend(sps::in_decoding_order(unit)?);
             } else {
                 self.packet.extend_from_slice(unit);
@@ -161,7 +184,9 @@ impl H264 {
     fn decode_until_due(&mut self) -> Result<()> {
         while !self.held.contains_key(&self.due) {
             ensure!(self.next < self.track.samples.len(), "frame {} is missing in the stream", self.due);
-            ensure!(self.held.len() < MOST_HELD, "the frames' order is impossible");
+            let (width, height) = self.size;
+            let bytes = self.held.len() * width * height * 3 / 2;
+            ensure!(self.held.len() < MOST_HELD && bytes < MOST_HELD_BYTES, "the frames' order is impossible");
             let place = self.places[self.next];
             self.load(self.next)?;
             self.entry = Some(self.track.samples[self.next].entry);
@@ -176,7 +201,15 @@ impl H264 {
             if place != HIDDEN && place >= self.due {
                 let planes = copy(&picture)?;
                 let size = (planes.width, planes.height);
-                ensure!(self.size == (0, 0) || self.size == size, "the size changes at {}", name());
+                let (w, h) = self.size;
+                ensure!(
+                    (w, h) == (0, 0) || (w, h) == size,
+                    "its size changes at {}, from {w}x{h} to {}x{}\n  fix: {}",
+                    name(),
+                    size.0,
+                    size.1,
+                    super::film::one_size(w, h)
+                );
                 self.held.insert(place, (planes, self.colour));
             }
         }

@@ -6,11 +6,12 @@
 
 use crate::video::Frame;
 use anyhow::{Context, Result, anyhow, ensure};
+use guard::guarded;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageFormat, Limits, RgbImage};
 use sniff::Kind;
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 mod animation;
@@ -18,8 +19,10 @@ mod boxes;
 mod ffmpeg;
 mod film;
 mod folder;
+mod guard;
 #[cfg(feature = "h264")]
 mod h264;
+mod jpeg;
 mod mp4;
 mod samples;
 mod sniff;
@@ -44,9 +47,9 @@ pub struct Info {
     /// As shown, turned upright.
     pub width: usize,
     pub height: usize,
-    /// Exactly as many as will come.
+    /// Exactly as many as `Steady` gives; the file's own frames where their rate does not vary.
     pub frames: usize,
-    /// The mean rate; none for stills and folders.
+    /// None for stills and folders. Where it varies, the rate that shows every picture: see `Steady`.
     pub fps: Option<f64>,
     /// How long it is shown; none for stills and folders.
     pub seconds: Option<f64>,
@@ -70,6 +73,7 @@ pub struct Timed {
 pub struct Reader {
     pub info: Info,
     /// One-line remarks for the user. They may grow while frames are read.
+    /// See `news`.
     pub notes: Vec<String>,
     path: PathBuf,
     source: Box<dyn Source>,
@@ -78,6 +82,8 @@ pub struct Reader {
     at: usize,
     /// The picture stream that `ffmpeg` can take over when our decoder gives up.
     spare: Option<usize>,
+    /// Remarks that were asked for.
+    told: usize,
 }
 
 /// Frames one after another; all end with none.
@@ -111,8 +117,11 @@ struct Clip {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Remarks {
     alpha: bool,
+    on_white: bool,
     turned: bool,
     deep: bool,
+    anamorphic: bool,
+    hdr: bool,
 }
 
 /// Pixels on a side and in all: beyond 8K film and medium-format photos. A file can claim any size.
@@ -130,7 +139,7 @@ fn limits() -> Limits {
     let mut limits = Limits::default();
     limits.max_image_width = Some(LONGEST_SIDE as u32);
     limits.max_image_height = Some(LONGEST_SIDE as u32);
-    limits.max_alloc = Some(MOST_PIXELS as u64 * 16);
+    limits.max_alloc = Some(64 << 20); // of what is beside the pixels: colour profiles, texts
     limits
 }
 
@@ -167,41 +176,85 @@ fn named(path: &Path, error: anyhow::Error) -> anyhow::Error {
     anyhow!("{place}{what}\n  fix: {fix}")
 }
 
-/// Opens a still, a clip or a folder of frames, and checks all that can be checked without decoding it whole (GIF, WebP
-/// and APNG, which have no index, are decoded once).
-/// - Errors when it is missing, is not pictures, is cut short or damaged, or needs a decoder that is not there.
-pub fn open(path: &Path) -> Result<Reader> {
-    open_unnamed(path).map_err(|error| named(path, error))
+/// Why a path leads to nothing, and what helps.
+fn unreadable(path: &Path, error: &std::io::Error) -> anyhow::Error {
+    let name = path.display();
+    let text = name.to_string();
+    let fix = match error.kind() {
+        _ if text.split_once("://").is_some_and(|(scheme, _)| scheme.chars().all(|c| c.is_ascii_alphanumeric())) => {
+            "URLs are not fetched; download it first"
+        }
+        ErrorKind::PermissionDenied => "check its permissions",
+        _ => "check the path",
+    };
+    anyhow!("cannot read `{name}`: {error}\n  fix: {fix}")
 }
 
-fn open_unnamed(path: &Path) -> Result<Reader> {
-    let name = path.display();
-    let about = std::fs::metadata(path).with_context(|| format!("cannot read `{name}`"));
-    let about = about.map_err(|error| anyhow!("{error:#}\n  fix: check the path"))?;
-    let mut remarks = Remarks::default();
+/// Text out of a file, cut to what an error has room for.
+fn short(text: &str) -> String {
+    const MOST: usize = 200;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_string(),
+    }
+}
+
+/// Opens a still, a clip or a folder of frames, and checks all that can be checked without decoding it whole (small GIF, WebP
+/// and APNG files are decoded once).
+/// - Errors when it is missing, is not pictures, is cut short or damaged, or needs a decoder that is not there.
+pub fn open(path: &Path) -> Result<Reader> {
+    guarded(|| open_unnamed(path)).map_err(|error| named(path, error))
+}
+
+/// Width and height as shown; of a still from its header alone.
+pub fn size(path: &Path) -> Result<(usize, usize)> {
+    let still = |format| guarded(|| still::size(path, format)).map_err(|error| named(path, error));
+    match kind(path).map_err(|error| named(path, error))? {
+        Some(Kind::Png) => still(ImageFormat::Png),
+        Some(Kind::Jpeg) => still(ImageFormat::Jpeg),
+        Some(Kind::Webp) => still(ImageFormat::WebP),
+        Some(Kind::Bmp) => still(ImageFormat::Bmp),
+        _ => open(path).map(|reader| (reader.info.width, reader.info.height)),
+    }
+}
+
+/// What a file is; none for a folder.
+/// - Errors when it is missing, empty or no ordinary file.
+fn kind(path: &Path) -> Result<Option<Kind>> {
+    let about = std::fs::metadata(path).map_err(|error| unreadable(path, &error))?;
     if about.is_dir() {
-        return Ok(Reader::new(folder::open(path, &mut remarks)?, remarks));
+        return Ok(None);
     }
     ensure!(about.is_file(), "it is no ordinary file\n  fix: {READ}");
     ensure!(about.len() > 0, "it is empty\n  fix: copy or make it again");
     let mut head = Vec::new();
-    File::open(path)?.take(sniff::HEAD as u64).read_to_end(&mut head)?;
-    let picture = |format, remarks: &mut Remarks| {
-        if animation::moves(path, format)? {
-            return animation::open(path, format, remarks);
+    let file = File::open(path).map_err(|error| unreadable(path, &error))?;
+    file.take(sniff::HEAD as u64).read_to_end(&mut head)?;
+    Ok(Some(sniff::kind(&head)))
+}
+
+fn open_unnamed(path: &Path) -> Result<Reader> {
+    let mut remarks = Remarks::default();
+    let Some(kind) = kind(path)? else {
+        return Ok(Reader::new(folder::open(path, &mut remarks)?, remarks));
+    };
+    let picture = |format, remarks: &mut Remarks| -> Result<Clip> {
+        if let Some(clip) = animation::open(path, format, remarks)? {
+            return Ok(clip);
         }
         let frame = still::read(path, format, remarks)?;
         Ok(Clip::still(path, frame, format))
     };
-    let clip = match sniff::kind(&head) {
+    let clip = match kind {
         Kind::Png => picture(ImageFormat::Png, &mut remarks)?,
         Kind::Jpeg => picture(ImageFormat::Jpeg, &mut remarks)?,
         Kind::Gif => picture(ImageFormat::Gif, &mut remarks)?,
         Kind::Webp => picture(ImageFormat::WebP, &mut remarks)?,
-        Kind::Y4m => y4m::open(path)?,
+        Kind::Bmp => picture(ImageFormat::Bmp, &mut remarks)?,
+        Kind::Y4m => y4m::open(path, &mut remarks)?,
         Kind::Mp4 => return film::mp4(path),
-        Kind::Foreign(container) => return film::foreign(path, container, sniff::codec(&head)),
-        Kind::Picture(kind) => anyhow::bail!("it is {kind}, which is not read here\n  fix: save it as PNG or JPEG"),
+        Kind::Foreign(container) => return film::foreign(path, container),
+        Kind::Picture(kind) => return film::picture(path, kind),
         Kind::Unknown => anyhow::bail!("it is neither a picture nor a video\n  fix: {READ}"),
     };
     Ok(Reader::new(clip, remarks))
@@ -244,18 +297,30 @@ impl Reader {
         let mut notes = Vec::new();
         let mut note = |said: bool, text: &str| notes.extend(said.then(|| text.to_string()));
         note(remarks.alpha, "its transparency is dropped: what is hidden under it shows");
+        note(remarks.on_white, "its transparent parts are shown on white");
         note(remarks.turned, "it is turned upright, as the camera noted");
         note(remarks.deep, "its 16-bit colours are read as 8-bit");
+        note(remarks.anamorphic, "its pixels are not square; they are read as if they were");
+        note(remarks.hdr, "it is HDR; its colours are not mapped and look flat");
         note(clip.sound, "its sound is not read");
-        if let Some(pace) = pace.filter(|pace| pace.variable) {
-            notes.push(format!("its frame rate varies; it is read at its mean, {:.3} frames a second", pace.fps));
+        let last = clip.starts.last().copied().unwrap_or(0.0);
+        let end = clip.end.filter(|&end| end > last).or(pace.map(|pace| last + 1.0 / pace.fps));
+        let mut frames = clip.starts.len();
+        if let (Some(pace), Some(end)) = (pace.filter(|pace| pace.variable), end) {
+            let chosen = timing::steady(&clip.starts, end, pace.fps);
+            let lost = match timing::left_out(&chosen, frames) {
+                0 => String::new(),
+                lost => format!("; {lost} of its {frames} pictures are left out"),
+            };
+            let rate = format!("its frame rate varies; it is read at {:.3} frames a second", pace.fps);
+            notes.push(format!("{rate}, pictures that stand longer are repeated{lost}"));
+            frames = chosen.len();
         }
-        let end = clip.end.or(pace.map(|pace| clip.starts.len() as f64 / pace.fps));
         Reader {
             info: Info {
                 width: clip.width,
                 height: clip.height,
-                frames: clip.starts.len(),
+                frames,
                 fps: pace.map(|pace| pace.fps),
                 seconds: pace.and(end),
                 codec: clip.codec,
@@ -269,7 +334,15 @@ impl Reader {
             starts: clip.starts,
             at: 0,
             spare: None,
+            told: 0,
         }
+    }
+
+    /// The remarks that came since this was last asked.
+    pub fn news(&mut self) -> Vec<String> {
+        let news = self.notes[self.told.min(self.notes.len())..].to_vec();
+        self.told = self.notes.len();
+        news
     }
 
     /// The next frame; none after the last.
@@ -277,8 +350,8 @@ impl Reader {
     #[allow(clippy::should_implement_trait, reason = "frames come one at a time and may fail, which `?` reads better")]
     pub fn next(&mut self) -> Result<Option<Timed>> {
         let Some(&start) = self.starts.get(self.at) else { return Ok(None) };
-        let frame = match self.source.next() {
-            Err(error) => self.hand_over(error).and_then(|()| self.source.next()),
+        let frame = match guarded(|| self.source.next()) {
+            Err(error) => self.hand_over(error).and_then(|()| guarded(|| self.source.next())),
             frame => frame,
         };
         let frame = frame.and_then(|frame| frame.with_context(|| format!("it ends before frame {}", self.at)));
@@ -298,8 +371,11 @@ impl Reader {
 
     /// Lets `ffmpeg` go on where our decoder gave up.
     fn hand_over(&mut self, error: anyhow::Error) -> Result<()> {
+        if error.to_string().contains("\n  fix: ") {
+            return Err(error); // `ffmpeg` would not mend it
+        }
         let Some(video) = self.spare.take() else { return Err(error) };
-        let piped = film::take_over(&self.path, video, &self.info, self.at, &error);
+        let piped = film::take_over(&self.path, video, &self.info, self.starts.len(), self.at, &error);
         let Some(piped) = piped? else { return Err(film::convert(&error.to_string())) };
         self.notes.push(format!("{error:#}: read with `ffmpeg` from there on"));
         self.source = Box::new(piped);
@@ -312,9 +388,9 @@ impl Reader {
         if frame < self.at {
             let again = open(&self.path)?;
             ensure!(again.info == self.info, "`{}` changed while it was read", self.path.display());
-            *self = Reader { notes: std::mem::take(&mut self.notes), ..again };
+            *self = Reader { notes: std::mem::take(&mut self.notes), told: self.told, ..again };
         }
-        if let Err(error) = self.source.skip_to(frame) {
+        if let Err(error) = guarded(|| self.source.skip_to(frame)) {
             self.at = frame;
             self.hand_over(error).map_err(|error| named(&self.path, error))?;
         }

@@ -44,6 +44,8 @@ pub struct Entry {
     /// `matrix_coefficients`, where the container says.
     pub matrix: Option<u8>,
     pub full: Option<bool>,
+    /// `transfer_characteristics`, where the container says.
+    pub transfer: Option<u8>,
     /// Pixels that are not square.
     pub anamorphic: bool,
     /// What the box `colr` holds, where it names its colours by number.
@@ -96,8 +98,13 @@ impl Entry {
     }
 }
 
-/// An index longer than this belongs to no clip (it is 10 bytes a frame or so).
-const LONGEST_INDEX: u64 = 256 << 20;
+/// An index longer than this belongs to no clip (it is 10 bytes a frame or so). Fragments count together.
+const LONGEST_INDEX: u64 = 128 << 20;
+/// Boxes side by side in a file, and tracks of pictures that are looked into. Files hold a handful, or two for each fragment.
+const MOST_BOXES: usize = 1 << 20;
+const MOST_TRACKS: usize = 8;
+/// Bytes of an edit list: a hundred thousand cuts.
+const LONGEST_EDITS: usize = 2 << 20;
 
 /// Reads the index (`moov`, and every fragment's).
 /// - Errors when it is missing or cut, when there are no pictures, or when the file ends before the last sample does.
@@ -109,13 +116,17 @@ pub fn read(path: &Path, file: &mut File) -> Result<Track> {
     let mut fragments = Vec::new();
     let mut at = 0;
     let mut torn = false;
+    let (mut boxes, mut indices) = (0, 0);
     while at + 8 <= length {
+        boxes += 1;
+        ensure!(boxes <= MOST_BOXES, "it holds more than {MOST_BOXES} boxes");
         let (name, header, size) = header(file, at, length)?;
         ensure!(size >= header, "box `{}` at byte {at} has an impossible length", name.escape_ascii());
         torn = size > length - at;
         if matches!(&name, b"moov" | b"moof") {
             ensure!(!torn, "`{}` ends in its index (`{}`): {cut}", path.display(), name.escape_ascii());
-            ensure!(size <= LONGEST_INDEX, "the index is {size} bytes long");
+            indices += size;
+            ensure!(indices <= LONGEST_INDEX, "the index is {indices} bytes long");
             let mut body = vec![0; (size - header) as usize];
             file.seek(SeekFrom::Start(at + header))?;
             file.read_exact(&mut body)?;
@@ -172,14 +183,14 @@ fn track(moov: &[u8], fragments: &[(u64, Vec<u8>)], length: u64) -> Result<Track
     let scale = descend(moov, &[b"mvhd"]).and_then(timescale)?;
     let mvex = child(moov, b"mvex")?.unwrap_or_default();
     let pictures = traks().filter(|&trak| kind(trak) == Some(b"vide"));
-    for (index, trak) in pictures.enumerate() {
+    for (index, trak) in pictures.take(MOST_TRACKS).enumerate() {
         let mdia = descend(trak, &[b"mdia"])?;
         let timescale = descend(mdia, &[b"mdhd"]).and_then(timescale)?;
         let stbl = descend(mdia, &[b"minf", b"stbl"])?;
         let entries = entries(descend(stbl, &[b"stsd"])?)?;
         let (id, orientation) = tkhd(descend(trak, &[b"tkhd"])?)?;
         let mut samples = samples::table(stbl, length)?;
-        let mut fragment = Fragment { track: id, defaults: Defaults::find(mvex, id)?, length, now: 0 };
+        let mut fragment = Fragment { track: id, defaults: Defaults::find(mvex, id)?, length, now: 0, counted: 0 };
         for (at, moof) in fragments {
             fragment.append(*at, moof, &mut samples)?;
         }
@@ -266,7 +277,8 @@ fn entry(format: Name, body: &[u8]) -> Result<Entry> {
             b"avcC" => entry.avc = Some(avc(body)?),
             b"colr" if matches!(b.take(4)?, b"nclx" | b"nclc") => {
                 entry.colr = Some(body.to_vec());
-                b.take(4)?; // primaries, transfer
+                b.take(2)?; // primaries
+                entry.transfer = Some(b.u16()?.min(255) as u8);
                 entry.matrix = Some(b.u16()?.min(255) as u8).filter(|&matrix| matrix != 2);
                 entry.full = b.u8().ok().map(|flags| flags & 128 != 0);
             }
@@ -293,6 +305,7 @@ fn avc(body: &[u8]) -> Result<Avc> {
 
 /// A stretch of the track as it is shown. `length` in the movie's ticks (0: all the rest), `start` in the track's; no
 /// start is an empty stretch. `still` where it does not run at speed 1.
+#[derive(Clone)]
 struct Edit {
     length: u64,
     start: Option<i64>,
@@ -302,6 +315,7 @@ struct Edit {
 fn edits(elst: &[u8]) -> Result<Vec<Edit>> {
     let mut b = Bytes(elst);
     let (version, _) = b.version()?;
+    ensure!(elst.len() <= LONGEST_EDITS, "the edit list is {} bytes long", elst.len());
     let rows = b.rows(if version == 0 { 12 } else { 20 })?;
     rows.map(|mut row| {
         let length = row.time(version)?;
@@ -327,13 +341,17 @@ fn show(samples: &[Sample], edits: &[Edit], timescale: u32, scale: u32) -> (Vec<
         .collect();
     let edited = edits.iter().any(|edit| edit.start.is_some() && edit.still)
         || stretches.windows(2).any(|pair| pair[1].0 < pair[0].1);
-    let stretches = if stretches.is_empty() { vec![(i64::MIN, i64::MAX)] } else { stretches };
+    // Each sample is in one stretch at most from here on: a list can ask for any number of repeats.
+    let all = vec![(i64::MIN, i64::MAX)];
+    let stretches = if stretches.is_empty() || edited { all } else { stretches };
 
     let mut shown = Vec::new();
     let mut before: f64 = 0.0; // seconds of the stretches so far
     let mut end = 0.0;
     for (from, to) in stretches {
-        let inside: Vec<usize> = order.iter().copied().filter(|&i| (from..to).contains(&samples[i].shown)).collect();
+        let place = |time: i64| order.partition_point(|&i| samples[i].shown < time);
+        let (first, last) = (place(from), if to == i64::MAX { order.len() } else { place(to) });
+        let inside = &order[first..last.max(first)];
         let Some(&first) = inside.first() else { continue };
         let origin = samples[first].shown.min(from.max(samples[first].shown));
         let seconds = |ticks: i64| before + ticks.saturating_sub(origin) as f64 / f64::from(timescale);
@@ -390,6 +408,8 @@ mod tests {
         assert!(near(shown[0].1, 0.0) && near(shown[1].1, 0.1) && near(end, 0.2) && !edited);
         assert!(show(&[edit(200, Some(40)), edit(200, Some(20))]).2); // backwards
         assert!(show(&[Edit { length: 200, start: Some(20), still: true }]).2);
+        let (shown, _, edited) = show(&vec![edit(0, Some(0)); 100_000]); // again and again
+        assert!(edited && shown.len() == samples.len());
         assert!(show(&[edit(0, Some(1000))]).0.is_empty());
     }
 }

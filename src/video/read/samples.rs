@@ -20,8 +20,8 @@ pub struct Sample {
     pub lasts: u32,
 }
 
-/// Ten days at 12 frames a second.
-const MOST: usize = 10_000_000;
+/// A day and a half at 30 frames a second; 100 bytes of memory each.
+const MOST: usize = 4_000_000;
 
 /// `stbl`; empty in a fragmented file.
 /// - `length`: the file's, in bytes.
@@ -54,6 +54,7 @@ fn sizes(stbl: &[u8], length: u64) -> Result<Vec<Sample>> {
         b.version()?;
         let bits = b.u32()? & 255;
         let count = b.u32()? as usize;
+        ensure!(count <= MOST, "there are more than {MOST} samples");
         ensure!(
             matches!(bits, 4 | 8 | 16) && b.0.len() >= count.saturating_mul(bits as usize).div_ceil(8),
             "box `stz2`"
@@ -70,6 +71,7 @@ fn sizes(stbl: &[u8], length: u64) -> Result<Vec<Sample>> {
     b.version()?;
     let size = b.u32()?;
     if size == 0 {
+        ensure!(b.0.len() / 4 <= MOST, "there are more than {MOST} samples");
         return b.rows(4)?.map(|mut row| row.u32().map(sized)).collect();
     }
     let count = b.u32()? as usize;
@@ -174,6 +176,8 @@ pub struct Fragment {
     pub length: u64,
     /// When the next sample is decoded, in the track's ticks.
     pub now: i64,
+    /// Samples of all tracks so far.
+    pub counted: usize,
 }
 
 impl Fragment {
@@ -213,6 +217,8 @@ impl Fragment {
         let mut at = base;
         for (name, trun) in children(traf)? {
             if &name == b"trun" {
+                self.counted = self.counted.saturating_add(Bytes(trun.get(4..).unwrap_or_default()).u32()? as usize);
+                ensure!(self.counted <= 4 * MOST, "there are more than {} samples", 4 * MOST);
                 at = run(Bytes(trun), base, at, now, defaults, self.length, ours.then_some(&mut *samples))?;
             }
         }

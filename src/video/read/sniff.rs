@@ -8,6 +8,7 @@ pub enum Kind {
     Jpeg,
     Gif,
     Webp,
+    Bmp,
     Y4m,
     Mp4,
     Foreign(&'static str),
@@ -44,7 +45,7 @@ pub fn kind(head: &[u8]) -> Kind {
         _ if any(0, &[b"\0\0\0\x01\x67", b"\0\0\0\x01\x09", b"\0\0\0\x01\x40", b"\0\0\0\x01\x46", b"\0\0\x01\x67"]) => {
             Kind::Foreign("raw H.264 or HEVC")
         }
-        _ if at(0, b"BM") && at(6, b"\0\0\0\0") => Kind::Picture("BMP"),
+        _ if at(0, b"BM") && at(6, b"\0\0\0\0") => Kind::Bmp,
         _ if any(0, &[b"II*\0", b"MM\0*"]) => Kind::Picture("TIFF"),
         _ if any(0, &[b"\xff\x0a", b"\0\0\0\x0cJXL "]) => Kind::Picture("JPEG XL"),
         _ => Kind::Unknown,

@@ -18,6 +18,8 @@ pub struct Sps {
     pub full: Option<bool>,
     /// Primaries, transfer and matrix as they stand, where they do.
     pub description: Option<[u8; 3]>,
+    /// Pixels that are not square.
+    pub anamorphic: bool,
 }
 
 /// What level 6.2 allows, in macroblocks: a decoder asks for memory by what stands here.
@@ -188,6 +190,7 @@ pub fn parse(unit: &[u8]) -> Result<Sps> {
         matrix: None,
         full: None,
         description: None,
+        anamorphic: false,
     };
     if b.flag()? {
         // What stands here only says how to show the picture; a set that is cut short within it still decodes.
@@ -209,8 +212,11 @@ fn skip_scaling_list(b: &mut Bits, size: usize) -> Result<()> {
 
 /// The start of the video usability information.
 fn usability(b: &mut Bits, sps: &mut Sps) -> Result<()> {
-    if b.flag()? && b.bits(8)? == 255 {
-        b.bits(32)?; // the pixels' aspect
+    if b.flag()? {
+        sps.anamorphic = match b.bits(8)? {
+            255 => b.bits(16)? != b.bits(16)?,
+            shape => shape > 1, // table E-1: 0 is unknown, 1 square
+        };
     }
     if b.flag()? {
         b.bit()?; // overscan

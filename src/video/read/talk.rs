@@ -1,8 +1,8 @@
 //! What `ffmpeg` says on standard error, which is meant for people and changes little.
 
 /// The last line that says something, for an error.
-pub fn last_line(talk: &str) -> &str {
-    talk.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it said nothing")
+pub fn last_line(talk: &str) -> String {
+    super::short(talk.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it said nothing"))
 }
 
 /// The lines about the input's streams: `Stream #0:1(eng): Video: hevc (Main) (hvc1 / 0x...), yuv420p(tv, bt709), ...`.
@@ -24,9 +24,27 @@ pub fn ours(talk: &str) -> Option<&str> {
     streams(talk).filter(|line| line.contains(": Video: ")).find(of)
 }
 
-/// - Returns codec, whether there is sound, whether it is brighter than 8 bits can show.
-pub fn described(talk: &str) -> (String, bool, bool) {
-    let video = ours(talk).and_then(|line| line.split_once(": Video: ")).map_or("", |(_, rest)| rest);
+/// What is said of the stream that is read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Described {
+    pub codec: String,
+    /// There is sound besides.
+    pub sound: bool,
+    /// Brighter than 8 bits can show.
+    pub hdr: bool,
+    /// The matrix is named.
+    pub tagged: bool,
+    /// Pixels that are not square.
+    pub anamorphic: bool,
+    /// Two half pictures in one.
+    pub interlaced: bool,
+    /// The picture is one of the tiles that make it up.
+    pub tiled: bool,
+}
+
+pub fn described(talk: &str) -> Described {
+    let line = ours(talk).unwrap_or_default();
+    let video = line.split_once(": Video: ").map_or("", |(_, rest)| rest);
     let codec = match video.split([' ', ',']).next().unwrap_or_default() {
         "" => "unknown".to_string(),
         "h264" => "H.264".to_string(),
@@ -34,10 +52,19 @@ pub fn described(talk: &str) -> (String, bool, bool) {
         "mpeg4" => "MPEG-4 part 2".to_string(),
         "prores" => "ProRes".to_string(),
         name @ ("av1" | "vp8" | "vp9") => name.to_ascii_uppercase(),
-        name => name.to_string(),
+        name => super::short(name),
     };
-    let sound = streams(talk).any(|line| line.contains(": Audio: "));
-    (codec, sound, video.contains("smpte2084") || video.contains("arib-std-b67"))
+    let says = |words: &[&str]| words.iter().any(|word| video.contains(word));
+    let shape = video.split_once("SAR ").and_then(|(_, rest)| rest.split(' ').next()?.split_once(':'));
+    Described {
+        codec,
+        sound: streams(talk).any(|line| line.contains(": Audio: ")),
+        hdr: says(&["smpte2084", "arib-std-b67"]),
+        tagged: tagged(line),
+        anamorphic: shape.is_some_and(|(across, down)| across != down && across != "0"),
+        interlaced: says(&["top first", "bottom first", "top coded first", "bottom coded first"]),
+        tiled: says(&["(dependent)"]) || talk.contains("Tile Grid"),
+    }
 }
 
 /// What is said between the plan and the summary, if anything: decoding without trouble is silent there.
@@ -50,7 +77,7 @@ pub fn complaint(talk: &str) -> Option<String> {
 }
 
 /// Whether a stream's line names the matrix: `yuv420p(tv, bt709)`, `yuv420p(bt470bg/unknown/unknown)`.
-pub fn tagged(line: &str) -> bool {
+fn tagged(line: &str) -> bool {
     const NAMES: [&str; 9] =
         ["bt709", "fcc", "bt470bg", "smpte170m", "smpte240m", "bt2020nc", "bt2020c", "gbr", "ycgco"];
     line.split(['(', ')', ',']).any(|part| part.split('/').next().is_some_and(|name| NAMES.contains(&name.trim())))
@@ -72,12 +99,16 @@ Output #0, framecrc, to 'pipe:':
 
     #[test]
     fn its_talk_is_understood() {
-        assert_eq!(described(TALK), ("HEVC (H.265)".to_string(), true, true));
+        let codec = "HEVC (H.265)".to_string();
+        assert_eq!(described(TALK), Described { codec, sound: true, hdr: true, tagged: true, ..Described::default() });
+        let talk = "Stream #0:0: Video: h264, yuv420p(tv, top first), 96x64 [SAR 4:3 DAR 2:1], 25 fps";
+        assert!(described(talk).anamorphic && described(talk).interlaced && !described(talk).tagged);
+        assert!(!described("Stream #0:0: Video: vp9, yuv420p(tv, progressive), 96x64 [SAR 1:1 DAR 3:2]").anamorphic);
         assert!(ours(TALK).is_some_and(tagged));
         assert!(tagged("Video: vp9, yuv420p(bt470bg/unknown/unknown)"));
         assert!(!tagged("Video: vp9 (Profile 0), yuv420p(tv, unknown/bt709/bt709, progressive), 320x240"));
         assert_eq!(complaint(TALK), Some("Could not find ref with POC 3, error".to_string()));
-        assert_eq!(described(""), ("unknown".to_string(), false, false));
+        assert_eq!(described(""), Described { codec: "unknown".to_string(), ..Described::default() });
         assert_eq!(last_line("a\nb  \n\n"), "b");
     }
 }

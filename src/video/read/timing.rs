@@ -3,7 +3,7 @@
 /// What a clip's times amount to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pace {
-    /// Frames a second, on average.
+    /// Frames a second; where the rate varies, those of the clip that shows every picture.
     pub fps: f64,
     pub variable: bool,
 }
@@ -35,17 +35,44 @@ pub fn pace(starts: &[f64], end: Option<f64>, tick: f64) -> Option<Pace> {
         Some((fps, _)) => Pace { fps, variable: false },
         // A camera's clock trembles; a tenth of a frame is no change of rate.
         None if strays(fps) <= (1.5 * tick).max(0.1 / fps) => Pace { fps, variable: false },
-        None => Pace { fps: n as f64 / end.filter(|&end| end > last).unwrap_or(last + 1.0 / fps), variable: true },
+        None => Pace { fps: highest(starts, end, tick), variable: true },
     };
     RATES.contains(&pace.fps).then_some(pace)
 }
 
-/// For each frame of a steady clip as long as `starts`, the source frame on screen in its middle. A trembling clock
-/// changes nothing, a frame that stands long is repeated, one that is too short is left out.
-pub fn steady(starts: &[f64], fps: f64) -> Vec<usize> {
+/// Rates that clips are made at, for times that a clock has rounded.
+const USUAL: [f64; 12] = [10.0, 12.0, 12.5, 15.0, 20.0, 24.0, 25.0, 30.0, 50.0, 60.0, 90.0, 120.0];
+
+/// The fastest that footage of a varying rate is brought to, and how many frames it may become for each that it has.
+const FASTEST: f64 = 120.0;
+const MOST_REPEATS: f64 = 10.0;
+
+/// The rate that shows every picture of a clip whose rate varies: that of the shortest ones. Where that is out of all
+/// proportion, that of nine in ten of them, or else the mean.
+fn highest(starts: &[f64], end: Option<f64>, tick: f64) -> f64 {
+    let (last, n) = (starts.last().copied().unwrap_or(0.0), starts.len() as f64);
+    let mut stands: Vec<f64> = starts.windows(2).map(|pair| pair[1] - pair[0]).filter(|&stands| stands > 0.0).collect();
+    stands.sort_by(f64::total_cmp);
+    let mean = n / end.filter(|&end| end > last).unwrap_or(last + last / (n - 1.0).max(1.0));
+    let rate = |from: usize| {
+        let shortest = *stands.get(from)?;
+        let alike: Vec<f64> = stands[from..].iter().copied().take_while(|&s| s <= shortest + 2.0 * tick).collect();
+        let stands = alike.iter().sum::<f64>() / alike.len() as f64;
+        let off = |rate: &f64| (1.0 / rate - stands).abs();
+        let usual = USUAL.into_iter().filter(|rate| off(rate) <= tick).min_by(|a, b| off(a).total_cmp(&off(b)));
+        Some(usual.unwrap_or(1.0 / stands))
+    };
+    let fits = |&rate: &f64| rate <= FASTEST && last * rate <= MOST_REPEATS * n;
+    [rate(0), rate(stands.len() / 10)].into_iter().flatten().find(fits).unwrap_or(mean)
+}
+
+/// For each frame of a steady clip as long as this one, the source frame on screen in its middle. A frame that stands long is
+/// repeated, one that is too short is left out.
+pub fn steady(starts: &[f64], end: f64, fps: f64) -> Vec<usize> {
+    let count = ((end * fps).round() as usize).max(1);
     let mut source = 0;
-    let mut chosen = Vec::with_capacity(starts.len());
-    for k in 0..starts.len() {
+    let mut chosen = Vec::with_capacity(count);
+    for k in 0..count {
         let middle = (k as f64 + 0.5) / fps;
         while starts.get(source + 1).is_some_and(|&next| next < middle - 1e-9) {
             source += 1;
@@ -53,6 +80,11 @@ pub fn steady(starts: &[f64], fps: f64) -> Vec<usize> {
         chosen.push(source);
     }
     chosen
+}
+
+/// How many of the source's frames are not among those chosen.
+pub fn left_out(chosen: &[usize], frames: usize) -> usize {
+    frames - chosen.chunk_by(|a, b| a == b).count()
 }
 
 #[cfg(test)]
@@ -81,11 +113,28 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_rate_is_resampled_to_its_mean() {
+    fn a_variable_rate_is_brought_to_its_highest() {
         let starts = [0.0, 0.1, 0.2, 0.6, 0.7];
         let pace = pace(&starts, Some(1.0), 0.001).expect("a rate");
-        assert_eq!(pace, Pace { fps: 5.0, variable: true });
-        assert_eq!(steady(&starts, pace.fps), [0, 2, 2, 3, 4]);
-        assert_eq!(steady(&rounded(9, 24.0, 0.01), 24.0), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(pace, Pace { fps: 10.0, variable: true });
+        let chosen = steady(&starts, 1.0, pace.fps);
+        assert_eq!(chosen, [0, 1, 2, 2, 2, 2, 3, 4, 4, 4]);
+        assert_eq!(left_out(&chosen, 5), 0);
+        assert_eq!(steady(&rounded(9, 24.0, 0.01), 9.0 / 24.0, 24.0), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+    }
+
+    #[test]
+    fn a_screen_recording_loses_nothing_and_one_short_frame_counts_for_little() {
+        // 30 a second, then one in seven, then 30 again, in a clock of milliseconds
+        let at = (0..10).chain((10..50).step_by(7)).chain(50..60);
+        let starts: Vec<f64> = at.map(|i| (f64::from(i) / 30.0 * 1000.0).round() / 1000.0).collect();
+        let fast = pace(&starts, Some(2.0), 0.001).expect("a rate");
+        assert_eq!(fast, Pace { fps: 30.0, variable: true });
+        let chosen = steady(&starts, 2.0, 30.0);
+        assert_eq!((chosen.len(), left_out(&chosen, starts.len())), (60, 0));
+        let slides = [0.0, 3.0, 6.0, 6.002, 9.0, 12.0];
+        let slow = pace(&slides, Some(15.0), 0.001).expect("a rate");
+        assert!(slow.variable && slow.fps < 1.0, "{slow:?}");
+        assert_eq!(left_out(&steady(&slides, 15.0, slow.fps), 6), 1);
     }
 }

@@ -2,7 +2,7 @@
 //! Source: yuv4mpeg(5) of mjpegtools.
 
 use super::yuv::{Colour, Planes, untagged};
-use super::{Clip, Source};
+use super::{Clip, Remarks, Source, short};
 use crate::video::Frame;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
@@ -35,18 +35,19 @@ struct Header {
     halved: (bool, bool),
     grey: bool,
     full: bool,
+    anamorphic: bool,
 }
 
 fn header(line: &str) -> Result<Header> {
     let mut words = line.split(' ');
     ensure!(words.next() == Some("YUV4MPEG2"), "it has no Y4M header");
     let (mut width, mut height, mut fps) = (0, 0, None);
-    let (mut layout, mut full) = ("420", false);
+    let (mut layout, mut full, mut anamorphic) = ("420", false, false);
     for word in words {
         let Some((tag, value)) = word.split_at_checked(1) else { continue };
         match tag {
-            "W" => width = value.parse().with_context(|| format!("its header says `{word}`"))?,
-            "H" => height = value.parse().with_context(|| format!("its header says `{word}`"))?,
+            "W" => width = value.parse().with_context(|| format!("its header says `{}`", short(word)))?,
+            "H" => height = value.parse().with_context(|| format!("its header says `{}`", short(word)))?,
             "F" => {
                 fps = value.split_once(':').and_then(|(num, den)| {
                     let (num, den): (u32, u32) = (num.parse().ok()?, den.parse().ok()?);
@@ -57,6 +58,7 @@ fn header(line: &str) -> Result<Header> {
                 bail!("it is interlaced\n  fix: `ffmpeg -i IN -vf bwdif -pix_fmt yuv420p OUT.y4m`")
             }
             "C" => layout = value,
+            "A" => anamorphic = value.split_once(':').is_some_and(|(across, down)| across != down),
             "X" => full |= value == "COLORRANGE=FULL",
             _ => {}
         }
@@ -66,16 +68,19 @@ fn header(line: &str) -> Result<Header> {
         "420" | "420jpeg" | "420mpeg2" | "420paldv" => (true, true),
         "422" => (true, false),
         "444" | "mono" => (false, false),
-        other => bail!("its layout `C{other}` is not read\n  fix: `ffmpeg -i IN -pix_fmt yuv420p OUT.y4m`"),
+        other => bail!("its layout `C{}` is not read\n  fix: `ffmpeg -i IN -pix_fmt yuv420p OUT.y4m`", short(other)),
     };
-    Ok(Header { width, height, fps, halved, grey: layout == "mono", full })
+    Ok(Header { width, height, fps, halved, grey: layout == "mono", full, anamorphic })
 }
 
+/// Frames of a clip, however small: a day at 30 frames a second. A frame without pixels takes six bytes.
+const MOST_FRAMES: usize = 4_000_000;
+
 /// Finds every frame, by its line; whatever the last one lacks is an error.
-pub fn open(path: &Path) -> Result<Clip> {
+pub fn open(path: &Path, remarks: &mut Remarks) -> Result<Clip> {
     let mut file = BufReader::new(File::open(path)?);
     let length = file.get_ref().metadata()?.len();
-    let Header { width, height, fps, halved, grey, full } = header(&line(&mut file)?)?;
+    let Header { width, height, fps, halved, grey, full, anamorphic } = header(&line(&mut file)?)?;
     let half = |n: usize, halved: bool| if halved { n.div_ceil(2) } else { n };
     let colours = if grey { 0 } else { half(width, halved.0) * half(height, halved.1) };
     let size = (width * height + 2 * colours) as u64;
@@ -88,11 +93,13 @@ pub fn open(path: &Path) -> Result<Clip> {
         ensure!(text == "FRAME" || text.starts_with("FRAME "), "frame {frame} does not begin with `FRAME`");
         at += text.len() as u64 + 1;
         ensure!(at + size <= length, "it is cut short: it ends in frame {frame}\n  fix: copy or make it again");
+        ensure!(frame < MOST_FRAMES, "it holds more than {MOST_FRAMES} frames");
         places.push(at);
         at += size;
         file.seek_relative(size as i64)?;
     }
     ensure!(!places.is_empty(), "there are no frames in it");
+    remarks.anamorphic = anamorphic;
 
     let colour = Colour::new(untagged(width, height), full, width, height);
     let planes = Planes { width, height, y: vec![0; width * height], u: vec![0; colours], v: vec![0; colours], halved };

@@ -38,6 +38,11 @@ pub fn untagged(width: usize, height: usize) -> u8 {
     if width < 1280 && height < 720 { 6 } else { 1 }
 }
 
+/// Whether `transfer_characteristics` is one of pictures that are brighter than 8 bits can show: PQ and HLG.
+pub fn is_hdr(transfer: u8) -> bool {
+    matches!(transfer, 16 | 18)
+}
+
 impl Colour {
     /// - `matrix`: `matrix_coefficients`; one that has no weights is taken for the untagged one.
     pub fn new(matrix: u8, full: bool, width: usize, height: usize) -> Colour {
