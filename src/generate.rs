@@ -15,9 +15,10 @@ use crate::outlook::{self, Outlook, Place, Sketch};
 use crate::outputs;
 use crate::passes::Upscaling;
 use crate::plan::{self, Encoder, Model, Plan, Report, Stage};
-use crate::progress::{Mode, Progress, human_seconds};
+use crate::progress::{Mode, Progress, counted, human_seconds};
 use crate::recipe::Recipe;
 use crate::request::{Request, Settings, default_size, image_crf};
+use crate::shown;
 use crate::stages::Stages;
 use crate::upscaler::Upscaler;
 use crate::video::Frame;
@@ -28,7 +29,7 @@ use crate::weights::store::Store;
 use crate::windows::Direction;
 use anyhow::Result;
 use candle_core::Tensor;
-use remarks::{idle_flags, say_quantized};
+use remarks::{beyond_world, idle_flags, say_quantized};
 use serde_json::json;
 use shots::{Shot, shots};
 use std::path::Path;
@@ -37,9 +38,14 @@ use std::time::Instant;
 /// The model that is part of the program.
 pub const DEFAULT_MODEL: &str = crate::embedded::NAME;
 
+/// Words that are quoted of the end of a prompt that is not read.
+const UNREAD_WORDS: usize = 12;
+
 /// What there is to make, with everything checked and nothing loaded.
 pub struct Take {
     pub settings: Settings,
+    /// Whether nobody named a seed.
+    drawn: bool,
     checkpoint: Checkpoint,
     compute: Compute,
     /// The clip in whole latents.
@@ -174,22 +180,12 @@ impl Take {
         let settings = Settings::decide(request, &defaults, allowed, convention, size, upscaler.is_some(), seed)?;
         let blocks = checkpoint.transformer.0.layers;
         settings.passes.iter().try_for_each(|pass| pass.check(blocks))?;
-        if request.seed.is_none() {
-            progress.note(&format!("seed {seed}"));
-        } else if seed > u32::MAX as u64 {
+        if seed > u32::MAX as u64 {
             progress.note(&format!("seed {seed}: torch's generator reads its low 32 bits, {}", seed as u32));
         }
         let geometry = checkpoint.geometry();
-        let asked = settings.clip;
-        let legal = geometry.legal(asked);
+        let legal = geometry.legal(settings.clip);
         let mut shots = shots(&settings, legal, geometry)?;
-        if legal != asked && shots.len() == 1 || (legal.width, legal.height) != (asked.width, asked.height) {
-            let (a, l) = (asked, legal);
-            progress.note(&format!(
-                "{}x{}, {} frames: made as {}x{}, {} frames, and cropped",
-                a.width, a.height, a.frames, l.width, l.height, l.frames
-            ));
-        }
         let canvases = match &upscaler {
             Some(_) => two_passes::canvases(legal, geometry, &settings, progress)?,
             None => vec![legal],
@@ -219,10 +215,11 @@ impl Take {
             checkpoint.check_encoder()?;
         }
         idle_flags(request, &settings, &checkpoint, sketch.held.is_empty()).iter().for_each(|note| progress.note(note));
+        beyond_world(&settings, request.size, checkpoint.entry).iter().for_each(|note| progress.note(note));
         let encode = |text: &str, which: &str| {
             let encoded = checkpoint.tokenizer.encode(text, settings.max_tokens())?;
             if let Some(unread) = &encoded.unread {
-                let unread = unread.split_whitespace().collect::<Vec<_>>().join(" "); // one line
+                let unread = shown::beginning(unread, UNREAD_WORDS);
                 let most = settings.max_tokens();
                 progress.note(&format!("the {which} is longer than {most} tokens; not read: “{unread}”"));
             }
@@ -241,6 +238,7 @@ impl Take {
         };
         Ok(Self {
             settings,
+            drawn: request.seed.is_none(),
             checkpoint,
             compute,
             legal,
@@ -270,9 +268,26 @@ impl Take {
         }
     }
 
+    /// Says what was decided for the user, once all is checked.
+    fn say(&self, progress: &Progress) {
+        if self.drawn {
+            progress.note(&format!("seed {}", self.settings.seed));
+        }
+        let (asked, legal) = (self.settings.clip, self.legal);
+        let made = format!("made as {}x{}, {}", legal.width, legal.height, counted(legal.frames, "frames"));
+        let text =
+            format!("{}x{}, {}: {made}, and cropped", asked.width, asked.height, counted(asked.frames, "frames"));
+        if (legal.width, legal.height) != (asked.width, asked.height) {
+            progress.note(&text);
+        } else if legal != asked && self.shots.len() == 1 {
+            progress.detail(&text);
+        }
+    }
+
     /// Prompts and pictures -> what the decoder reads, (1, f, h, w, c) a scene.
     /// - Errors are the machine's: memory, disk, device.
     pub fn latents(&self, progress: &Progress) -> Result<Vec<Tensor>> {
+        self.say(progress);
         let stages = self.stages(progress);
         let place = if self.compute.device.is_cpu() { "the CPU" } else { "the GPU" };
         let tokens: usize = self.shots.iter().map(|shot| shot.grid.tokens()).sum();
@@ -303,7 +318,7 @@ impl Take {
         mut sink: impl FnMut(Frame) -> Result<()>,
     ) -> Result<()> {
         let begun = Instant::now();
-        let mut stage = progress.stage("decode", self.settings.clip.frames);
+        let mut stage = progress.stage("decode", self.settings.clip.frames, "frames");
         for (shot, latents) in self.shots.iter().zip(latents) {
             let clip = Extent { frames: shot.frames, ..self.settings.clip };
             self.stages(progress).decode(latents, self.legal, clip, &mut sink, |frames| stage.advance(frames))?;
@@ -408,7 +423,7 @@ impl Job {
         let seconds = begun.elapsed().as_secs_f64();
         let (out, seed) = (self.target.path.display(), settings.seed);
         progress.done(
-            &format!("{out}: {width}x{height}, {frames} frames, seed {seed}, {}", human_seconds(seconds)),
+            &format!("{out}: {width}x{height}, {}, seed {seed}, {}", counted(frames, "frames"), human_seconds(seconds)),
             json!({"out": out.to_string(), "width": width, "height": height, "frames": frames, "fps": settings.fps,
                    "seed": seed, "seconds": (seconds * 1000.0).round() / 1000.0}),
         );

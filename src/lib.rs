@@ -12,10 +12,12 @@
 //!
 //! Whose way a run follows, that of a model's makers or diffusers', is in [`recipe`].
 //!
-//! [`geometry`] holds the arithmetic between pixels and latents, [`nn`] the layers that candle lacks or does slowly,
+//! [`geometry`] holds the arithmetic between pixels and latents, [`ranges`] what a number that is asked for may be, [`nn`] the
+//! layers that candle lacks or does slowly,
 //! [`config`] the strict reading of a checkpoint's JSON, [`device`] where and in what precision, [`folders`] where the user's files
 //! of this program are, [`platform`] what the system gives (files that appear whole or not at all), [`progress`] what a person
-//! sees meanwhile, [`mod@bench`] how long each stage takes, [`embedded`] the tiny model that is part of the program.
+//! sees meanwhile, [`shown`] how text that others wrote reaches a terminal, [`mod@bench`] how long each stage takes, [`embedded`]
+//! the tiny model that is part of the program.
 
 pub mod bench;
 pub mod checkpoint;
@@ -41,10 +43,12 @@ pub mod pixels;
 pub mod plan;
 pub mod platform;
 pub mod progress;
+pub mod ranges;
 pub mod recipe;
 pub mod request;
 pub mod sampler;
 pub mod seam;
+pub mod shown;
 pub mod stages;
 pub mod text;
 pub mod upscaler;

@@ -1,6 +1,7 @@
 //! What a person or a program sees while reel works; all of it on standard error.
 
 use crate::platform::threads;
+use crate::shown;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -43,8 +44,8 @@ impl Progress {
         match self.mode {
             _ if self.quiet => {}
             Mode::None => {}
-            Mode::Json => emit(json!({"event": "note", "text": text})),
-            _ => line(text),
+            Mode::Json => emit(json!({"event": "note", "text": shown::line(text)})),
+            _ => line(&painted(DIM, &shown::line(text))),
         }
     }
 
@@ -63,17 +64,18 @@ impl Progress {
                 event.extend(fields);
             }
             emit(event);
-        } else {
-            self.note(text);
+        } else if !self.quiet && self.mode != Mode::None {
+            line(&shown::line(text));
         }
     }
 
     /// Begins a stage of `total` equal parts.
-    pub fn stage(&self, name: &'static str, total: usize) -> Stage {
+    /// - `unit`: what they are, such as `steps`.
+    pub fn stage(&self, name: &'static str, total: usize, unit: &'static str) -> Stage {
         let bar = self.bars().then(|| {
             let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
             // as wide as the terminal allows, so that a line stays one line on a narrow one
-            let style = ProgressStyle::with_template("{prefix:>8} [{wide_bar}] {pos}/{len}, {left}");
+            let style = ProgressStyle::with_template("{prefix:>8} [{wide_bar}] {msg}, {left}");
             let style = style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ");
             bar.set_style(style.with_key("left", |state: &ProgressState, out: &mut dyn std::fmt::Write| {
                 let left = state.eta().as_secs_f64();
@@ -86,7 +88,7 @@ impl Progress {
             }
             bar
         });
-        let stage = Stage { name, total, made: 0, begun: Instant::now(), bar, json: self.json() };
+        let stage = Stage { name, total, unit, made: 0, part: None, begun: Instant::now(), bar, json: self.json() };
         stage.report();
         stage
     }
@@ -195,13 +197,32 @@ impl Bytes {
 pub struct Stage {
     name: &'static str,
     total: usize,
+    /// What is counted: `steps`, `frames`.
+    unit: &'static str,
     made: usize,
+    part: Option<Part>,
     begun: Instant,
     bar: Option<ProgressBar>,
     json: bool,
 }
 
+/// A part of a stage that is counted by itself, such as a window of a long clip.
+struct Part {
+    /// `window 3 of 13`; empty where there is but one.
+    label: String,
+    /// What was made of the stage when it began, and how much it makes.
+    before: usize,
+    total: usize,
+}
+
 impl Stage {
+    /// Begins a part of the stage, from which on the parts of that one are counted.
+    /// - `label`: what it is called, such as `window 3 of 13`; empty: nothing.
+    pub fn part(&mut self, label: String, total: usize) {
+        self.part = Some(Part { label, before: self.made, total });
+        self.report();
+    }
+
     /// `parts` more are made.
     pub fn advance(&mut self, parts: usize) {
         self.made += parts;
@@ -216,19 +237,49 @@ impl Stage {
         let seconds = self.begun.elapsed().as_secs_f64();
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
-            line(&format!("{:>8}  {} in {}", self.name, self.total, human_seconds(seconds)));
+            line(&format!("{:>8}  {} in {}", self.name, counted(self.total, self.unit), human_seconds(seconds)));
         }
         seconds
     }
 
+    /// What is being made: `window 3 of 13, step 5 of 16`, or `40 of 208 frames`.
+    fn state(&self) -> String {
+        match &self.part {
+            None => format!("{} of {}", self.made, counted(self.total, self.unit)),
+            Some(Part { label, before, total }) => {
+                let comma = if label.is_empty() { "" } else { ", " };
+                let now = (self.made - before + 1).min(*total); // the one under way
+                format!("{label}{comma}{} {now} of {total}", singular(self.unit))
+            }
+        }
+    }
+
     fn report(&self) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(self.state());
+        }
         if self.json {
             let seconds = self.begun.elapsed().as_secs_f64();
             let left =
                 (self.made > 0).then(|| seconds / self.made as f64 * (self.total - self.made.min(self.total)) as f64);
-            emit(json!({"event": "progress", "stage": self.name, "done": self.made, "total": self.total,
-                        "seconds": round(seconds), "seconds_left": left.map(round)}));
+            emit(
+                json!({"event": "progress", "stage": self.name, "done": self.made, "total": self.total, "unit": self.unit,
+                        "state": self.state(), "seconds": round(seconds), "seconds_left": left.map(round)}),
+            );
         }
+    }
+}
+
+/// `1 frame`, `17 frames`.
+/// - `unit`: in the plural, with an `s`.
+pub fn counted(n: usize, unit: &str) -> String {
+    format!("{n} {}", if n == 1 { singular(unit) } else { unit })
+}
+
+fn singular(unit: &str) -> &str {
+    match unit {
+        "matrices" => "matrix",
+        _ => unit.strip_suffix('s').unwrap_or(unit),
     }
 }
 
@@ -269,8 +320,9 @@ fn whole_seconds(seconds: f64) -> String {
     if seconds < 60.0 { format!("{seconds:.0} s") } else { human_seconds(seconds) }
 }
 
+/// JSON, with what a terminal would obey written as JSON writes it: only strings hold such characters.
 fn emit(event: Value) {
-    line(&event.to_string());
+    line(&shown::visible(&event.to_string()));
 }
 
 /// A closed standard error is no reason to stop a run.
@@ -296,36 +348,83 @@ pub fn interrupted(text: &str, mode: Mode) {
     }
 }
 
-/// The one error that ends the program: what and where with its causes on the first line, below it the fix that the deepest
-/// cause names.
-pub fn error(error: &anyhow::Error, mode: Mode) {
-    let (head, below) = told(error);
-    let text = format!("{head}\n{}", below.join("\n"));
-    match mode {
-        Mode::Json => emit(json!({"event": "error", "text": text.trim_end()})),
-        _ => line(format!("error: {text}").trim_end()),
+/// Colours, as a terminal is told them.
+const RED: &str = "1;31";
+const BOLD: &str = "1";
+const DIM: &str = "2";
+
+/// Text in a colour, where standard error shows colours.
+fn painted(colour: &str, text: &str) -> String {
+    if has_colours() { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_string() }
+}
+
+/// Whether standard error shows colours: a terminal does, unless `NO_COLOR` or a terminal without any says otherwise;
+/// `CLICOLOR_FORCE` says that whatever it is does.
+fn has_colours() -> bool {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    match (set("NO_COLOR"), set("CLICOLOR_FORCE")) {
+        (Some(_), _) => false,
+        (None, Some(force)) if force != "0" => true,
+        _ => std::io::stderr().is_terminal() && set("TERM").is_none_or(|term| term != "dumb"),
     }
 }
 
-/// An error's first line, and the lines below it. Below a message only lines such as `  fix: ...` are ours: where the
-/// environment asks for backtraces, candle puts them into its messages.
+/// The one error that ends the program: what and where with its causes on the first line, below it the fix that the deepest
+/// cause names. As JSON the fix is a field of its own.
+pub fn error(error: &anyhow::Error, mode: Mode) {
+    let (head, below) = told(error);
+    if mode != Mode::Json {
+        let below = below.iter().map(|line| {
+            let line = shown::line(line);
+            match line.strip_prefix("  fix:") {
+                Some(rest) => format!("\n  {}{rest}", painted(BOLD, "fix:")),
+                None => format!("\n{line}"),
+            }
+        });
+        return line(&format!("{} {}{}", painted(RED, "error:"), shown::line(&head), below.collect::<String>()));
+    }
+    let mut event = json!({"event": "error", "text": shown::line(&head)});
+    for line in &below {
+        let (label, rest) = line.trim_start().split_once(": ").unwrap_or(("more", line));
+        event[label] = shown::line(rest).into();
+    }
+    emit(event);
+}
+
+/// An error's first line, and the lines below it: the last ones that a cause names.
 fn told(error: &anyhow::Error) -> (String, Vec<String>) {
     let (mut heads, mut below): (Vec<String>, Vec<String>) = (vec![], vec![]);
     for cause in error.chain() {
-        let text = cause.to_string();
-        let mut lines = text.lines();
-        let head = lines.next().unwrap_or_default().to_string();
+        let (head, own) = parts(&cause.to_string());
         // some errors repeat their cause's message in their own
         if !heads.last().is_some_and(|said| said.ends_with(&head)) {
             heads.push(head);
         }
-        let ours = |line: &&str| line.starts_with("  ") && line[2..].starts_with(|c: char| c.is_ascii_lowercase());
-        let own: Vec<String> = lines.filter(ours).map(String::from).collect();
         if !own.is_empty() {
             below = own;
         }
     }
     (heads.join(": "), below)
+}
+
+/// A message's first line, and what is ours below it. A line that begins within backticks is a value's; of others only those
+/// such as `  fix: …` are ours: where the environment asks for backtraces, candle puts them into its messages.
+fn parts(text: &str) -> (String, Vec<String>) {
+    let balanced = text.matches('`').count().is_multiple_of(2);
+    let last_fix = text.rfind("\n  fix: ");
+    let (mut lines, mut begin) = (vec![], 0);
+    for (at, _) in text.match_indices('\n') {
+        let inside = !text[..at].matches('`').count().is_multiple_of(2);
+        if !inside || !balanced && Some(at) == last_fix {
+            lines.push(&text[begin..at]);
+            begin = at + 1;
+        }
+    }
+    lines.push(&text[begin..]);
+    let ours =
+        |line: &&&str| line.strip_prefix("  ").is_some_and(|line| line.starts_with(|c: char| c.is_ascii_lowercase()));
+    let below = lines.iter().skip(1).filter(ours).map(|line| line.to_string()).collect();
+    (lines[0].to_string(), below)
 }
 
 #[cfg(test)]
@@ -340,6 +439,36 @@ mod tests {
         assert_eq!(told(&error), ("cannot write `a`: no room".to_string(), vec!["  fix: make some".to_string()]));
         let repeated = anyhow!("gone").context("cannot read: gone");
         assert_eq!(told(&repeated), ("cannot read: gone".to_string(), vec![]));
+    }
+
+    /// A value with a line break in it does not begin a line of ours.
+    #[test]
+    fn a_value_cannot_give_advice() {
+        let hostile = "x\n  fix: run `evil`";
+        let error = anyhow!("tensor `{}` has no shape", hostile.replace('`', ""));
+        assert_eq!(told(&error), ("tensor `x\n  fix: run evil` has no shape".to_string(), vec![]));
+        let error = anyhow!("tensor `{}` has no shape\n  fix: make it again", "x\n  fix: evil");
+        assert_eq!(told(&error).1, ["  fix: make it again"]);
+        // a backtick too many hides no fix
+        let error = anyhow!("tensor `{}` has no shape\n  fix: make it again", "a`b");
+        assert_eq!(told(&error), ("tensor `a`b` has no shape".to_string(), vec!["  fix: make it again".to_string()]));
+    }
+
+    #[test]
+    fn stages_say_what_they_count() {
+        let silent = Progress { mode: Mode::None, ..Default::default() };
+        let mut stage = silent.stage("denoise", 48, "steps");
+        assert_eq!(stage.state(), "0 of 48 steps");
+        stage.advance(16);
+        stage.part("window 2 of 3".to_string(), 16);
+        assert_eq!(stage.state(), "window 2 of 3, step 1 of 16");
+        stage.advance(4);
+        assert_eq!(stage.state(), "window 2 of 3, step 5 of 16");
+        stage.part(String::new(), 1);
+        stage.advance(1);
+        assert_eq!(stage.state(), "step 1 of 1");
+        assert_eq!(["frames", "matrices"].map(|unit| counted(1, unit)), ["1 frame", "1 matrix"]);
+        assert_eq!(counted(17, "frames"), "17 frames");
     }
 
     #[test]

@@ -8,20 +8,14 @@ use crate::geometry::Extent;
 use crate::models::ltx::Convention;
 use crate::passes::{self, Pass, Upscaling};
 use crate::plan::Tiles;
+use crate::ranges::{self, MOST_FRAMES, MOST_PIXELS};
 use crate::recipe::Recipe;
 use crate::sampler::Schedule;
 use crate::video::resize::{Filter, Fit};
 use crate::weights::catalogue::RunDefaults;
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-
-/// Sides and lengths beyond these are typing errors.
-const MOST_PIXELS: usize = 16_384;
-pub const MOST_FRAMES: usize = 100_000;
-const MOST_STEPS: usize = 1000;
-/// The most that an output is enlarged.
-const MOST_TIMES: usize = 16;
 
 /// What was asked for; what is absent is decided by the model. Fields are named like the flags of `generate`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -102,14 +96,17 @@ impl std::str::FromStr for Keyframe {
 
     /// Reads from the right, so that a file name may hold `@` and `:`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}`: expected FILE@FRAME or FILE@FRAME:STRENGTH, such as still.png@-1:0.8");
+        let wrong = || "expected FILE@FRAME or FILE@FRAME:STRENGTH, such as still.png@-1:0.8".to_string();
         let (file, place) = text.rsplit_once('@').ok_or_else(wrong)?;
         let (frame, strength) = place.split_once(':').map_or((place, None), |(frame, x)| (frame, Some(x)));
         let strength = strength.map_or(Ok(1.0), |x| x.parse::<f64>().map_err(|_| wrong()))?;
-        if file.is_empty() || !(0.0..=1.0).contains(&strength) {
+        let frame = frame.parse::<i64>().map_err(|_| wrong())?;
+        if file.is_empty() {
             return Err(wrong());
         }
-        Ok(Self { file: file.into(), frame: frame.parse().map_err(|_| wrong())?, strength })
+        ranges::check("keyframe", frame as f64).map_err(|e| format!("frame {frame}: {e}"))?;
+        ranges::check("strength", strength).map_err(|e| format!("strength {strength}: {e}"))?;
+        Ok(Self { file: file.into(), frame, strength })
     }
 }
 
@@ -128,9 +125,10 @@ impl std::str::FromStr for Lora {
     fn from_str(text: &str) -> Result<Self, String> {
         let scaled = text.rsplit_once(':').and_then(|(file, scale)| Some((file, scale.parse::<f64>().ok()?)));
         let (file, scale) = scaled.unwrap_or((text, 1.0));
-        if file.is_empty() || !scale.is_finite() {
-            return Err(format!("`{text}`: expected FILE or FILE:SCALE, such as style.safetensors:0.8"));
+        if file.is_empty() {
+            return Err("expected FILE or FILE:SCALE, such as style.safetensors:0.8".to_string());
         }
+        ranges::check("lora", scale).map_err(|e| format!("scale {scale}: {e}"))?;
         Ok(Self { file: file.into(), scale })
     }
 }
@@ -180,75 +178,104 @@ impl Request {
     /// Checks every value that can be judged without the model.
     /// - Errors name the flag, what it was given and what it takes.
     pub fn check(&self) -> Result<()> {
-        if let Some((width, height)) = self.size {
-            let inside = |side: usize| (1..=MOST_PIXELS).contains(&side);
+        // without `..`: a new number cannot be forgotten here
+        let Self {
+            prompt: _,
+            model: _,
+            text_encoder: _,
+            tokenizer: _,
+            vae: _,
+            quantize: _,
+            quantize_cache: _,
+            quantize_scratch: _,
+            lora,
+            convention: _,
+            negative: _,
+            size,
+            frames,
+            seconds,
+            fps,
+            steps,
+            sigmas,
+            guidance,
+            guidance_rescale,
+            stg,
+            stg_blocks,
+            cfg_star: _,
+            stochastic: _,
+            upscaler: _,
+            second_sigmas,
+            adain,
+            tone_map,
+            image: _,
+            last_image: _,
+            keyframe,
+            fit: _,
+            image_crf,
+            image_noise,
+            prompt_at,
+            window,
+            no_drift_match: _,
+            decode_timestep,
+            decode_noise,
+            seed: _, // any
+            out: _,
+            scale,
+            scale_filter: _,
+            quality,
+            force: _,
+            device: _,
+            dtype: _,
+            memory,
+            vae_tile,
+            vae_overlap,
+        } = self;
+        let whole = |n: &Option<usize>| n.map(|n| n as f64);
+        let pair = |pair: Option<(usize, usize)>| [pair.map(|(w, _)| w as f64), pair.map(|(_, h)| h as f64)];
+        let tile = match vae_tile {
+            Tiles::Of(width, height) => Some((*width, *height)),
+            _ => None,
+        };
+        let (size, tile) = (pair(*size), pair(tile));
+        let counts =
+            [("frames", whole(frames)), ("steps", whole(steps)), ("window", whole(window)), ("scale", whole(scale))];
+        let counts =
+            counts.into_iter().chain([("vae-overlap", whole(vae_overlap)), ("memory", memory.map(|n| n as f64))]);
+        let bytes = [("image-crf", image_crf.map(f64::from)), ("quality", quality.map(f64::from))];
+        let sides = [("size", size[0]), ("size", size[1]), ("vae-tile", tile[0]), ("vae-tile", tile[1])];
+        let times = [("seconds", *seconds), ("fps", *fps)]
+            .into_iter()
+            .chain(prompt_at.iter().map(|s| ("prompt-at", Some(s.at))));
+        let guided = [("guidance", *guidance), ("guidance-rescale", *guidance_rescale), ("stg", *stg)];
+        let shares = [("adain", *adain), ("tone-map", *tone_map), ("image-noise", *image_noise)];
+        let decoder = [("decode-timestep", *decode_timestep), ("decode-noise", *decode_noise)];
+        let held = keyframe.iter().flat_map(|k| [("keyframe", Some(k.frame as f64)), ("strength", Some(k.strength))]);
+        let added = lora.iter().map(|lora| ("lora", Some(lora.scale)));
+        let numbers = counts.chain(bytes).chain(sides).chain(times).chain(guided).chain(shares).chain(decoder);
+        for (flag, value) in numbers.chain(held).chain(added) {
+            let Some(value) = value else { continue };
+            ranges::check(flag, value).map_err(|e| anyhow!("--{flag} {value}: {e}"))?;
+        }
+        let blocks = stg_blocks.as_ref().map(|blocks| blocks.iter().map(|&n| n as f64).collect());
+        for (flag, list) in [("sigmas", sigmas), ("second-sigmas", second_sigmas), ("stg-blocks", &blocks)] {
+            let Some(list) = list else { continue };
+            let name = || format!("--{flag} {}", list.iter().map(f64::to_string).collect::<Vec<_>>().join(","));
+            ranges::check_list(flag, list.iter().copied()).map_err(|e| anyhow!("{}: {e}", name()))?;
+            if flag != "stg-blocks" {
+                Schedule::explicit(list).map_err(|e| anyhow!("{}: {e}", name()))?;
+            }
             ensure!(
-                inside(width) && inside(height),
-                "--size {width}x{height}: each side has to be 1 to {MOST_PIXELS} pixels"
+                flag != "second-sigmas" || list[0] < 1.0,
+                "{}: it has to begin below 1, where something of the first pass is left",
+                name()
             );
         }
-        let frames = |n: usize, flag: &str| {
-            ensure!((1..=MOST_FRAMES).contains(&n), "{flag}: a clip has 1 to {MOST_FRAMES} frames, not {n}");
-            Ok(())
-        };
+        ensure!(frames.is_none() || seconds.is_none(), "--frames and --seconds say the same thing: give one of them");
+        ensure!(steps.is_none() || sigmas.is_none(), "--steps and --sigmas say the same thing: give one of them");
         ensure!(
-            self.frames.is_none() || self.seconds.is_none(),
-            "--frames and --seconds say the same thing: give one of them"
-        );
-        ensure!(
-            self.steps.is_none() || self.sigmas.is_none(),
-            "--steps and --sigmas say the same thing: give one of them"
-        );
-        if let Some(n) = self.frames {
-            frames(n, &format!("--frames {n}"))?;
-        }
-        let range = |value: Option<f64>, flag: &str, low: f64, high: f64| {
-            let Some(x) = value else { return Ok(()) };
-            ensure!(x.is_finite() && (low..=high).contains(&x), "{flag} {x}: it has to be {low} to {high}");
-            Ok(())
-        };
-        range(self.fps, "--fps", 0.1, 1000.0)?;
-        range(self.seconds, "--seconds", 0.001, 86_400.0)?;
-        range(self.guidance, "--guidance", 0.0, 1000.0)?;
-        range(self.guidance_rescale, "--guidance-rescale", 0.0, 1.0)?;
-        range(self.stg, "--stg", 0.0, 1000.0)?;
-        range(self.adain, "--adain", 0.0, 1.0)?;
-        range(self.tone_map, "--tone-map", 0.0, 1.0)?;
-        range(self.image_noise, "--image-noise", 0.0, 1.0)?;
-        if let Some(crf) = self.image_crf {
-            ensure!(crf <= 51, "--image-crf {crf}: it has to be 0 to 51");
-        }
-        for keyframe in &self.keyframe {
-            range(Some(keyframe.strength), "--keyframe strength", 0.0, 1.0)?;
-        }
-        for scene in &self.prompt_at {
-            range(Some(scene.at), "--prompt-at", 0.0, 86_400.0)?;
-        }
-        ensure!(
-            self.prompt_at.windows(2).all(|w| w[0].at < w[1].at),
+            prompt_at.windows(2).all(|w| w[0].at < w[1].at),
             "--prompt-at: the times have to rise, each after the one before"
         );
-        range(self.decode_timestep, "--decode-timestep", 0.0, 1.0)?;
-        range(self.decode_noise, "--decode-noise", 0.0, 1.0)?;
-        if let Some(n) = self.steps {
-            ensure!((1..=MOST_STEPS).contains(&n), "--steps {n}: it has to be 1 to {MOST_STEPS}");
-        }
-        for (sigmas, flag) in [(&self.sigmas, "--sigmas"), (&self.second_sigmas, "--second-sigmas")] {
-            let Some(sigmas) = sigmas else { continue };
-            let shown = || format!("{flag} {}", sigmas.iter().map(f64::to_string).collect::<Vec<_>>().join(","));
-            Schedule::explicit(sigmas).map_err(|e| anyhow::anyhow!("{}: {e}", shown()))?;
-            ensure!(
-                flag == "--sigmas" || sigmas[0] < 1.0,
-                "{}: it has to begin below 1, where something of the first pass is left",
-                shown()
-            );
-        }
-        if let Some(scale) = self.scale {
-            ensure!((1..=MOST_TIMES).contains(&scale), "--scale {scale}: it has to be 1 to {MOST_TIMES}");
-        }
-        if let Some(quality) = self.quality {
-            ensure!((1..=100).contains(&quality), "--quality {quality}: it has to be 1 to 100");
-        }
         Ok(())
     }
 }

@@ -40,7 +40,7 @@ impl Stages<'_> {
         let (config, tensors) = &self.checkpoint.text;
         let tensors = self.quantized(tensors, false)?;
         let t5 = T5::load(config, tensors.load(self.compute.stored, self.compute.dtype, &self.compute.device))?;
-        let mut stage = self.progress.stage("text", config.layers * prompts.len());
+        let mut stage = self.progress.stage("text", config.layers * prompts.len(), "layers");
         let padded = |ids: &Vec<u32>| {
             let mut ids = ids.clone();
             ids.resize(self.settings.encoded_tokens(ids.len()), 0);
@@ -62,7 +62,7 @@ impl Stages<'_> {
     fn quantized(&self, tensors: &Tensors, scratch: bool) -> Result<Tensors> {
         let mut stage = None;
         let tensors = tensors.through_file(scratch, |count| {
-            let stage = stage.insert(self.progress.stage("quantise", count));
+            let stage = stage.insert(self.progress.stage("quantise", count, "matrices"));
             || stage.advance(1)
         })?;
         if let Some(stage) = stage {
@@ -80,7 +80,7 @@ impl Stages<'_> {
         }
         let Compute { device, stored, dtype, .. } = &self.compute;
         let (config, tensors) = &self.checkpoint.vae;
-        let mut stage = self.progress.stage("encode", clips.iter().map(|clip| clip.len()).sum());
+        let mut stage = self.progress.stage("encode", clips.iter().map(|clip| clip.len()).sum(), "frames");
         let encoder = Encoder::load(config, tensors.load(*stored, *dtype, device).pp("encoder"))?;
         let mut posteriors = vec![];
         for clip in clips {
@@ -145,7 +145,7 @@ impl Stages<'_> {
     /// - Source: LTX-Video `pipelines/pipeline_ltx_video.py`, `LTXMultiScalePipeline`, at 5260738.
     pub fn upscale(&self, upscaler: &Upscaler, latents: &[Tensor]) -> Result<Vec<Tensor>> {
         memory::release(); // of what the transformer was at work with
-        let mut stage = self.progress.stage("upscale", latents.len());
+        let mut stage = self.progress.stage("upscale", latents.len(), "windows");
         let network = upscaler.load(&self.compute.device)?;
         let statistics = self.statistics()?;
         let mut all = vec![];

@@ -232,7 +232,7 @@ pub fn quantize(path: &Path, text: bool, kind: Quantize, out: &Path, force: bool
         left.iter().for_each(|name| progress.detail(&format!("not quantised: {name}")));
     }
     let file = AtomicFile::create(out, force)?;
-    let mut stage = progress.stage("quantise", tensors.names().count());
+    let mut stage = progress.stage("quantise", tensors.names().count(), "tensors");
     tensors.write_gguf(&file, &form, || stage.advance(1))?;
     stage.finish();
     file.commit()

@@ -1,11 +1,12 @@
 //! `reel bench`.
 
-use super::making::size;
-use super::{Failure, print};
+use super::number::{sides, whole};
+use super::{Failure, print, print_data};
 use crate::bench::{Cell, Part, Row, Weights, parts, random_size, run};
 use crate::checkpoint::{Checkpoint, Sources};
 use crate::device::{self, Dtype, Quantize};
 use crate::geometry::Extent;
+use crate::progress::{counted, human_bytes};
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::random;
 use anyhow::{Context, Result, anyhow, ensure};
@@ -23,7 +24,7 @@ const PROMPT: &str = "A small red fishing boat rocks on a calm green sea at dawn
 #[command(verbatim_doc_comment)]
 pub struct Args {
     /// A name of `reel models list`, a .safetensors file, or a directory in diffusers layout [default: the built-in model]
-    #[arg(long, value_name = "NAME|PATH", env = "REEL_MODEL", help_heading = "What")]
+    #[arg(long, value_name = "NAME|PATH", env = "REEL_MODEL", hide_env_values = true, help_heading = "What")]
     model: Option<String>,
     /// The model's text encoder, where it brings none
     #[arg(long, value_name = "PATH", conflicts_with = "random_weights", help_heading = "What")]
@@ -38,14 +39,14 @@ pub struct Args {
     #[arg(long, value_enum, value_name = "PART", value_delimiter = ',', help_heading = "What")]
     part: Vec<Part>,
     /// So many layers of random weights, where not all fit the memory
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "What")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = whole::<u16>("layers"), help_heading = "What")]
     layers: Option<u16>,
 
     /// Width and height in pixels [default: the model's; 512x320 with random weights]
-    #[arg(long, value_name = "WxH", value_parser = size, value_delimiter = ',', help_heading = "Grid")]
+    #[arg(long, value_name = "WxH", allow_hyphen_values = true, value_parser = sides("size"), value_delimiter = ',', help_heading = "Grid")]
     size: Vec<(usize, usize)>,
     /// Frames [default: the model's; 25 with random weights]
-    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=100_000), help_heading = "Grid")]
+    #[arg(long, value_name = "N", value_delimiter = ',', allow_negative_numbers = true, value_parser = whole::<u32>("frames"), help_heading = "Grid")]
     frames: Vec<u32>,
     /// auto: as stored; random weights are bf16
     #[arg(long, value_enum, value_name = "TYPE", value_delimiter = ',', help_heading = "Grid")]
@@ -54,21 +55,21 @@ pub struct Args {
     #[arg(long, value_enum, value_name = "TYPE", value_delimiter = ',', help_heading = "Grid")]
     quantize: Vec<Quantize>,
     /// Threads to compute with [default: all cores]
-    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Grid")]
+    #[arg(long, value_name = "N", value_delimiter = ',', allow_negative_numbers = true, value_parser = whole::<u16>("threads"), help_heading = "Grid")]
     threads: Vec<u16>,
     /// Tokens of the prompt [default: those of 20 words for text, 128 for a step]
-    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=4096), help_heading = "Grid")]
+    #[arg(long, value_name = "N", value_delimiter = ',', allow_negative_numbers = true, value_parser = whole::<u16>("tokens"), help_heading = "Grid")]
     tokens: Vec<u16>,
 
     /// Runs before the clock starts
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Clock")]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = whole::<u16>("warmup"), help_heading = "Clock")]
     warmup: u16,
     /// Runs that are timed; their median counts
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=10_000), help_heading = "Clock")]
+    #[arg(long, value_name = "N", default_value_t = 3, allow_negative_numbers = true, value_parser = whole::<u16>("repeat"), help_heading = "Clock")]
     repeat: u16,
 
     /// Denoising steps of a whole run [default: the model's]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000), help_heading = "Grid")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = whole::<u16>("steps"), help_heading = "Grid")]
     steps: Option<u16>,
     /// The most memory that a whole run may use, such as 8GiB [default: what is free, less a margin]
     #[arg(long, value_name = "SIZE", value_parser = crate::platform::machine::parse_size, help_heading = "Grid")]
@@ -83,6 +84,35 @@ pub struct Args {
     /// Comma-separated values, with a header
     #[arg(long, help_heading = "Output")]
     csv: bool,
+}
+
+/// Bytes that a part takes at the very least.
+fn least_bytes(part: Part, clip: Extent) -> u64 {
+    let plane = clip.width as u64 * clip.height as u64;
+    let frames = clip.frames as u64;
+    match part {
+        Part::Text | Part::Product | Part::Run => 0, // of no size, or planned
+        Part::Step => 4 * plane * frames,
+        Part::Encode => 12 * plane * frames,        // RGB in f32
+        Part::Decode => 32 * plane * frames.min(9), // the last layers of a group of frames: 128 channels at a quarter of the sides
+        Part::Mux => 3 * plane * frames,
+    }
+}
+
+/// - Errors when a part cannot fit the memory that is free, before any of it is asked for.
+fn check_memory(part: Part, clip: Extent) -> Result<()> {
+    let (least, free) = (least_bytes(part, clip), crate::platform::machine::free_memory().unwrap_or(u64::MAX));
+    ensure!(
+        least <= free,
+        "--part {} of {}x{}, {} takes at least {}, and {} are free\n  fix: a smaller --size, or fewer --frames",
+        part.name(),
+        clip.width,
+        clip.height,
+        counted(clip.frames, "frames"),
+        human_bytes(least),
+        human_bytes(free)
+    );
+    Ok(())
 }
 
 /// One row to come.
@@ -102,7 +132,7 @@ pub fn run_all(args: Args) -> Result<(), Failure> {
         for spec in &specs {
             let row = child(spec, &args.device).map_err(Failure::Failed)?;
             if args.json {
-                print(format!("{row}\n").as_bytes())?; // as they come
+                print_data(&format!("{row}\n"))?; // as they come
             }
             rows.push(row);
         }
@@ -110,12 +140,11 @@ pub fn run_all(args: Args) -> Result<(), Failure> {
             return Ok(());
         }
     }
-    let text = match (args.json, args.csv) {
-        (true, _) => rows.iter().map(|row| format!("{row}\n")).collect(),
-        (_, true) => csv(&rows),
-        _ => table(&rows),
-    };
-    print(text.as_bytes())
+    match (args.json, args.csv) {
+        (true, _) => print_data(&rows.iter().map(|row| format!("{row}\n")).collect::<String>()),
+        (_, true) => print_data(&csv(&rows)),
+        _ => print(table(&rows).as_bytes()),
+    }
 }
 
 /// Times one row here.
@@ -234,6 +263,7 @@ impl Args {
                     (list, _) => vec![list[0] as usize],
                 };
                 for clip in &clips {
+                    check_memory(part, *clip)?;
                     for &tokens in &tokens {
                         for &dtype in if self.dtype.is_empty() { &[Dtype::Auto][..] } else { &self.dtype } {
                             for quantize in self.quantized(part) {

@@ -1,16 +1,18 @@
 //! `reel generate`.
 
-use super::Failure;
-use super::making::{Making, fetch, print_plan, prompt};
+use super::making::{Making, Own, fetch, print_plan, prompt};
+use super::number::{real, whole};
+use super::{Failure, help};
 use crate::generate::Job;
 use crate::outlook::Absent;
-use crate::request::{Keyframe, Request};
+use crate::request::Keyframe;
 use crate::video::resize::{Filter, Fit};
 use crate::windows::Direction;
 use std::path::PathBuf;
 
 /// Make a video from a prompt, and from stills and clips to hold to
 #[derive(clap::Args)]
+#[command(after_help = help::generate(), after_long_help = help::generate_long())]
 pub struct Args {
     /// What the video shows; `-` reads standard input
     prompt: String,
@@ -18,22 +20,29 @@ pub struct Args {
     #[arg(long, value_name = "FILE", help_heading = "Stills and clips")]
     image: Option<PathBuf>,
     /// A still for the last frame
-    #[arg(long, value_name = "FILE", help_heading = "Stills and clips")]
+    #[arg(long, value_name = "FILE", help_heading = "Stills and clips", hide_short_help = true)]
     last_image: Option<PathBuf>,
     /// A still or a clip from FRAME on (negative: from the end), held with strength X [default: 1]; repeatable
-    #[arg(long, value_name = "FILE@FRAME[:X]", help_heading = "Stills and clips")]
+    #[arg(long, value_name = "FILE@FRAME[:X]", help_heading = "Stills and clips", hide_short_help = true)]
     keyframe: Vec<Keyframe>,
-    /// How they meet the frame
-    #[arg(long, value_enum, default_value_t, value_name = "HOW", help_heading = "Stills and clips")]
+    /// How stills and clips are fitted to the frame
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "HOW",
+        help_heading = "Stills and clips",
+        hide_short_help = true
+    )]
     fit: Fit,
-    /// Frames a second
-    #[arg(long, value_name = "F", allow_negative_numbers = true, help_heading = "Clip")]
+    /// Frames a second [default: the model's; built in: 8]
+    #[arg(long, value_name = "F", allow_negative_numbers = true, value_parser = real("fps"), help_heading = "Clip", hide_short_help = true)]
     fps: Option<f64>,
-    /// Enlarge what the model made N times on output, 1 to 16
-    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Output")]
+    /// Enlarge what the model made N times on output, 1 to 16 [default: 1]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = whole::<usize>("scale"), help_heading = "Output")]
     scale: Option<usize>,
     /// How it is enlarged [default: lanczos]
-    #[arg(long, value_enum, value_name = "HOW", help_heading = "Output")]
+    #[arg(long, value_enum, value_name = "HOW", help_heading = "Output", hide_short_help = true)]
     scale_filter: Option<Filter>,
     #[command(flatten)]
     pub making: Making,
@@ -43,19 +52,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let progress = args.making.common.apply()?;
     let pull = args.making.pull;
     let (dry_run, json) = (args.making.dry_run, args.making.json);
-    let request = || -> anyhow::Result<Request> {
-        Ok(Request {
-            image: args.image,
-            last_image: args.last_image,
-            keyframe: args.keyframe,
-            fit: args.fit,
-            fps: args.fps,
-            scale: args.scale,
-            scale_filter: args.scale_filter,
-            ..args.making.request(prompt(args.prompt)?)?
-        })
-    };
-    let request = request().map_err(Failure::BadInput)?;
+    let Args { prompt: text, image, last_image, keyframe, fit, fps, scale, scale_filter, making } = args;
+    let own = Own { image, last_image, keyframe, fit, fps, scale, scale_filter };
+    let request = prompt(text).and_then(|text| making.request(text, own)).map_err(Failure::BadInput)?;
     if dry_run && let Some(absent) = Absent::find(&request).map_err(Failure::BadInput)? {
         let plan = absent.plan(&request, &[], Direction::Forward, None);
         let (plan, report) = plan.map_err(Failure::BadInput)?;

@@ -1,22 +1,22 @@
 //! `reel extend`, `reel bridge` and `reel loop`.
 
-use super::Failure;
-use super::making::{Making, fetch, print_plan, prompt};
+use super::making::{Making, Own, fetch, print_plan, prompt};
+use super::number::{real, whole};
+use super::{Failure, help};
 use crate::join::{Asked, Join};
-use crate::request::Request;
 use std::path::PathBuf;
 
 /// Flags of all three.
 #[derive(clap::Args)]
 pub struct Joining {
     /// Frames of the footage that the model sees [default: as many as help]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Stills and clips")]
-    context: Option<u32>,
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = whole::<usize>("context"), help_heading = "Stills and clips", hide_short_help = true)]
+    context: Option<usize>,
     /// Frames a second of footage that does not say: stills and folders of frames [default: the model's]
-    #[arg(long, value_name = "F", allow_negative_numbers = true, help_heading = "Clip")]
+    #[arg(long, value_name = "F", allow_negative_numbers = true, value_parser = real("fps"), help_heading = "Clip", hide_short_help = true)]
     fps: Option<f64>,
     /// Leave the colours of the new part as they come
-    #[arg(long, help_heading = "Stills and clips")]
+    #[arg(long, help_heading = "Stills and clips", hide_short_help = true)]
     no_colour_match: bool,
     #[command(flatten)]
     pub making: Making,
@@ -24,6 +24,7 @@ pub struct Joining {
 
 /// Continue a clip, or make what came before it, and write the joined clip
 #[derive(clap::Args)]
+#[command(after_help = help::extend())]
 pub struct Extend {
     /// Video file, animation or directory of frames
     clip: PathBuf,
@@ -38,6 +39,7 @@ pub struct Extend {
 
 /// Fill the gap between two clips or stills and write all of it
 #[derive(clap::Args)]
+#[command(after_help = help::bridge())]
 pub struct Bridge {
     /// What it begins with
     a: PathBuf,
@@ -51,6 +53,7 @@ pub struct Bridge {
 
 /// Lead the end of a clip back into its start
 #[derive(clap::Args)]
+#[command(after_help = help::close())]
 pub struct Loop {
     /// Video file, animation or directory of frames
     clip: PathBuf,
@@ -84,11 +87,10 @@ fn join(
     let progress = joining.making.common.apply()?;
     let pull = joining.making.pull;
     let (dry_run, json) = (joining.making.dry_run, joining.making.json);
-    let context = joining.context.map(|n| n as usize);
-    let asked = Asked { before, after, closed, context, colour_match: !joining.no_colour_match };
-    let request =
-        || -> anyhow::Result<Request> { Ok(Request { fps: joining.fps, ..joining.making.request(prompt(text)?)? }) };
-    let request = request().map_err(Failure::BadInput)?;
+    let Joining { context, fps, no_colour_match, making } = joining;
+    let asked = Asked { before, after, closed, context, colour_match: !no_colour_match };
+    let own = Own { fps, ..Own::default() };
+    let request = prompt(text).and_then(|text| making.request(text, own)).map_err(Failure::BadInput)?;
     if dry_run
         && let Some((plan, report)) = Join::plan_absent(&request, &asked, &progress).map_err(Failure::BadInput)?
     {

@@ -2,9 +2,12 @@
 
 mod bench;
 mod generate;
+mod help;
+mod hints;
 mod join;
 mod making;
 mod models;
+mod number;
 mod selftest;
 mod usage;
 
@@ -14,6 +17,7 @@ use crate::platform::files::CannotWrite;
 use crate::platform::signals::{self, End};
 use crate::platform::threads;
 use crate::progress::{self, Mode, Progress};
+use crate::shown;
 use crate::weights::catalogue;
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 use std::io::Write;
@@ -36,7 +40,7 @@ impl Failure {
 }
 
 #[derive(Parser)]
-#[command(name = "reel", version = version(), about = "A prompt becomes a video, on your own machine", arg_required_else_help = true)]
+#[command(name = "reel", version = version(), about = "A prompt becomes a video, on your own machine", arg_required_else_help = true, after_help = help::reel())]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -55,7 +59,7 @@ enum Verb {
     Bench(Box<bench::Args>),
     /// Print a completion script for a shell
     Completions {
-        /// bash, elvish, fish, powershell or zsh
+        /// Which shell
         shell: clap_complete::Shell,
     },
     /// Print the notices of all that is in this program
@@ -66,16 +70,16 @@ enum Verb {
 #[derive(clap::Args)]
 struct Common {
     /// Threads to compute with, at most four for each core [default: all cores]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Machine")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = number::whole::<u16>("threads"), help_heading = "Machine", hide_short_help = true)]
     threads: Option<u16>,
     /// How to show progress, on standard error
-    #[arg(long, value_enum, default_value_t, value_name = "HOW", help_heading = "Talk")]
+    #[arg(long, value_enum, default_value_t, value_name = "HOW", help_heading = "Talk", hide_short_help = true)]
     progress: Mode,
     /// Errors only
-    #[arg(short, long, help_heading = "Talk")]
+    #[arg(short, long, help_heading = "Talk", hide_short_help = true)]
     quiet: bool,
     /// More about what is done
-    #[arg(short, long, help_heading = "Talk")]
+    #[arg(short, long, help_heading = "Talk", hide_short_help = true)]
     verbose: bool,
 }
 
@@ -106,7 +110,7 @@ pub fn run() -> ExitCode {
         }
         Err(e) => {
             let args: Vec<String> = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
-            progress::error(&anyhow::anyhow!(usage::message(&e, &Cli::command(), &args)), Mode::Auto);
+            progress::error(&anyhow::anyhow!(usage::message(&e, &Cli::command(), &args)), asked_mode(&args));
             return ExitCode::from(2);
         }
     };
@@ -143,9 +147,9 @@ pub fn run() -> ExitCode {
         Verb::Completions { shell } => {
             let mut script = vec![];
             clap_complete::generate(shell, &mut Cli::command(), "reel", &mut script);
-            print(&script)
+            print_exact(&script)
         }
-        Verb::Licenses => print(include_bytes!("../licenses.txt")),
+        Verb::Licenses => print_exact(include_bytes!("../licenses.txt")),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -160,8 +164,28 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Data to standard output. A reader that has had enough is no error.
-fn print(data: &[u8]) -> Result<(), Failure> {
+/// How progress is to be shown, by arguments that cannot be parsed.
+fn asked_mode(args: &[String]) -> Mode {
+    let asks = |(i, arg): (usize, &String)| match arg.as_str() {
+        "--progress" => args.get(i + 1).is_some_and(|how| how == "json"),
+        arg => arg == "--progress=json",
+    };
+    if args.iter().enumerate().any(asks) { Mode::Json } else { Mode::Auto }
+}
+
+/// Lines for a person to standard output: nothing in them that a terminal would obey, and no value that fills the screen.
+fn print(text: &[u8]) -> Result<(), Failure> {
+    print_exact(shown::lines(&String::from_utf8_lossy(text)).as_bytes())
+}
+
+/// Lines for a program: JSON, or values with commas. What a terminal would obey is written as JSON writes it.
+fn print_data(text: &str) -> Result<(), Failure> {
+    let lines = text.split('\n').map(shown::visible).collect::<Vec<_>>();
+    print_exact(lines.join("\n").as_bytes())
+}
+
+/// Bytes to standard output as they are. A reader that has had enough is no error.
+fn print_exact(data: &[u8]) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(data).and_then(|()| out.flush()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
@@ -192,3 +216,6 @@ fn features() -> String {
     let on: Vec<&str> = all.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
     if on.is_empty() { "none".to_string() } else { on.join(", ") }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! `reel models`.
 
-use super::{Common, Failure, print};
+use super::{Common, Failure, print, print_data, print_exact};
 use crate::checkpoint::parts;
 use crate::device::Quantize;
 use crate::outlook;
@@ -233,7 +233,8 @@ fn path(name: &str) -> Result<(), Failure> {
     }
     let store = open()?;
     match store.find(entry) {
-        Some(path) => print(format!("{}\n", path.display()).as_bytes()),
+        // as it is: `$(reel models path NAME)` has to open it
+        Some(path) => print_exact(&[path.as_os_str().as_encoded_bytes(), b"\n"].concat()),
         None => Err(Failure::BadInput(anyhow!(store.lack(entry)))),
     }
 }
@@ -278,7 +279,7 @@ fn list(json: bool) -> Result<(), Failure> {
                 })
             })
             .collect();
-        return print(format!("{}\n", serde_json::Value::from(rows)).as_bytes());
+        return print_data(&format!("{}\n", serde_json::Value::from(rows)));
     }
     let there = |state: &State| match state {
         State::Here { .. } => "here".to_string(),

@@ -3,7 +3,7 @@
 use super::{Common, Failure, print, version};
 use crate::generate::{DEFAULT_MODEL, Job};
 use crate::platform::files::Scratch;
-use crate::progress::{Mode, Progress, human_seconds};
+use crate::progress::{Mode, Progress, counted, human_seconds};
 use crate::request::Request;
 use anyhow::{Context, Result, ensure};
 use image::AnimationDecoder;
@@ -54,7 +54,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
 fn test() -> Result<(String, f64)> {
     let scratch = Scratch::create("reel-selftest")?;
     let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
-    let mut report = format!("reel {}\n{} threads\n", version(), rayon::current_num_threads());
+    let mut report = format!("reel {}\n{}\n", version(), counted(rayon::current_num_threads(), "threads"));
     let begun = Instant::now();
     let out = scratch.path().join("clip.png");
     Job::prepare(&request(&out), &silent)?.run(&silent)?;

@@ -1,5 +1,6 @@
 //! What clap finds wrong, said in the form of every other error: what, where and the fix, in one to three lines.
 
+use super::hints;
 use clap::error::{ContextKind, ErrorKind};
 use clap::{Command, Error};
 use std::error::Error as _;
@@ -10,7 +11,8 @@ use std::num::{IntErrorKind, ParseFloatError, ParseIntError};
 pub fn message(error: &Error, command: &Command, args: &[String]) -> String {
     let of = |kind| error.get(kind).map(|value| value.to_string()).unwrap_or_default();
     let (arg, value) = (bare(&of(ContextKind::InvalidArg)), of(ContextKind::InvalidValue));
-    let help = format!("see `{} --help`", path(command, args));
+    let (verb, called) = verb(command, args);
+    let help = format!("see `{called} --help`");
     let valid = of(ContextKind::ValidValue);
     let (what, fix) = match error.kind() {
         ErrorKind::InvalidValue if value.is_empty() => {
@@ -20,19 +22,27 @@ pub fn message(error: &Error, command: &Command, args: &[String]) -> String {
         ErrorKind::ValueValidation => (format!("{arg} does not take `{value}`: {}", reason(error)), help),
         ErrorKind::UnknownArgument => {
             let near = bare(&of(ContextKind::SuggestedArg));
-            match (arg.starts_with('-'), near.is_empty()) {
-                (true, true) => (format!("there is no flag `{arg}`"), help),
-                (true, false) => (format!("there is no flag `{arg}`"), format!("{near}? {help}")),
-                (false, _) => (
+            let what = format!("there is no flag `{arg}`");
+            let of_generate = || called == "reel" && has_flag(command.find_subcommand("generate"), &arg);
+            match hints::flag(&arg, verb, &called, args) {
+                _ if !arg.starts_with('-') => (
                     format!("`{arg}` is one argument too many"),
                     format!("put a prompt of several words in quotes; {help}"),
                 ),
+                Some(fix) => (what, fix),
+                None if of_generate() => (
+                    format!("`{arg}` belongs to a command"),
+                    format!("put it after one: reel generate \"PROMPT\" {arg} …"),
+                ),
+                None if near.is_empty() => (what, help),
+                None => (what, format!("{near}? {help}")),
             }
         }
         ErrorKind::InvalidSubcommand => {
-            let near = of(ContextKind::SuggestedSubcommand);
-            let fix = if near.is_empty() { help } else { format!("`{near}`? {help}") };
-            (format!("there is no verb `{}`", of(ContextKind::InvalidSubcommand)), fix)
+            let (typed, near) = (of(ContextKind::InvalidSubcommand), of(ContextKind::SuggestedSubcommand));
+            let rest = args.iter().position(|arg| *arg == typed).map_or(&[][..], |at| &args[at..]);
+            let meant = || if near.is_empty() { help } else { format!("`{called} {near}`? {help}") };
+            (format!("there is no command `{typed}`"), hints::command(&called, rest).unwrap_or_else(meant))
         }
         ErrorKind::ArgumentConflict => {
             let other = bare(&of(ContextKind::PriorArg));
@@ -42,7 +52,16 @@ pub fn message(error: &Error, command: &Command, args: &[String]) -> String {
                 (format!("{arg} and {other} cannot go together"), "give one of them".to_string())
             }
         }
+        ErrorKind::MissingRequiredArgument if arg == "--dry-run" => (
+            "--json goes with --dry-run".to_string(),
+            "--dry-run --json for the plan, or --progress json for a run".to_string(),
+        ),
         ErrorKind::MissingRequiredArgument => (format!("{arg} is missing"), help),
+        ErrorKind::InvalidUtf8 => {
+            let wrong = args.iter().find(|arg| arg.contains('\u{fffd}'));
+            let wrong = wrong.map(|arg| format!("`{arg}` ")).unwrap_or_default();
+            (format!("an argument {wrong}is not UTF-8"), "give prompts and the name after -o in UTF-8".to_string())
+        }
         // what is left is rare; its first line says it
         _ => {
             let text = error.render().to_string();
@@ -82,13 +101,20 @@ fn reason(error: &Error) -> String {
     source.to_string().replace("..=", " to ")
 }
 
-/// The verb that was meant, such as `reel models list`.
-fn path(command: &Command, args: &[String]) -> String {
+/// Whether a command takes a flag, such as `--size` or `-o`.
+fn has_flag(verb: Option<&Command>, flag: &str) -> bool {
+    let long = |arg: &clap::Arg| arg.get_long().is_some_and(|long| flag.strip_prefix("--") == Some(long));
+    let short = |arg: &clap::Arg| arg.get_short().is_some_and(|short| *flag == format!("-{short}"));
+    verb.is_some_and(|verb| verb.get_arguments().any(|arg| long(arg) || short(arg)))
+}
+
+/// The command that was meant, and how it is called, such as `reel models list`.
+fn verb<'a>(command: &'a Command, args: &[String]) -> (&'a Command, String) {
     let (mut at, mut path) = (command, "reel".to_string());
     for arg in args {
         let Some(verb) = at.find_subcommand(arg) else { break };
         path = format!("{path} {arg}");
         at = verb;
     }
-    path
+    (at, path)
 }

@@ -16,6 +16,8 @@ use candle_core::Tensor;
 /// One pass, with all that its windows share.
 struct Way<'a> {
     pass: &'a Pass,
+    /// Which of how many, from 0.
+    number: (usize, usize),
     canvas: Extent,
     stages: &'a Stages<'a>,
     denoiser: &'a Denoiser<'a>,
@@ -40,7 +42,8 @@ impl Take {
                 Some(upscaler) if i > 0 => stages.upscale(upscaler, &self.windows_of(&latents)?)?,
                 _ => vec![],
             };
-            let way = Way { pass, canvas, stages, denoiser: &denoiser, statistics: stages.statistics()? };
+            let number = (i, self.canvases.len());
+            let way = Way { pass, number, canvas, stages, denoiser: &denoiser, statistics: stages.statistics()? };
             (latents, noise) = self.pass(&way, posteriors, starts, noise)?;
         }
         Ok((latents, noise))
@@ -66,7 +69,7 @@ impl Take {
         starts: Vec<Tensor>,
         mut noise: Noise,
     ) -> Result<(Vec<Tensor>, Noise)> {
-        let Way { pass, canvas, stages, denoiser, statistics } = way;
+        let Way { pass, number: (pass_number, passes), canvas, stages, denoiser, statistics } = way;
         let geometry = self.checkpoint.geometry();
         let Grid { height, width, .. } = geometry.grid(*canvas);
         let schedule = |window: &Window| stages.schedule(pass, Grid { frames: window.frames, height, width }.tokens());
@@ -76,7 +79,9 @@ impl Take {
         for window in self.shots.iter().flat_map(|shot| &shot.windows) {
             steps += schedule(window)?.steps();
         }
-        let mut stage = stages.progress.stage("denoise", steps);
+        let mut stage = stages.progress.stage("denoise", steps, "steps");
+        let count: usize = self.shots.iter().map(|shot| shot.windows.len()).sum();
+        let mut window_number = 0;
         let mut all = vec![];
         for (scene, shot) in self.shots.iter().enumerate() {
             let mut made: Option<Tensor> = None; // (1, f, h, w, c)
@@ -97,6 +102,11 @@ impl Take {
                 }));
                 let start = starts.next().map(|latents| Start { latents, sigma: schedule.sigmas[0] });
                 let tokens = Tokens::new(&layout, &here, start.as_ref(), statistics, &mut noise)?;
+                window_number += 1;
+                let labels = [("pass", pass_number + 1, *passes), ("window", window_number, count)];
+                let labels =
+                    labels.iter().filter(|(_, _, of)| *of > 1).map(|(what, i, of)| format!("{what} {i} of {of}"));
+                stage.part(labels.collect::<Vec<_>>().join(", "), schedule.steps());
                 let State { latents, noise: after } =
                     denoiser.run(&tokens, scene, pass, &schedule, noise, &mut stage)?;
                 noise = after;

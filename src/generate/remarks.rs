@@ -3,7 +3,9 @@
 use crate::checkpoint::Checkpoint;
 use crate::device::Quantize;
 use crate::progress::Progress;
-use crate::request::{Request, Settings};
+use crate::request::{Request, Settings, default_size};
+use crate::shown;
+use crate::weights::catalogue::Entry;
 
 /// What `--quantize` leaves as it is.
 pub fn say_quantized(checkpoint: &Checkpoint, quantize: Quantize, progress: &Progress) {
@@ -77,4 +79,72 @@ pub fn idle_flags(request: &Request, settings: &Settings, checkpoint: &Checkpoin
         }
     }
     notes
+}
+
+/// What a model of a small world is asked for beyond it: words that mean nothing to it, and a size far from its own. Neither is
+/// known of other models.
+/// - `size`: where one was asked for. `entry`: the model's.
+pub fn beyond_world(settings: &Settings, size: Option<(usize, usize)>, entry: Option<&Entry>) -> Vec<String> {
+    /// Words that are named.
+    const MOST: usize = 6;
+    let Some((entry, world)) = entry.and_then(|entry| Some((entry, entry.world()?))) else { return vec![] };
+    let mut notes = vec![];
+    let mut words: Vec<&str> = vec![];
+    for word in settings.scenes.iter().flat_map(|scene| world.unknown(&scene.prompt)) {
+        if !words.contains(&word) {
+            words.push(word);
+        }
+    }
+    if !words.is_empty() {
+        let named: Vec<String> = words.iter().take(MOST).map(|word| format!("`{}`", shown::value(word))).collect();
+        let more = if words.len() > MOST { format!(" and {} more words", words.len() - MOST) } else { String::new() };
+        notes.push(format!(
+            "the built-in model does not know {}{more}; it knows {} (`reel models list` has others)",
+            named.join(", "),
+            world.short
+        ));
+    }
+    let (own_width, own_height) = default_size(&entry.run);
+    if let Some((width, height)) = size {
+        let share = (width * height) as f64 / (own_width * own_height) as f64;
+        let what = format!("the built-in model was trained at {own_width}x{own_height}, and");
+        if share > 1.5 {
+            let times = (width.min(height) / own_width).clamp(2, 8);
+            notes.push(format!(
+                "{what} larger sizes fall apart: leave out --size, and --scale {times} enlarges the clip"
+            ));
+        } else if share < 0.25 {
+            notes.push(format!("{what} smaller sizes come to little: leave out --size"));
+        }
+    }
+    notes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::ltx::Convention;
+    use crate::weights::catalogue;
+
+    #[test]
+    fn only_the_built_in_model_has_a_small_world() {
+        let said = |model: &str, prompt: &str, size: Option<(usize, usize)>| {
+            let entry = catalogue::find(model).unwrap();
+            let request = Request { prompt: prompt.to_string(), size, ..Default::default() };
+            let settings = Settings::decide(&request, &entry.run, None, Convention::Condition, None, false, 1).unwrap();
+            beyond_world(&settings, size, Some(entry))
+        };
+        let words = said("tiny", "a cat sleeps on a sofa", None);
+        assert!(
+            words.len() == 1 && words[0].contains("does not know `cat`, `sleeps`, `sofa`; it knows a coloured ball")
+        );
+        assert!(said("tiny", "a b c d e f g h i", None)[0].contains("`g` and 2 more words"));
+        assert!(said("tiny", "a red ball bounces on green grass", Some((64, 64))).is_empty());
+        assert!(said("tiny", "", Some((96, 64))).is_empty() && said("tiny", "", Some((80, 48))).is_empty());
+        assert!(said("tiny", "a red ball", Some((512, 512)))[0].contains("--scale 8"));
+        assert!(said("tiny", "a red ball", Some((16, 16)))[0].contains("smaller"));
+        assert!(said("ltx-2b-0.9.5", "a cat sleeps on a sofa", Some((64, 64))).is_empty());
+        let hostile = said("tiny", "\u{1b}]0;x\u{7}", None).join("");
+        assert!(!hostile.contains('\u{1b}'), "{hostile}");
+    }
 }

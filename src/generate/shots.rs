@@ -23,9 +23,10 @@ pub fn shots(settings: &Settings, legal: Extent, geometry: Geometry) -> Result<V
         let start = (scene.at * settings.fps).round() as usize;
         ensure!(
             start < frames && starts.last().is_none_or(|&last| last < start),
-            "--prompt-at {}: the clip has {frames} frames at {} a second, and this scene begins at frame {start}",
+            "--prompt-at {}: the clip has {frames} frames at {} a second, and this scene begins at frame {start}\n  fix: a longer clip, such as --seconds {}, or an earlier scene",
             scene.at,
-            settings.fps
+            settings.fps,
+            (scene.at * 1.25).ceil().max(scene.at + 1.0)
         );
         starts.push(start);
     }

@@ -3,7 +3,7 @@
 use super::{Budget, Need, Plan, Requantised, Window};
 use crate::geometry::Extent;
 use crate::pixels::Cut;
-use crate::progress::{human_bytes, human_seconds};
+use crate::progress::{counted, human_bytes, human_seconds};
 use serde_json::{Value, json};
 
 /// What else there is to say of a run, beside its plan.
@@ -177,8 +177,12 @@ impl Plan {
     pub fn table(&self, report: &Report) -> String {
         let (asked, legal) = (self.task.clip, self.task.legal);
         let mut text = format!(
-            "{}: {}x{}, {} frames at {} a second\n",
-            report.model, asked.width, asked.height, asked.frames, report.fps
+            "{}: {}x{}, {} at {} a second\n",
+            report.model,
+            asked.width,
+            asked.height,
+            counted(asked.frames, "frames"),
+            report.fps
         );
         if asked != legal {
             text += &format!("made as {}x{}, {} frames, and cropped\n", legal.width, legal.height, legal.frames);

@@ -3,6 +3,7 @@
 
 mod read;
 
+use crate::embedded::World;
 use crate::guidance::ByLevel;
 use crate::models::ltx::Convention;
 use crate::models::ltx::config::VaeConfig;
@@ -82,6 +83,11 @@ impl Entry {
     pub fn remote(&self) -> Option<Remote<'_>> {
         let revision = self.revision.as_deref().unwrap_or("main");
         Some(Remote { repo: self.repo.as_deref()?, revision, file: self.file.as_deref()? })
+    }
+
+    /// What a model of a small world was trained on; `None` where it is the world.
+    pub fn world(&self) -> Option<&'static World> {
+        self.embedded.then(crate::embedded::world)
     }
 
     /// The version in its name, such as `0.9.8`, is also in what a file is `called`.

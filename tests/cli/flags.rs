@@ -4,11 +4,11 @@ use crate::common::*;
 
 /// (arguments after `generate "a red ball"`, words of the error)
 const FLAGS: &[(&[&str], &[&str])] = &[
-    (&["--size", "0x0"], &["--size 0x0", "1 to"]),
+    (&["--size", "0x0"], &["--size", "`0x0`", "1 to"]),
     (&["--size", "-1x5"], &["--size", "-1x5", "704x480"]),
     (&["--size", "64"], &["--size", "`64`", "704x480"]),
     (&["--size", "axb"], &["--size", "`axb`", "704x480"]),
-    (&["--size", "99999x64"], &["--size 99999x64", "16384"]),
+    (&["--size", "99999x64"], &["--size", "`99999x64`", "16384"]),
     (&["--size", "99999999999999999999x64"], &["--size", "704x480"]),
     (&["--size", "16384x16384", "--frames", "100000", "-o", "a.png"], &["memory", "--frames", "fix:"]),
     (&["--memory", "3q"], &["--memory", "`3q`", "8GiB"]),
@@ -17,39 +17,39 @@ const FLAGS: &[(&[&str], &[&str])] = &[
     (&["--memory", "10MB"], &["encoding the prompt", "--memory allows 10.0 MB", "fix: ", "MiB"]),
     (&["--memory", "100MB", "--size", "1024x1024"], &["of memory", "--memory allows", "--size", "MiB"]),
     (&["--vae-tile", "30x30"], &["--vae-tile 30x30", "multiple of 16", "--vae-tile 32x32"]),
-    (&["--vae-tile", "0x16"], &["--vae-tile 0x16", "fix: --vae-tile 16x16"]),
+    (&["--vae-tile", "0x16"], &["--vae-tile", "`0x16`", "1 to"]),
     (&["--vae-tile", "all"], &["--vae-tile", "`all`", "none"]),
     (&["--vae-tile", "32x32", "--vae-overlap", "32"], &["--vae-overlap 32", "at most 16", "--vae-overlap 16"]),
     (&["--vae-overlap", "16"], &["--vae-tile"]),
     (&["--json"], &["--dry-run"]),
-    (&["--frames", "0"], &["--frames 0", "1 to"]),
+    (&["--frames", "0"], &["--frames", "`0`", "1 to"]),
     (&["--frames", "-3"], &["--frames", "-3"]),
     (&["--frames", "1e9"], &["--frames", "`1e9`"]),
-    (&["--frames", "1000000000"], &["--frames 1000000000", "100000"]),
+    (&["--frames", "1000000000"], &["--frames", "`1000000000`", "100000"]),
     (&["--frames", "9", "--seconds", "1"], &["--frames", "--seconds"]),
-    (&["--seconds", "nan"], &["--seconds NaN"]),
-    (&["--seconds", "-1"], &["--seconds -1"]),
+    (&["--seconds", "nan"], &["--seconds", "`nan`"]),
+    (&["--seconds", "-1"], &["--seconds", "`-1`"]),
     (&["--seconds", "1e12"], &["--seconds", "86400"]),
     (&["--seconds", "86400"], &["frames", "--seconds"]),
     (&["--seconds", "soon"], &["--seconds", "`soon`"]),
-    (&["--fps", "0"], &["--fps 0"]),
-    (&["--fps", "nan"], &["--fps NaN"]),
-    (&["--fps", "inf"], &["--fps inf"]),
-    (&["--steps", "0"], &["--steps 0", "1 to"]),
+    (&["--fps", "0"], &["--fps", "`0`"]),
+    (&["--fps", "nan"], &["--fps", "`nan`"]),
+    (&["--fps", "inf"], &["--fps", "`inf`"]),
+    (&["--steps", "0"], &["--steps", "`0`", "1 to"]),
     (&["--steps", "-2"], &["--steps", "-2"]),
     (&["--steps", "4", "--sigmas", "1,0.5"], &["--steps", "--sigmas"]),
     (&["--sigmas", "0.5,0.7"], &["--sigmas 0.5,0.7", "fall"]),
     (&["--sigmas", "0.5,0.5"], &["--sigmas 0.5,0.5", "below"]),
     (&["--sigmas", ""], &["--sigmas"]),
-    (&["--sigmas", "1.5,0.5"], &["--sigmas 1.5,0.5", "at most 1"]),
-    (&["--sigmas", "1,nan"], &["--sigmas 1,NaN"]),
-    (&["--sigmas", "1,-0.5"], &["--sigmas 1,-0.5"]),
+    (&["--sigmas", "1.5,0.5"], &["--sigmas", "`1.5`", "0 to 1"]),
+    (&["--sigmas", "1,nan"], &["--sigmas", "`nan`"]),
+    (&["--sigmas", "1,-0.5"], &["--sigmas", "`-0.5`"]),
     (&["--sigmas", "0"], &["--sigmas 0"]),
     (&["--sigmas", "1,x"], &["--sigmas", "`x`"]),
-    (&["--guidance", "nan"], &["--guidance NaN"]),
-    (&["--guidance", "-1"], &["--guidance -1"]),
-    (&["--guidance-rescale", "2"], &["--guidance-rescale 2", "0 to 1"]),
-    (&["--stg", "-1"], &["--stg -1", "0 to"]),
+    (&["--guidance", "nan"], &["--guidance", "`nan`"]),
+    (&["--guidance", "-1"], &["--guidance", "`-1`"]),
+    (&["--guidance-rescale", "2"], &["--guidance-rescale", "`2`", "0 to 1"]),
+    (&["--stg", "-1"], &["--stg", "`-1`", "0 to"]),
     (&["--stg", "1"], &["--stg", "--stg-blocks", "fix:"]),
     (&["--stg", "1", "--stg-blocks", "3,99"], &["--stg-blocks 99", "0 to"]),
     (&["--stg-blocks", "-1"], &["--stg-blocks", "-1"]),
@@ -57,13 +57,13 @@ const FLAGS: &[(&[&str], &[&str])] = &[
     (&["--stochastic"], &["--stochastic"]),
     (&["--second-sigmas", "1,0.5"], &["--second-sigmas 1,0.5", "below 1"]),
     (&["--second-sigmas", "0.5,0.9"], &["--second-sigmas 0.5,0.9", "fall"]),
-    (&["--adain", "2"], &["--adain 2", "0 to 1"]),
-    (&["--tone-map", "nan"], &["--tone-map NaN", "0 to 1"]),
+    (&["--adain", "2"], &["--adain", "`2`", "0 to 1"]),
+    (&["--tone-map", "nan"], &["--tone-map", "`nan`", "0 to 1"]),
     (&["--upscaler", ""], &["upscaler", "fix:"]),
     (&["--upscaler", "nowhere"], &["no upscaler at `nowhere`", "`none`", "fix:"]),
     (&["--upscaler", "plain"], &["`plain`", "safetensors", "fix:"]),
-    (&["--decode-timestep", "5"], &["--decode-timestep 5", "0 to 1"]),
-    (&["--decode-noise", "-0.1"], &["--decode-noise -0.1", "0 to 1"]),
+    (&["--decode-timestep", "5"], &["--decode-timestep", "`5`", "0 to 1"]),
+    (&["--decode-noise", "-0.1"], &["--decode-noise", "`-0.1`", "0 to 1"]),
     (&["--seed", "abc"], &["--seed", "`abc`"]),
     (&["--seed", "99999999999999999999"], &["--seed", "64 bits"]),
     (&["--scale", "0"], &["--scale", "1 to 16"]),
@@ -81,6 +81,13 @@ const FLAGS: &[(&[&str], &[&str])] = &[
     (&["--dtype", "f64"], &["--dtype", "`f64`", "bf16"]),
     (&["--convention", "both"], &["--convention", "`both`", "condition"]),
     (&["--progress", "loud"], &["--progress", "`loud`", "json"]),
+    (&["--window", "0"], &["--window", "`0`", "2 to"]),
+    (&["--window", "1"], &["--window", "`1`", "2 to"]),
+    (&["--window", "10000000000000000"], &["--window", "100000"]),
+    (&["--image-crf", "52"], &["--image-crf", "0 to 51"]),
+    (&["--keyframe", "still.png@4:7"], &["--keyframe", "strength 7", "0 to 1"]),
+    (&["--keyframe", "still.png@x"], &["--keyframe", "FILE@FRAME"]),
+    (&["--prompt-at", "soon", "x"], &["--prompt-at", "`soon`", "fix:"]),
     (&["--colour", "red"], &["--colour", "reel generate --help"]),
     (&["--frame", "9"], &["--frame", "--frames"]),
     (&["--seed"], &["--seed"]),
@@ -111,6 +118,33 @@ fn flags_out_of_range_are_refused() {
     });
 }
 
+/// What the user's own `weights.toml` says is held to the same ranges, with file and line.
+#[test]
+fn entries_out_of_range_are_refused() {
+    let scratch = Scratch::new();
+    let entry = "[x]\nabout = 'mine'\nlicence = 'none'\nrepo = 'me/mine'\nfile = 'a.safetensors'\n\n[x.run]\n";
+    for line in ["width = 9223372036854775807", "height = 4294967296", "fps = inf", "image_crf = 300", "window = 1"] {
+        scratch.write("no-home/reel/weights.toml", format!("{entry}{line}\n"));
+        let key = line.split(' ').next().unwrap();
+        refused(&scratch, &["generate", "x", "--model", "x", "--dry-run"], &["weights.toml`, line 8", key, "fix:"]);
+    }
+}
+
+#[test]
+fn a_bench_out_of_range_is_refused() {
+    let scratch = Scratch::new();
+    for (flag, value) in [("--size", "0x0"), ("--size", "16385x64"), ("--frames", "0"), ("--frames", "1000000000")] {
+        refused(&scratch, &["bench", flag, value], &[flag, value, "1 to"]);
+    }
+    for part in ["step", "encode", "mux"] {
+        let huge = ["bench", "--part", part, "--size", "16384x16384", "--frames", "100000"];
+        refused(&scratch, &huge, &["16384x16384", part, "are free", "--frames"]);
+    }
+    for (flag, value) in [("--threads", "0"), ("--threads", "1000000000"), ("--tokens", "0"), ("--repeat", "0")] {
+        refused(&scratch, &["bench", flag, value], &[flag, value, "1 to"]);
+    }
+}
+
 #[test]
 #[cfg(feature = "h264")]
 fn mp4_takes_even_sizes_only() {
@@ -137,7 +171,7 @@ fn verbs_that_are_none() {
     refused(&scratch, &["generate"], &["PROMPT", "reel generate --help"]);
     refused(&scratch, &["completions", "tcsh"], &["`tcsh`", "bash"]);
     refused(&scratch, &["completions"], &["SHELL"]);
-    refused(&scratch, &["models", "fetch"], &["`fetch`", "reel models --help"]);
+    refused(&scratch, &["models", "fetch", "t5"], &["`fetch`", "reel models pull t5"]);
     refused(&scratch, &["models", "pack"], &["DIR"]);
     refused(&scratch, &["models", "pack", "no-such", "-o", "a.safetensors"], &["no-such", "fix:"]);
     // nothing asked for: what there is, where errors go

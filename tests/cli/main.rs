@@ -10,3 +10,4 @@ mod runs;
 mod stills;
 mod system;
 mod weights;
+mod words;

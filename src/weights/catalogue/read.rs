@@ -1,14 +1,16 @@
 //! `weights.toml` -> entries, strictly: whatever is wrong is said with its line.
 
-use super::{Catalogue, Entry, Kind, PassDefaults, RunDefaults};
+use super::{Catalogue, Entry, Kind, Match, PassDefaults, RunDefaults};
 use crate::guidance::ByLevel;
 use crate::platform::files;
-use anyhow::{Context, Result, anyhow};
+use crate::ranges;
+use anyhow::{Result, anyhow};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use std::fmt;
 use std::path::Path;
 use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
 /// Bytes of a catalogue, at most.
 const MOST_BYTES: u64 = 4 << 20;
@@ -16,6 +18,10 @@ const MOST_BYTES: u64 = 4 << 20;
 /// Tables that hold entries of a kind; every other key is a model.
 const KINDS: [(&str, Kind); 3] =
     [("text-encoder", Kind::TextEncoder), ("upscaler", Kind::Upscaler), ("tokenizer", Kind::Tokenizer)];
+
+/// The longest name of an entry, and the longest of its texts: what is listed has to be read.
+const LONGEST_NAME: usize = 100;
+const LONGEST_TEXT: usize = 300;
 
 /// What is wrong, and in which line.
 #[derive(Debug)]
@@ -78,20 +84,41 @@ impl<'de> Deserialize<'de> for File {
 
 /// The entries of a TOML text, each checked by itself.
 pub fn parse(text: &str) -> Result<Vec<Entry>, Wrong> {
-    let line = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
+    let at_line = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
     let file: File = toml::from_str(text).map_err(|e| Wrong {
-        line: e.span().map_or(1, |span| line(span.start)),
+        line: e.span().map_or(1, |span| at_line(span.start)),
         what: e.message().lines().collect::<Vec<_>>().join(" "),
     })?;
     let place = |(name, entry): (Spanned<String>, Entry)| {
-        let line = line(name.span().start);
+        let line = at_line(name.span().start);
         let entry = Entry { name: name.into_inner(), line, ..entry };
         match entry.check() {
             Ok(()) => Ok(entry),
-            Err(what) => Err(Wrong { line, what: format!("`{}`: {what}", entry.name) }),
+            Err(what) => {
+                let line = key_at(text, &entry, &what).map_or(line, &at_line);
+                Err(Wrong { line, what: format!("`{}`: {what}", entry.name) })
+            }
         }
     };
     file.0.into_iter().map(place).collect()
+}
+
+/// Where the key is that a complaint begins with, such as `` `run.width`: … ``.
+fn key_at(text: &str, entry: &Entry, what: &str) -> Option<usize> {
+    let key = what.strip_prefix('`')?.split('`').next()?;
+    let group = KINDS.iter().find(|(_, kind)| *kind == entry.kind).map(|(group, _)| *group);
+    let document = DeTable::parse(text).ok()?;
+    let mut table = document.get_ref();
+    let mut at = None;
+    for part in group.into_iter().chain([entry.name.as_str()]).chain(key.split('.')) {
+        let (key, value) = table.iter().find(|(key, _)| key.get_ref() == part)?;
+        at = Some(key.span().start);
+        match value.get_ref() {
+            DeValue::Table(inner) => table = inner,
+            _ => break,
+        }
+    }
+    at
 }
 
 /// `own` laid over `built_in`, in the order of a list, with what entries say of each other checked.
@@ -177,6 +204,11 @@ impl Entry {
             "a name is made of a-z, 0-9 and `._-`".to_string()
         })?;
         ensure(!self.about.is_empty() && !self.licence.is_empty(), || "`about` or `licence` is empty".to_string())?;
+        ensure(self.name.len() <= LONGEST_NAME, || format!("a name has at most {LONGEST_NAME} letters"))?;
+        for (key, text) in [("about", &self.about), ("licence", &self.licence)] {
+            ensure(!text.chars().any(char::is_control), || format!("`{key}` holds line breaks or control characters"))?;
+            ensure(text.chars().count() <= LONGEST_TEXT, || format!("`{key}` has more than {LONGEST_TEXT} letters"))?;
+        }
         ensure(!self.embedded || self.name == crate::embedded::NAME, || {
             format!("only `{}` is in the program: `embedded` is no key for others", crate::embedded::NAME)
         })?;
@@ -204,6 +236,7 @@ impl Entry {
         if let Some(hash) = &self.sha256 {
             ensure(super::is_sha256(hash), || format!("`sha256` is `{hash}`, not 64 digits of 0-9 and a-f"))?;
         }
+        numbers("", &[("bytes", self.bytes.map(|n| n as f64)), ("about_bytes", self.about_bytes.map(|n| n as f64))])?;
         let of_models = self.matches.is_some()
             || self.run != RunDefaults::default()
             || self.text_encoder.is_some()
@@ -219,44 +252,61 @@ impl Entry {
             ensure(m.name.is_some() || sizes, || {
                 "`match` needs `name`, or `vae`, `layers`, `heads` and `head_dim`".to_string()
             })?;
-            let vae = m.vae.as_deref().is_none_or(|vae| ["0.9.0", "0.9.1", "0.9.5"].contains(&vae));
-            ensure(vae, || "`match.vae` is 0.9.0, 0.9.1 or 0.9.5".to_string())?;
+            m.check()?;
         }
         self.run.check()
     }
 }
 
+impl Match {
+    fn check(&self) -> Result<(), String> {
+        let Self { name: _, vae, layers, heads, head_dim, distilled: _ } = self;
+        numbers("match", &[("layers", whole(layers)), ("heads", whole(heads)), ("head_dim", whole(head_dim))])?;
+        ensure(vae.as_deref().is_none_or(|vae| ["0.9.0", "0.9.1", "0.9.5"].contains(&vae)), || {
+            "`match.vae` is 0.9.0, 0.9.1 or 0.9.5".to_string()
+        })
+    }
+}
+
 impl RunDefaults {
     fn check(&self) -> Result<(), String> {
-        let counts = [
-            ("width", self.width),
-            ("height", self.height),
-            ("frames", self.frames),
-            ("window", self.window),
-            ("steps", self.steps),
-        ];
-        for (key, count) in counts {
-            ensure(count != Some(0), || format!("`run.{key}` is 0"))?;
-        }
-        ensure(self.fps.is_none_or(|fps| fps.is_finite() && fps > 0.0), || "`run.fps` is not above 0".to_string())?;
-        check_lists("run", self.guidance_timesteps.as_deref(), &self.guidance, &self.guidance_rescale, &self.stg)?;
-        ensure(self.downscale.is_none_or(|x| x > 0.0 && x <= 1.0), || {
-            "`run.downscale` is not above 0, to 1".to_string()
-        })?;
-        let shares = [
-            ("tone_map", self.tone_map),
-            ("decode_timestep", self.decode_timestep),
-            ("decode_noise", self.decode_noise),
-            ("image_noise", self.image_noise),
-        ];
-        for (key, share) in shares {
-            ensure(share.is_none_or(|x| (0.0..=1.0).contains(&x)), || format!("`run.{key}` is not 0 to 1"))?;
-        }
-        ensure(self.steps.is_none() || self.sigmas.is_none(), || {
-            "`run.steps` and `run.sigmas` say the same thing".to_string()
-        })?;
-        check_sigmas("run", self.sigmas.as_deref())?;
-        for (name, pass) in [("first", &self.first), ("second", &self.second)] {
+        // without `..`: a new number cannot be forgotten here
+        let Self {
+            width,
+            height,
+            frames,
+            window,
+            fps,
+            steps,
+            sigmas,
+            guidance,
+            guidance_rescale,
+            stg,
+            stg_blocks,
+            guidance_timesteps,
+            cfg_star: _,
+            stochastic: _,
+            tone_map,
+            downscale,
+            first,
+            second,
+            decode_timestep,
+            decode_noise,
+            negative: _,
+            image_noise,
+            image_crf,
+            convention: _,
+            recipe: _,
+        } = self;
+        let sizes = [("width", whole(width)), ("height", whole(height)), ("frames", whole(frames))];
+        let counts = [("window", whole(window)), ("steps", whole(steps)), ("image_crf", image_crf.map(f64::from))];
+        let reals = [("fps", *fps), ("tone_map", *tone_map), ("downscale", *downscale), ("image_noise", *image_noise)];
+        let decoder = [("decode_timestep", *decode_timestep), ("decode_noise", *decode_noise)];
+        numbers("run", &[&sizes[..], &counts, &reals, &decoder].concat())?;
+        let guided = [("guidance", guidance), ("guidance_rescale", guidance_rescale), ("stg", stg)];
+        lists("run", sigmas, guidance_timesteps, guided, stg_blocks)?;
+        ensure(steps.is_none() || sigmas.is_none(), || "`run.steps` and `run.sigmas` say the same thing".to_string())?;
+        for (name, pass) in [("first", first), ("second", second)] {
             if let Some(pass) = pass {
                 pass.check(&format!("run.{name}"))?;
             }
@@ -267,42 +317,73 @@ impl RunDefaults {
 
 impl PassDefaults {
     fn check(&self, table: &str) -> Result<(), String> {
-        ensure(self.steps != Some(0), || format!("`{table}.steps` is 0"))?;
-        ensure(self.steps.is_none() || self.sigmas.is_none(), || {
+        let Self {
+            steps,
+            sigmas,
+            skip_initial,
+            skip_final,
+            guidance,
+            guidance_rescale,
+            stg,
+            stg_blocks,
+            guidance_timesteps,
+            cfg_star: _,
+            tone_map,
+        } = self;
+        let skipped = [("skip_initial", whole(skip_initial)), ("skip_final", whole(skip_final))];
+        numbers(table, &[&skipped[..], &[("steps", whole(steps)), ("tone_map", *tone_map)]].concat())?;
+        let guided = [("guidance", guidance), ("guidance_rescale", guidance_rescale), ("stg", stg)];
+        lists(table, sigmas, guidance_timesteps, guided, stg_blocks)?;
+        ensure(steps.is_none() || sigmas.is_none(), || {
             format!("`{table}.steps` and `{table}.sigmas` say the same thing")
-        })?;
-        check_sigmas(table, self.sigmas.as_deref())?;
-        check_lists(table, self.guidance_timesteps.as_deref(), &self.guidance, &self.guidance_rescale, &self.stg)?;
-        ensure(self.tone_map.is_none_or(|x| (0.0..=1.0).contains(&x)), || format!("`{table}.tone_map` is not 0 to 1"))
+        })
     }
 }
 
-fn check_sigmas(table: &str, sigmas: Option<&[f64]>) -> Result<(), String> {
-    let Some(sigmas) = sigmas else { return Ok(()) };
-    let falling = sigmas.windows(2).all(|pair| pair[0] > pair[1]);
-    let inside = sigmas.iter().all(|s| *s > 0.0 && *s <= 1.0);
-    ensure(!sigmas.is_empty() && falling && inside, || {
-        format!("`{table}.sigmas` have to fall, from at most 1 to above 0")
-    })
+fn whole(number: &Option<usize>) -> Option<f64> {
+    number.map(|n| n as f64)
 }
 
-/// Numbers, or lists by level.
-fn check_lists(
+/// A key as it is called in messages.
+fn path(table: &str, key: &str) -> String {
+    if table.is_empty() { format!("`{key}`") } else { format!("`{table}.{key}`") }
+}
+
+/// Holds single numbers of a table to their ranges.
+fn numbers(table: &str, all: &[(&str, Option<f64>)]) -> Result<(), String> {
+    for &(key, value) in all {
+        let Some(value) = value else { continue };
+        ranges::check(key, value).map_err(|e| format!("{} is {value}: {e}", path(table, key)))?;
+    }
+    Ok(())
+}
+
+/// Holds the lists of a table to their ranges, and levels to falling.
+/// - `guided`: numbers, or lists by level.
+fn lists(
     table: &str,
-    levels: Option<&[f64]>,
-    guidance: &Option<ByLevel<f64>>,
-    rescale: &Option<ByLevel<f64>>,
-    stg: &Option<ByLevel<f64>>,
+    sigmas: &Option<Vec<f64>>,
+    levels: &Option<Vec<f64>>,
+    guided: [(&str, &Option<ByLevel<f64>>); 3],
+    blocks: &Option<ByLevel<Vec<usize>>>,
 ) -> Result<(), String> {
-    let inside = |list: &Option<ByLevel<f64>>, most: f64| {
-        list.iter().flat_map(|list| list.values()).all(|x| (0.0..=most).contains(x))
+    let hold = |key: &str, values: &[f64]| {
+        ranges::check_list(key, values.iter().copied()).map_err(|e| format!("{}: {e}", path(table, key)))
     };
-    ensure(inside(guidance, f64::MAX), || format!("`{table}.guidance` is below 0"))?;
-    ensure(inside(stg, f64::MAX), || format!("`{table}.stg` is below 0"))?;
-    ensure(inside(rescale, 1.0), || format!("`{table}.guidance_rescale` is not 0 to 1"))?;
-    ensure(levels.is_none_or(|levels| levels.windows(2).all(|pair| pair[0] > pair[1])), || {
-        format!("`{table}.guidance_timesteps` have to fall")
-    })
+    for (key, levels) in [("sigmas", sigmas), ("guidance_timesteps", levels)] {
+        let Some(levels) = levels else { continue };
+        hold(key, levels)?;
+        ensure(levels.windows(2).all(|pair| pair[0] > pair[1]), || format!("{} have to fall", path(table, key)))?;
+    }
+    ensure(sigmas.as_ref().is_none_or(|all| all.last().is_some_and(|&least| least > 0.0)), || {
+        format!("{} have to fall, from at most 1 to above 0", path(table, "sigmas"))
+    })?;
+    for (key, list) in guided {
+        hold(key, list.as_ref().map_or(&[][..], |list| list.values()))?;
+    }
+    let of = |blocks: &Vec<usize>| blocks.iter().map(|&n| n as f64).collect::<Vec<_>>();
+    let blocks = blocks.as_ref().map_or(&[][..], |list| list.values());
+    blocks.iter().try_for_each(|blocks| hold("stg_blocks", &of(blocks)))
 }
 
 fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {

@@ -60,23 +60,26 @@ fn what_is_wrong_is_said_with_its_line() {
         ("[x.run]\nguidence = 3\n", 7, "unknown field `guidence`"),
         ("[x.match]\nvea = '0.9.0'\n", 7, "unknown field `vea`"),
         (GOOD, 6, "duplicate key"),
-        ("[x.run]\nsteps = 3\nsigmas = [1.0]\n", 1, "say the same thing"),
-        ("[x.run]\nsigmas = [0.5, 0.7]\n", 1, "have to fall"),
-        ("[x.run.second]\nsigmas = [0.5, 0.7]\n", 1, "`run.second.sigmas` have to fall"),
-        ("[x.run]\nguidance = [3.0, -1.0]\n", 1, "`run.guidance` is below 0"),
-        ("[x.run]\nwidth = 0\n", 1, "`run.width` is 0"),
+        ("[x.run]\nsteps = 3\nsigmas = [1.0]\n", 7, "say the same thing"),
+        ("[x.run]\nsigmas = [0.5, 0.7]\n", 7, "have to fall"),
+        ("[x.run]\nsigmas = []\n", 7, "have to fall"),
+        ("[x.run]\nsigmas = [1.0, 0.0]\n", 7, "to above 0"),
+        ("[x.run.second]\nsigmas = [0.5, 0.7]\n", 7, "`run.second.sigmas` have to fall"),
+        ("[x.run]\nguidance = [3.0, -1.0]\n", 7, "`run.guidance`: it has to be 0 to 1000, not -1"),
         ("[x.run]\nconvention = 'new'\n", 7, "`text` or `condition`"),
         ("[x.run]\nrecipe = 'new'\n", 7, "`lightricks` or `diffusers`"),
+        ("[x.match]\nname = 'x'\n\nlayers = 4000000000\n", 9, "`match.layers` is 4000000000: it has to be 1 to 1024"),
+        ("bytes = 9223372036854775807\n", 6, "`bytes` is 9223372036854775807: it has to be"),
         ("[x.match]\nvae = '0.9.5'\n", 1, "`match` needs"),
-        ("bytes = 1\nabout_bytes = 1\n", 1, "say the same thing"),
-        ("sha256 = 'ABC'\n", 1, "64 digits"),
-        ("revision = '../x'\n", 1, "not a branch"),
+        ("bytes = 1\nabout_bytes = 1\n", 6, "say the same thing"),
+        ("sha256 = 'ABC'\n", 6, "64 digits"),
+        ("revision = '../x'\n", 6, "not a branch"),
         ("embedded = true\n", 1, "only `tiny`"),
         ("text_encoder = 'nothing'\n", 1, "no [text-encoder.nothing]"),
         ("upscaler = 't5-xxl-fp16'\n", 1, "no [upscaler.t5-xxl-fp16]"),
-        ("variant_of = 't5-xxl-fp16'\n", 1, "key of text encoders"),
-        ("[text-encoder.y]\nabout = 'a'\nlicence = 'l'\nrepo = 'a'\nfile = 'c'\n", 6, "not owner/name"),
-        ("[tokenizer.y]\nabout = 'a'\nlicence = 'l'\nrepo = 'a/b'\nfile = '../c'\n", 6, "not a path inside"),
+        ("variant_of = 't5-xxl-fp16'\n", 6, "key of text encoders"),
+        ("[text-encoder.y]\nabout = 'a'\nlicence = 'l'\nrepo = 'a'\nfile = 'c'\n", 9, "not owner/name"),
+        ("[tokenizer.y]\nabout = 'a'\nlicence = 'l'\nrepo = 'a/b'\nfile = '../c'\n", 10, "not a path inside"),
         ("[upscaler.y]\nabout = 'a'\nlicence = 'l'\nrepo = 'a/b'\n", 6, "`repo` and `file` are needed"),
         (
             "[upscaler.y]\nabout = 'a'\nlicence = 'l'\nrepo = 'a/b'\nfile = 'c'\nrun = { steps = 3 }\n",
@@ -100,6 +103,61 @@ fn what_is_wrong_is_said_with_its_line() {
     // other layers: told apart
     assert_eq!(wrong(&two), "");
     assert!(wrong(&two.replace("layers = 4", "layers = 3")).contains("cannot tell the two apart"));
+}
+
+/// Every number of an entry is held to the range of the flag that it stands in for.
+#[test]
+fn numbers_of_an_entry_have_ranges() {
+    let numbers = [
+        "width",
+        "height",
+        "frames",
+        "window",
+        "fps",
+        "steps",
+        "guidance",
+        "guidance_rescale",
+        "stg",
+        "tone_map",
+        "downscale",
+        "decode_timestep",
+        "decode_noise",
+        "image_noise",
+        "image_crf",
+    ];
+    let lists = ["sigmas", "guidance_timesteps", "stg_blocks", "guidance", "guidance_rescale", "stg"];
+    let of_passes = ["steps", "skip_initial", "skip_final", "guidance", "tone_map"];
+    let whole =
+        ["width", "height", "frames", "window", "steps", "image_crf", "stg_blocks", "skip_initial", "skip_final"];
+    let bad = |key: &str| {
+        let range = crate::ranges::of(key).unwrap();
+        let mut bad =
+            vec![format!("{:.0}", range.high + 1.0), "4294967296".to_string(), "9223372036854775807".to_string()];
+        if range.low >= 1.0 {
+            bad.push("0".to_string());
+        }
+        if !whole.contains(&key) {
+            bad.extend([&format!("{:?}", range.low - 1.0), "nan", "inf", "1e300"].map(String::from));
+        }
+        bad
+    };
+    let refused = |table: &str, key: &str, value: &str| {
+        let error = wrong(&format!("{GOOD}[x.{table}]\n{key} = {value}\n"));
+        assert!(
+            error.contains(", line 7: ") && error.contains(&format!("`{table}.{key}`")),
+            "{key} = {value}: {error}"
+        );
+    };
+    for key in numbers {
+        bad(key).iter().for_each(|value| refused("run", key, value));
+    }
+    for key in lists {
+        bad(key).iter().for_each(|value| refused("run", key, &format!("[{value}]")));
+    }
+    for key in of_passes {
+        bad(key).iter().for_each(|value| refused("run.first", key, value));
+    }
+    assert_eq!(wrong(&format!("{GOOD}[x.run]\nwidth = 16384\nimage_crf = 51\nguidance = 0\nfps = 0.1\n")), "");
 }
 
 #[test]
