@@ -142,6 +142,7 @@ impl Sketch {
             held: held.iter().map(|place| place.count).collect(),
             pictures: held.iter().map(|h| h.bytes.unwrap_or(h.count * legal.width * legal.height * 3) as u64).sum(),
             context: self.context,
+            enlarging: settings.enlarging(),
         })
     }
 

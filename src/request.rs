@@ -397,6 +397,14 @@ impl Settings {
         Extent { width: output.width / self.scale, ..output }
     }
 
+    /// Bytes that a picture takes while it is enlarged and written; 0 where it is not.
+    pub fn enlarging(&self) -> u64 {
+        /// For each pixel of the output: it and what is half-way to it, of 3 bytes, and what a writer makes of it, of up to 4.
+        const BYTES: u64 = 10;
+        let Extent { width, height, .. } = self.output();
+        if self.scale > 1 { BYTES * width as u64 * height as u64 } else { 0 }
+    }
+
     /// Tokens that a prompt is cut to.
     pub fn max_tokens(&self) -> usize {
         self.recipe.max_tokens(self.convention)

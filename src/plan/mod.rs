@@ -57,6 +57,8 @@ pub struct Task {
     pub pictures: u64,
     /// Frames of the clip that footage gives: `--frames` counts those beside them.
     pub context: usize,
+    /// Bytes that a picture takes while it is enlarged and written; 0 where it is not enlarged.
+    pub enlarging: u64,
 }
 
 /// What the transformer denoises at once.
@@ -345,7 +347,7 @@ fn decode(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> N
             joined = joined.max(frames * joining(&tiling, h, w, space, wide) as u64);
         }
     }
-    let held = task.pictures + vectors(model, task, compute) + 2 * latents(model, task) + joined;
+    let held = task.pictures + vectors(model, task, compute) + 2 * latents(model, task) + joined + task.enlarging;
     let weights = model.decoder.total();
     let work = vec![(Work::Convolution(model.products.vae.math), all.operations)];
     let (operations, read) = (all.operations, task.scenes.len() as u64 * weights);

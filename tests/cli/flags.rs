@@ -70,6 +70,7 @@ const FLAGS: &[(&[&str], &[&str])] = &[
     (&["--scale", "17"], &["--scale", "1 to 16"]),
     (&["--scale", "-2"], &["--scale", "-2"]),
     (&["--scale", "16", "--size", "2048x64"], &["--scale 16", "32768x1024", "16384", "fix: --scale 8"]),
+    (&["--scale", "16", "--size", "1024x1024", "--memory", "1GB", "-o", "a.png"], &["--memory allows", "fix:"]),
     (&["--scale-filter", "sharp"], &["--scale-filter", "`sharp`", "nearest"]),
     (&["--quality", "0"], &["--quality", "1 to 100"]),
     (&["--quality", "101"], &["--quality", "1 to 100"]),
