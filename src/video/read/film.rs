@@ -2,7 +2,7 @@
 
 use super::ffmpeg::{Piped, probe};
 use super::mp4::Track;
-use super::{Clip, Info, Reader, Remarks, mp4, sniff};
+use super::{Clip, Reader, Remarks, mp4, sniff};
 use anyhow::{Result, anyhow, ensure};
 use std::fs::File;
 use std::io::Read;
@@ -55,10 +55,10 @@ fn ours(path: &Path, file: File, track: Track) -> Result<Reader> {
     let (end, sound, index) = (track.end, track.sound, track.index);
     let tick = 1.0 / f64::from(track.timescale);
     let (orientation, slanted) = (track.orientation, track.slanted);
-    let anamorphic = track.entries.iter().any(|entry| entry.anamorphic);
+    let shape = track.entries.iter().find_map(|entry| entry.shape);
     let source = super::h264::H264::open(file, track)?;
-    let anamorphic = anamorphic || source.anamorphic();
-    let remarks = Remarks { anamorphic, hdr: source.hdr(), ..Remarks::default() };
+    let shape = shape.or(source.shape()).map(|shape| if super::lies(orientation) { shape.turned() } else { shape });
+    let remarks = Remarks { shape, hdr: source.hdr(), ..Remarks::default() };
     let (width, height) = source.size();
     super::check_size(width, height)?;
     let (width, height) = if super::lies(orientation) { (height, width) } else { (width, height) };
@@ -124,7 +124,7 @@ fn through_ffmpeg(path: &Path, video: usize, picture: bool) -> Result<Option<Rea
     ensure!(!(picture && probe.about.tiled), "its picture is stored in tiles, which `ffmpeg` gives one by one");
     let source = Box::new(Piped::new(path, video, &probe, 0));
     let about = probe.about;
-    let remarks = Remarks { anamorphic: about.anamorphic, hdr: about.hdr, ..Remarks::default() };
+    let remarks = Remarks { shape: about.shape, hdr: about.hdr, ..Remarks::default() };
     let clip = Clip {
         source,
         width: probe.width,
@@ -147,20 +147,19 @@ fn through_ffmpeg(path: &Path, video: usize, picture: bool) -> Result<Option<Rea
     Ok(Some(reader))
 }
 
-/// A pipe that goes on at frame `at` of a file that was opened as `info`; none where there is no `ffmpeg`.
-/// - `frames`: in the file.
+/// A pipe that goes on at frame `at` of a file; none where there is no `ffmpeg`.
+/// - `width`, `height`, `frames`: of the file as it was opened.
 /// - Errors when `ffmpeg` sees another number of frames or another size.
 pub fn take_over(
     path: &Path,
     video: usize,
-    info: &Info,
-    frames: usize,
+    (width, height, frames): (usize, usize, usize),
     at: usize,
     why: &anyhow::Error,
 ) -> Result<Option<Piped>> {
     let Some(probe) = probe(path, video)? else { return Ok(None) };
-    let (width, height, found) = (probe.width, probe.height, probe.starts.len());
-    let same = (width, height, found) == (info.width, info.height, frames);
-    ensure!(same, "{why:#}; `ffmpeg` finds {found} frames of {width}x{height}");
+    let found = (probe.width, probe.height, probe.starts.len());
+    let same = found == (width, height, frames);
+    ensure!(same, "{why:#}; `ffmpeg` finds {} frames of {}x{}", found.2, found.0, found.1);
     Ok(Some(Piped::new(path, video, &probe, at)))
 }

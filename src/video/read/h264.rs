@@ -5,6 +5,7 @@
 
 use super::Source;
 use super::mp4::Track;
+use super::shape::Shape;
 use super::sps::{self, Sps};
 use super::yuv::{Colour, Planes};
 use crate::video::Frame;
@@ -34,7 +35,7 @@ pub struct H264 {
     size: (usize, usize),
     /// What the parameter sets say so far.
     hdr: bool,
-    anamorphic: bool,
+    shape: Option<Shape>,
     packet: Vec<u8>,
 }
 
@@ -85,7 +86,7 @@ impl H264 {
             colour: Colour::new(1, false, 0, 0),
             size: (0, 0),
             hdr: false,
-            anamorphic: false,
+            shape: None,
             packet: Vec::new(),
         };
         h264.seek(0)?;
@@ -104,9 +105,9 @@ impl H264 {
         self.hdr
     }
 
-    /// Pixels that are not square, as the stream says.
-    pub fn anamorphic(&self) -> bool {
-        self.anamorphic
+    /// The shape of pixels that are not square, as the stream says.
+    pub fn shape(&self) -> Option<Shape> {
+        self.shape
     }
 
     /// Starts again at the last sample before frame `due` that needs none before it.
@@ -155,7 +156,7 @@ impl H264 {
                 self.colour = Colour::new(matrix, full, sps.width, sps.height);
                 self.hdr |=
                     sps.description.map(|[_, transfer, _]| transfer).or(entry.transfer).is_some_and(super::yuv::is_hdr);
-                self.anamorphic |= sps.anamorphic;
+                self.shape = self.shape.or(sps.shape);
                 self.packet.extend(sps::in_decoding_order(unit)?);
             } else {
                 self.packet.extend_from_slice(unit);

@@ -5,10 +5,12 @@
 //! films go through the user's `ffmpeg`, where there is one. An error says what, where and the fix.
 
 use crate::video::Frame;
+use crate::video::resize::lanczos;
 use anyhow::{Context, Result, anyhow, ensure};
 use guard::guarded;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageFormat, Limits, RgbImage};
+use shape::Shape;
 use sniff::Kind;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -25,6 +27,7 @@ mod h264;
 mod jpeg;
 mod mp4;
 mod samples;
+mod shape;
 mod sniff;
 #[cfg(feature = "h264")]
 pub(in crate::video) mod sps;
@@ -44,7 +47,7 @@ pub use steady::Steady;
 /// What a file holds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Info {
-    /// As shown, turned upright.
+    /// As shown, turned upright, in square pixels.
     pub width: usize,
     pub height: usize,
     /// Exactly as many as `Steady` gives; the file's own frames where their rate does not vary.
@@ -77,6 +80,8 @@ pub struct Reader {
     pub notes: Vec<String>,
     path: PathBuf,
     source: Box<dyn Source>,
+    /// Width and height as the source gives them: other than in `info` where pixels are not square.
+    stored: (usize, usize),
     starts: Vec<f64>,
     /// The next frame.
     at: usize,
@@ -120,7 +125,7 @@ struct Remarks {
     on_white: bool,
     turned: bool,
     deep: bool,
-    anamorphic: bool,
+    shape: Option<Shape>,
     hdr: bool,
 }
 
@@ -300,7 +305,14 @@ impl Reader {
         note(remarks.on_white, "its transparent parts are shown on white");
         note(remarks.turned, "it is turned upright, as the camera noted");
         note(remarks.deep, "its 16-bit colours are read as 8-bit");
-        note(remarks.anamorphic, "its pixels are not square; they are read as if they were");
+        let stored = (clip.width, clip.height);
+        let squared = remarks.shape.map(|shape| (shape, shape.squared(stored.0, stored.1)));
+        let squared = squared.filter(|(_, (width, height))| check_size(*width, *height).is_ok());
+        let (width, height) = squared.map_or(stored, |(_, size)| size);
+        if let Some((shape, _)) = squared {
+            let (w, h) = stored;
+            note(true, &format!("its pixels are {shape}, not square: {w}x{h} is read as {width}x{height}"));
+        }
         note(remarks.hdr, "it is HDR; its colours are not mapped and look flat");
         note(clip.sound, "its sound is not read");
         let last = clip.starts.last().copied().unwrap_or(0.0);
@@ -318,8 +330,8 @@ impl Reader {
         }
         Reader {
             info: Info {
-                width: clip.width,
-                height: clip.height,
+                width,
+                height,
                 frames,
                 fps: pace.map(|pace| pace.fps),
                 seconds: pace.and(end),
@@ -331,6 +343,7 @@ impl Reader {
             notes,
             path: clip.path,
             source: clip.source,
+            stored,
             starts: clip.starts,
             at: 0,
             spare: None,
@@ -356,7 +369,7 @@ impl Reader {
         };
         let frame = frame.and_then(|frame| frame.with_context(|| format!("it ends before frame {}", self.at)));
         let frame = frame.map_err(|error| named(&self.path, error))?;
-        let (w, h) = (self.info.width, self.info.height);
+        let (w, h) = self.stored;
         ensure!(
             (frame.width, frame.height) == (w, h),
             "cannot read `{}`: frame {} is {}x{}, the others {w}x{h}\n  fix: make all frames one size",
@@ -366,6 +379,8 @@ impl Reader {
             frame.height
         );
         self.at += 1;
+        let shown = (self.info.width, self.info.height);
+        let frame = if shown == self.stored { frame } else { lanczos(&frame, shown.0, shown.1) };
         Ok(Some(Timed { frame, start }))
     }
 
@@ -375,7 +390,8 @@ impl Reader {
             return Err(error); // `ffmpeg` would not mend it
         }
         let Some(video) = self.spare.take() else { return Err(error) };
-        let piped = film::take_over(&self.path, video, &self.info, self.starts.len(), self.at, &error);
+        let piped =
+            film::take_over(&self.path, video, (self.stored.0, self.stored.1, self.starts.len()), self.at, &error);
         let Some(piped) = piped? else { return Err(film::convert(&error.to_string())) };
         self.notes.push(format!("{error:#}: read with `ffmpeg` from there on"));
         self.source = Box::new(piped);

@@ -5,6 +5,7 @@
 
 use super::boxes::{Bytes, Name, child, children, descend};
 use super::samples::{self, Defaults, Fragment, Sample};
+use super::shape::Shape;
 #[cfg(feature = "h264")]
 use super::sps::{self, Sps};
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -46,8 +47,8 @@ pub struct Entry {
     pub full: Option<bool>,
     /// `transfer_characteristics`, where the container says.
     pub transfer: Option<u8>,
-    /// Pixels that are not square.
-    pub anamorphic: bool,
+    /// Of pixels that are not square.
+    pub shape: Option<Shape>,
     /// What the box `colr` holds, where it names its colours by number.
     pub colr: Option<Vec<u8>>,
 }
@@ -81,8 +82,9 @@ impl Entry {
     pub fn plain(&self, width: usize, height: usize) -> bool {
         let plain = |sps: &Sps| {
             (sps.width, sps.height, sps.chroma_format, sps.bits, sps.progressive) == (width, height, 1, 8, true)
+                && sps.shape.is_none()
         };
-        let ours = matches!(&self.format, b"avc1" | b"avc3") && self.avc.is_some() && !self.anamorphic;
+        let ours = matches!(&self.format, b"avc1" | b"avc3") && self.avc.is_some() && self.shape.is_none();
         ours && self.sets().all(|sps| sps.as_ref().is_ok_and(plain))
     }
 
@@ -282,7 +284,7 @@ fn entry(format: Name, body: &[u8]) -> Result<Entry> {
                 entry.matrix = Some(b.u16()?.min(255) as u8).filter(|&matrix| matrix != 2);
                 entry.full = b.u8().ok().map(|flags| flags & 128 != 0);
             }
-            b"pasp" => entry.anamorphic = b.u32()? != b.u32()?,
+            b"pasp" => entry.shape = Shape::new(b.u32()?, b.u32()?),
             _ => {}
         }
     }

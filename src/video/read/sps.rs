@@ -1,6 +1,7 @@
 //! H.264's sequence parameter set: what has to be known before a decoder is started.
 //! Source: ITU-T H.264, 7.3.2.1.1 and annex E.1.1.
 
+use super::shape::Shape;
 use anyhow::{Context, Result, bail, ensure};
 
 /// - `width`, `height`: after cropping.
@@ -18,8 +19,8 @@ pub struct Sps {
     pub full: Option<bool>,
     /// Primaries, transfer and matrix as they stand, where they do.
     pub description: Option<[u8; 3]>,
-    /// Pixels that are not square.
-    pub anamorphic: bool,
+    /// Of pixels that are not square.
+    pub shape: Option<Shape>,
 }
 
 /// What level 6.2 allows, in macroblocks: a decoder asks for memory by what stands here.
@@ -190,7 +191,7 @@ pub fn parse(unit: &[u8]) -> Result<Sps> {
         matrix: None,
         full: None,
         description: None,
-        anamorphic: false,
+        shape: None,
     };
     if b.flag()? {
         // What stands here only says how to show the picture; a set that is cut short within it still decodes.
@@ -213,9 +214,9 @@ fn skip_scaling_list(b: &mut Bits, size: usize) -> Result<()> {
 /// The start of the video usability information.
 fn usability(b: &mut Bits, sps: &mut Sps) -> Result<()> {
     if b.flag()? {
-        sps.anamorphic = match b.bits(8)? {
-            255 => b.bits(16)? != b.bits(16)?,
-            shape => shape > 1, // table E-1: 0 is unknown, 1 square
+        sps.shape = match b.bits(8)? {
+            255 => Shape::new(b.bits(16)?, b.bits(16)?),
+            index => Shape::of_h264(index),
         };
     }
     if b.flag()? {

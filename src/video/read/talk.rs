@@ -1,5 +1,7 @@
 //! What `ffmpeg` says on standard error, which is meant for people and changes little.
 
+use super::shape::Shape;
+
 /// The last line that says something, for an error.
 pub fn last_line(talk: &str) -> String {
     super::short(talk.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it said nothing"))
@@ -34,8 +36,8 @@ pub struct Described {
     pub hdr: bool,
     /// The matrix is named.
     pub tagged: bool,
-    /// Pixels that are not square.
-    pub anamorphic: bool,
+    /// Of pixels that are not square.
+    pub shape: Option<Shape>,
     /// Two half pictures in one.
     pub interlaced: bool,
     /// The picture is one of the tiles that make it up.
@@ -61,7 +63,10 @@ pub fn described(talk: &str) -> Described {
         sound: streams(talk).any(|line| line.contains(": Audio: ")),
         hdr: says(&["smpte2084", "arib-std-b67"]),
         tagged: tagged(line),
-        anamorphic: shape.is_some_and(|(across, down)| across != down && across != "0"),
+        // a film that is turned has its shape turned too, which is not said
+        shape: shape
+            .filter(|_| !talk.contains("rotation of"))
+            .and_then(|(across, down)| Shape::new(across.parse().ok()?, down.trim_end_matches(']').parse().ok()?)),
         interlaced: says(&["top first", "bottom first", "top coded first", "bottom coded first"]),
         tiled: says(&["(dependent)"]) || talk.contains("Tile Grid"),
     }
@@ -102,8 +107,8 @@ Output #0, framecrc, to 'pipe:':
         let codec = "HEVC (H.265)".to_string();
         assert_eq!(described(TALK), Described { codec, sound: true, hdr: true, tagged: true, ..Described::default() });
         let talk = "Stream #0:0: Video: h264, yuv420p(tv, top first), 96x64 [SAR 4:3 DAR 2:1], 25 fps";
-        assert!(described(talk).anamorphic && described(talk).interlaced && !described(talk).tagged);
-        assert!(!described("Stream #0:0: Video: vp9, yuv420p(tv, progressive), 96x64 [SAR 1:1 DAR 3:2]").anamorphic);
+        assert!(described(talk).shape.is_some() && described(talk).interlaced && !described(talk).tagged);
+        assert_eq!(described("Stream #0:0: Video: vp9, yuv420p(tv, progressive), 96x64 [SAR 1:1 DAR 3:2]").shape, None);
         assert!(ours(TALK).is_some_and(tagged));
         assert!(tagged("Video: vp9, yuv420p(bt470bg/unknown/unknown)"));
         assert!(!tagged("Video: vp9 (Profile 0), yuv420p(tv, unknown/bt709/bt709, progressive), 320x240"));

@@ -1,6 +1,7 @@
 //! Y4M: raw planes with a line of text before the clip and before each frame.
 //! Source: yuv4mpeg(5) of mjpegtools.
 
+use super::shape::Shape;
 use super::yuv::{Colour, Planes, untagged};
 use super::{Clip, Remarks, Source, short};
 use crate::video::Frame;
@@ -35,14 +36,14 @@ struct Header {
     halved: (bool, bool),
     grey: bool,
     full: bool,
-    anamorphic: bool,
+    shape: Option<Shape>,
 }
 
 fn header(line: &str) -> Result<Header> {
     let mut words = line.split(' ');
     ensure!(words.next() == Some("YUV4MPEG2"), "it has no Y4M header");
     let (mut width, mut height, mut fps) = (0, 0, None);
-    let (mut layout, mut full, mut anamorphic) = ("420", false, false);
+    let (mut layout, mut full, mut shape) = ("420", false, None);
     for word in words {
         let Some((tag, value)) = word.split_at_checked(1) else { continue };
         match tag {
@@ -58,7 +59,10 @@ fn header(line: &str) -> Result<Header> {
                 bail!("it is interlaced\n  fix: `ffmpeg -i IN -vf bwdif -pix_fmt yuv420p OUT.y4m`")
             }
             "C" => layout = value,
-            "A" => anamorphic = value.split_once(':').is_some_and(|(across, down)| across != down),
+            "A" => {
+                let pair = value.split_once(':');
+                shape = pair.and_then(|(across, down)| Shape::new(across.parse().ok()?, down.parse().ok()?));
+            }
             "X" => full |= value == "COLORRANGE=FULL",
             _ => {}
         }
@@ -70,7 +74,7 @@ fn header(line: &str) -> Result<Header> {
         "444" | "mono" => (false, false),
         other => bail!("its layout `C{}` is not read\n  fix: `ffmpeg -i IN -pix_fmt yuv420p OUT.y4m`", short(other)),
     };
-    Ok(Header { width, height, fps, halved, grey: layout == "mono", full, anamorphic })
+    Ok(Header { width, height, fps, halved, grey: layout == "mono", full, shape })
 }
 
 /// Frames of a clip, however small: a day at 30 frames a second. A frame without pixels takes six bytes.
@@ -80,7 +84,7 @@ const MOST_FRAMES: usize = 4_000_000;
 pub fn open(path: &Path, remarks: &mut Remarks) -> Result<Clip> {
     let mut file = BufReader::new(File::open(path)?);
     let length = file.get_ref().metadata()?.len();
-    let Header { width, height, fps, halved, grey, full, anamorphic } = header(&line(&mut file)?)?;
+    let Header { width, height, fps, halved, grey, full, shape } = header(&line(&mut file)?)?;
     let half = |n: usize, halved: bool| if halved { n.div_ceil(2) } else { n };
     let colours = if grey { 0 } else { half(width, halved.0) * half(height, halved.1) };
     let size = (width * height + 2 * colours) as u64;
@@ -99,7 +103,7 @@ pub fn open(path: &Path, remarks: &mut Remarks) -> Result<Clip> {
         file.seek_relative(size as i64)?;
     }
     ensure!(!places.is_empty(), "there are no frames in it");
-    remarks.anamorphic = anamorphic;
+    remarks.shape = shape;
 
     let colour = Colour::new(untagged(width, height), full, width, height);
     let planes = Planes { width, height, y: vec![0; width * height], u: vec![0; colours], v: vec![0; colours], halved };
@@ -168,6 +172,17 @@ mod tests {
             assert_eq!(reader.next()?.context("a frame")?.frame.rgb, [130; 45], "{layout}");
         }
         assert_eq!(read("W5 H3 F25:1 Cmono XCOLORRANGE=FULL", 15, 1)?.next()?.context("a frame")?.frame.rgb, [128; 45]);
+        // pixels that are not square keep the picture's shape
+        for (shape, size) in
+            [("A4:3", (16, 6)), ("A1:2", (12, 12)), ("A1:1", (12, 6)), ("A0:0", (12, 6)), ("A9:0", (12, 6))]
+        {
+            let mut reader = read(&format!("W12 H6 F25:1 Ip {shape} Cmono"), 72, 2)?;
+            assert_eq!((reader.info.width, reader.info.height), size, "{shape}");
+            assert_eq!(reader.notes.iter().any(|note| note.contains("not square")), size != (12, 6), "{shape}");
+            reader.skip_to(1)?;
+            let frame = reader.next()?.context("a frame")?.frame;
+            assert_eq!((frame.width, frame.height), size, "{shape}");
+        }
         let error = |header: &str, frame, n| read(header, frame, n).err().map(|e| e.to_string()).unwrap_or_default();
         assert!(error("W5 H3 F25:1 It", 27, 1).contains("interlaced"));
         assert!(error("W5 H3 F25:1 C420p10", 54, 1).contains("C420p10"));
