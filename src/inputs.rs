@@ -8,8 +8,9 @@ use crate::recipe::Recipe;
 use crate::request::{Request, Settings};
 use crate::video::Frame;
 use crate::video::read::{self, Reader};
-use crate::video::resize::{Fit, bilinear_frame, degrade, fit, to_aspect};
+use crate::video::resize::{Fit, bilinear_frame, cropped, degrade, fit};
 use anyhow::{Context, Result, ensure};
+use std::borrow::Cow;
 use std::path::Path;
 
 /// Pictures to hold from a frame on.
@@ -64,17 +65,29 @@ impl Preparation {
     /// - Where the recipe resizes last it keeps its own size: the encoder brings it to each pass's.
     pub fn prepare(&self, frame: &Frame, still: bool) -> Result<Frame> {
         let (width, height) = self.clip;
-        if !self.recipe.resizes_last() {
+        let Some(own) = self.at_its_own_size(frame) else {
             let fitted = degrade(&fit(frame, width, height, self.fit), self.crf)?;
             return Ok(to_rims(&fitted, self.legal.0, self.legal.1));
-        }
-        let ready = degrade(&to_aspect(frame, width, height, self.fit), self.crf)?;
+        };
+        let ready = degrade(&own, self.crf)?;
         if self.legal != self.clip {
             return Ok(to_rims(&bilinear_frame(&ready, width, height), self.legal.0, self.legal.1));
         }
         let (width, height) = self.largest;
         let larger = ready.width * ready.height > width * height;
         Ok(if larger && !still { bilinear_frame(&ready, width, height) } else { ready })
+    }
+
+    /// The part of a picture that is degraded before it is resized; `None` where it is resized first: in the other recipe,
+    /// between borders, which the script does not know, and of pictures too thin to be compressed.
+    fn at_its_own_size<'a>(&self, frame: &'a Frame) -> Option<Cow<'a, Frame>> {
+        let own = match self.fit {
+            _ if !self.recipe.resizes_last() => return None,
+            Fit::Crop => cropped(frame, self.clip.0, self.clip.1),
+            Fit::Stretch => Cow::Borrowed(frame),
+            Fit::Pad => return None,
+        };
+        (own.width > 1 && own.height > 1).then_some(own)
     }
 }
 
@@ -146,12 +159,12 @@ pub fn held(
         let mut index = index as usize;
         let mut clip = open(path, flag, progress)?.steady();
         let have = if still { 1 } else { clip.info().frames };
-        let fit = |index: usize| (have.min(legal.frames - index) - 1) / geometry.time * geometry.time + 1;
-        if let Some((to, line)) = aligned(index, fit(index), preparation, geometry) {
+        let room = |index: usize| (have.min(legal.frames - index) - 1) / geometry.time * geometry.time + 1;
+        if let Some((to, line)) = aligned(index, room(index), preparation, geometry) {
             progress.note(&format!("{flag} `{name}`: {line}"));
             index = to;
         }
-        let fits = fit(index);
+        let fits = room(index);
         if have > 1 && fits < have {
             progress.note(&format!("{flag} `{name}`: {fits} of its {have} frames are held"));
         }
@@ -269,6 +282,15 @@ mod tests {
             "a clip, no larger than the largest pass"
         );
         assert_eq!(sizes(Recipe::Lightricks, false, ramp(48, 24)), (48, 24));
+        assert_eq!(sizes(Recipe::Lightricks, true, ramp(1, 200)), (64, 32), "too thin to be compressed");
+        #[cfg(feature = "h264")]
+        {
+            let degraded = Preparation { crf: 29, ..preparation(Recipe::Lightricks, true) };
+            let want = degrade(&cropped(&ramp(200, 120), 64, 32), 29).unwrap();
+            assert!(degraded.prepare(&ramp(200, 120), true).unwrap() == want, "degraded before it is resized");
+        }
+        let padded = Preparation { fit: Fit::Pad, ..preparation(Recipe::Lightricks, true) };
+        assert_eq!(padded.prepare(&ramp(200, 200), true).unwrap().width, 64, "borders are those of the clip");
         let odd = Preparation { clip: (60, 30), ..preparation(Recipe::Lightricks, true) };
         let framed = odd.prepare(&ramp(200, 100), true).unwrap();
         assert_eq!((framed.width, framed.height), (64, 32));

@@ -6,7 +6,7 @@ use crate::models::ltx::vae::{Decoder, Encoder, Pace, Posterior};
 use crate::nn::tiles::{Tile, Tiling, assemble};
 use crate::noise::Noise;
 use crate::video::Frame;
-use crate::video::resize::bilinear;
+use crate::video::resize::{bilinear, bilinear_of};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
@@ -43,8 +43,7 @@ fn numbers(frames: &[Frame], size: (usize, usize), window: [usize; 4], device: &
         });
     } else {
         for (frame, to) in frames.iter().zip(values.chunks_mut(height * width * 3)) {
-            let all: Vec<f32> = frame.rgb.iter().map(|&v| number(v)).collect();
-            let all = bilinear(&all, (frame.width, frame.height), size);
+            let all = bilinear_of(&frame.rgb, (frame.width, frame.height), size, number);
             to.chunks_mut(width * 3).enumerate().for_each(|(y, to)| to.copy_from_slice(&all[row(y)..][..width * 3]));
         }
     }

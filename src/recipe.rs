@@ -26,6 +26,8 @@
 //!   token, and some of it from torch's global generator.
 //! - Stills are compressed by openh264's constant quantiser, not x264's CRF, those of more than 4 megapixels in tiles;
 //!   `--image-crf 0` leaves blur and compression out, which the script cannot.
+//! - Pictures between borders (`--fit pad`), which the script does not know, are brought to the clip's size before blur and
+//!   compression.
 //! - Frames of a held clip that are larger than the last pass are rounded to 8 bits at its size, once.
 //! - `--guidance-rescale` holds without STG where it is asked for by flag; the script's own rescale waits for STG.
 //! - A flow is missing: 13B 0.9.8 mixed, the dev model's first pass and the distilled one's second.

@@ -124,6 +124,40 @@ fn long_clips_and_scenes_have_their_length() {
     assert_eq!(scenes.frames.len(), 40);
 }
 
+/// Footage that the model goes on from is prepared as what `--keyframe` holds.
+#[cfg(feature = "h264")]
+#[test]
+fn joins_take_image_crf() {
+    let scratch = Scratch::new("join-crf");
+    let a = clip(&scratch, "a", "1");
+    let made = |name: &str, flags: &[&str]| {
+        let files = join(&scratch, &[&["extend", &a, PROMPT, "--frames", "5"], flags].concat(), name);
+        files.iter().map(pixels).collect::<Vec<_>>()
+    };
+    let clean = made("clean", &[]);
+    assert!(clean == made("zero", &["--image-crf", "0"]));
+    let degraded = made("degraded", &["--image-crf", "45"]);
+    assert!(clean[..17] == degraded[..17] && clean[17..] != degraded[17..]);
+}
+
+/// A clip begins at a latent frame, with a line where it was put elsewhere.
+#[test]
+fn a_clip_between_latent_frames_is_moved() {
+    let scratch = Scratch::new("moved");
+    let a = clip(&scratch, "a", "1");
+    let film = |place: &str| {
+        let out = scratch.path(&format!("at-{place}"));
+        let keyframe = format!("{a}@{place}");
+        let flags = ["--seed", "3", "--steps", "2", "--frames", "29", "--keyframe", &keyframe, "--out", &out];
+        let said = String::from_utf8(reel(&[&["generate", PROMPT], &flags[..]].concat()).stderr).unwrap();
+        (frames(&out).iter().map(pixels).collect::<Vec<_>>(), said)
+    };
+    let ((moved, said), (there, nothing)) = (film("10"), film("8"));
+    assert!(moved == there, "held elsewhere");
+    assert!(said.contains("held from frame 8 on, not 10: clips begin at multiples of 4"), "{said}");
+    assert!(!nothing.contains("multiples"), "{nothing}");
+}
+
 #[test]
 fn the_size_follows_the_still() {
     let scratch = Scratch::new("aspect");

@@ -177,3 +177,38 @@ impl Footage {
         Ok(Some(frame))
     }
 }
+
+#[cfg(all(test, feature = "h264"))]
+mod tests {
+    use super::*;
+    use crate::progress::Mode;
+    use crate::recipe::Recipe;
+    use crate::video::resize::degrade;
+
+    /// The model sees the context prepared as every other picture that it holds; colours are compared with the clean one.
+    #[test]
+    fn context_is_prepared_as_what_is_held() {
+        let folder = tempfile::tempdir().unwrap();
+        for i in 0..9u8 {
+            let value = |x: u32, y: u32| image::Rgb([(x * 5) as u8, (y * 7) as u8, 20 * i]);
+            let frame = image::RgbImage::from_fn(48, 32, value);
+            frame.save(folder.path().join(format!("{i:05}.png"))).unwrap();
+        }
+        let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
+        let size = (48, 32);
+        let read = |crf, recipe| {
+            let preparation =
+                Preparation { clip: size, legal: size, largest: size, fit: Fit::Stretch, crf, recipe, moved: true };
+            let geometry = Geometry { time: 8, space: 16 };
+            Side::read(folder.path(), true, 2, 8.0, &preparation, geometry, &silent).unwrap()
+        };
+        for recipe in [Recipe::Lightricks, Recipe::Diffusers] {
+            let side = read(40, recipe);
+            assert_eq!((side.context.len(), side.seen.len()), (9, 9));
+            for (clean, seen) in side.context.iter().zip(&side.seen) {
+                assert!(*seen == degrade(clean, 40).unwrap() && seen != clean, "{recipe:?}");
+            }
+            assert!(read(0, recipe).seen == side.context, "{recipe:?}: 0 is none");
+        }
+    }
+}

@@ -7,9 +7,10 @@ use crate::video::Frame;
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::f64::consts::PI;
 
-pub use bilinear::bilinear;
+pub use bilinear::{bilinear, bilinear_of};
 
 /// How a picture meets a frame of another aspect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -159,43 +160,21 @@ fn part(frame: &Frame, left: usize, top: usize, width: usize, height: usize) -> 
     Frame { width, height, rgb: (0..height).flat_map(row).copied().collect() }
 }
 
-/// Brings a picture to the frame's aspect at its own size, to be resized later: cropped, as it is, or between black borders.
+/// Crops a picture to the frame's aspect at its own size, to be resized later.
 /// - Source of the crop's rounding: LTX-Video `inference.py`, `load_image_to_tensor_with_resize_and_crop`, at 5260738.
-pub fn to_aspect(frame: &Frame, width: usize, height: usize, fit: Fit) -> Frame {
+pub fn cropped(frame: &Frame, width: usize, height: usize) -> Cow<'_, Frame> {
     let (w, h) = (frame.width, frame.height);
     if [w, h, width, height].contains(&0) {
-        return frame.clone();
+        return Cow::Borrowed(frame);
     }
     // compared and divided as whole numbers: a picture of the frame's aspect is never cropped by a rounding error
     let (wider, taller) = (w * height > h * width, w * height < h * width);
-    match fit {
-        Fit::Stretch => frame.clone(),
-        Fit::Crop => {
-            let kept = (if wider { h * width / height } else { w }, if taller { w * height / width } else { h });
-            let kept = (kept.0.max(1), kept.1.max(1));
-            if kept == (w, h) {
-                return frame.clone();
-            }
-            part(frame, (w - kept.0) / 2, (h - kept.1) / 2, kept.0, kept.1)
-        }
-        Fit::Pad => {
-            let whole = (
-                if taller { (h * width).div_ceil(height) } else { w },
-                if wider { (w * height).div_ceil(width) } else { h },
-            );
-            between_borders(frame, whole.0, whole.1)
-        }
+    let kept = (if wider { h * width / height } else { w }, if taller { w * height / width } else { h });
+    let kept = (kept.0.max(1), kept.1.max(1));
+    if kept == (w, h) {
+        return Cow::Borrowed(frame);
     }
-}
-
-/// A picture in the middle of a larger black one.
-fn between_borders(inside: &Frame, width: usize, height: usize) -> Frame {
-    let (left, top) = ((width - inside.width) / 2, (height - inside.height) / 2);
-    let mut rgb = vec![0; width * height * 3];
-    for (y, row) in inside.rgb.chunks_exact(inside.width * 3).enumerate() {
-        rgb[((top + y) * width + left) * 3..][..row.len()].copy_from_slice(row);
-    }
-    Frame { width, height, rgb }
+    Cow::Owned(part(frame, (w - kept.0) / 2, (h - kept.1) / 2, kept.0, kept.1))
 }
 
 /// Brings a picture to the frame's size by torch's bilinear interpolation, rounded to 8 bits.
@@ -203,13 +182,12 @@ pub fn bilinear_frame(frame: &Frame, width: usize, height: usize) -> Frame {
     if (frame.width, frame.height) == (width, height) {
         return frame.clone();
     }
-    let values: Vec<f32> = frame.rgb.iter().map(|&v| f32::from(v)).collect();
-    let rgb = bilinear(&values, (frame.width, frame.height), (width, height));
+    let rgb = bilinear_of(&frame.rgb, (frame.width, frame.height), (width, height), f32::from);
     Frame { width, height, rgb: rgb.into_iter().map(|v| v.round_ties_even() as u8).collect() }
 }
 
 /// Brings a picture to the frame's size, resized by `lanczos`.
-/// - The crop's rounding is that of [`to_aspect`].
+/// - The crop is [`cropped`].
 pub fn fit(frame: &Frame, width: usize, height: usize, fit: Fit) -> Frame {
     let (w, h) = (frame.width, frame.height);
     if [w, h, width, height].contains(&0) {
@@ -219,14 +197,20 @@ pub fn fit(frame: &Frame, width: usize, height: usize, fit: Fit) -> Frame {
     let (wider, taller) = (w * height > h * width, w * height < h * width);
     match fit {
         Fit::Stretch => lanczos(frame, width, height),
-        Fit::Crop => lanczos(&to_aspect(frame, width, height, fit), width, height),
+        Fit::Crop => lanczos(&cropped(frame, width, height), width, height),
         Fit::Pad => {
             let round = |a: usize, b: usize, by: usize| ((2 * a * b + by) / (2 * by)).max(1);
             let inner = (
                 if taller { round(w, height, h).min(width) } else { width },
                 if wider { round(h, width, w).min(height) } else { height },
             );
-            between_borders(&lanczos(frame, inner.0, inner.1), width, height)
+            let inside = lanczos(frame, inner.0, inner.1);
+            let (left, top) = ((width - inner.0) / 2, (height - inner.1) / 2);
+            let mut rgb = vec![0; width * height * 3];
+            for (y, row) in inside.rgb.chunks_exact(inner.0 * 3).enumerate() {
+                rgb[((top + y) * width + left) * 3..][..row.len()].copy_from_slice(row);
+            }
+            Frame { width, height, rgb }
         }
     }
 }
@@ -273,7 +257,10 @@ pub fn degrade(frame: &Frame, crf: u8) -> Result<Frame> {
     if crf == 0 {
         return Ok(frame.clone());
     }
-    let even = part(&blur(frame), 0, 0, frame.width / 2 * 2, frame.height / 2 * 2);
+    let (width, height) = (frame.width / 2 * 2, frame.height / 2 * 2);
+    let blurred = blur(frame);
+    let even =
+        if (width, height) == (frame.width, frame.height) { blurred } else { part(&blurred, 0, 0, width, height) };
     ensure!(!even.rgb.is_empty(), "a still of {}x{} has nothing to compress", frame.width, frame.height);
     if even.width <= LARGEST && even.height <= LARGEST {
         return round_trip::through(&even, crf);

@@ -34,6 +34,10 @@ and in its metadata `config` (the config.json of the part), `about`, and the thr
                        --model` opens (the weights without `weights.`, configurations and tokenizer in the metadata);
                        `cases` in the metadata gives each case's prompt and flags, `out.<case>` its frames (f, h, w, 3)
 
+    makers             what the decoder reads after whole runs by Lightricks' recipe, in float64, on the checkpoints of pipeline_*:
+                       `cases` gives each case's checkpoint, what to change in its header, its entry's `run` table, its pictures
+                       (`picture` says of what values) and its request; `out.<case>` is (1, c, f, h, w)
+
 and as text, for the tests inside `src`
     noise.json         torch.randn, as hex of the bits; long draws as their ends and two sums over every value
     tokenizer.json     ids of transformers' T5Tokenizer, from the tokenizer.json that reel carries
@@ -807,8 +811,194 @@ def two_passes(model, still, case):
     return (bilinear(pictures, width, height).permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
 
 
+# ---- the makers' recipe -----------------------------------------------------------------------------------------------
+
+
+def picture(width, height, frame=0):
+    """(height, width, 3), uint8, as `tests/makers.rs` makes it."""
+    y, x, c = np.meshgrid(np.arange(height), np.arange(width), np.arange(3), indexing="ij")
+    wave = np.sin(0.11 * x + 0.4 * c + 0.3 * frame) + np.cos(0.17 * y - 0.2 * c)
+    return torch.from_numpy((127.5 + 60 * wave).round().astype("uint8"))
+
+
+def levels(n, sampler, shifted, tokens):
+    """The scheduler of LTX-Video: even or linear-quadratic levels, then the shift by tokens, stretched to end at 0.1."""
+    sigmas = np.linspace(1, 1 / n, n)
+    if sampler == "LinearQuadratic":
+        half, rest = n // 2, n - n // 2
+        over = half - 0.025 * n
+        bend, slope = over / (half * rest**2), 0.025 / half - 2 * over / rest**2
+        fall = [0.025 * i / half if i < half else bend * i * i + slope * i + bend * half**2 for i in range(n)]
+        sigmas = 1 - np.array(fall)
+    if shifted:
+        power = math.exp((tokens - 1024) * (2.05 - 0.95) / (4096 - 1024) + 0.95)
+        sigmas = power / (power + 1 / sigmas - 1)
+        sigmas = 1 - (1 - sigmas) * (1 - 0.1) / (1 - sigmas[-1])
+    return sigmas.astype("float32").astype("float64")
+
+
+def makers_run(case):
+    """One run as `inference.py` of LTX-Video makes it, in float64; noise is drawn as reel draws it."""
+    with safe_open(HERE / f"{case['model']}.safetensors", "pt") as file:
+        metadata, weights = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    source = globals()[case["model"]]()
+    parts, _ = source.build(source.config)
+    load(parts, {name: tensor for name, tensor in weights.items() if not name.startswith("out.")})
+    model, vae, t5 = (parts[name].double() for name in ("model", "vae", "text_encoder"))
+    model = model["diffusion_model"]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(metadata["tokenizer"]), pad_token="<pad>",
+                                        eos_token="</s>", unk_token="<unk>")
+    run, rng = case["run"], generator(case["seed"])
+    text_only = case["model"] != "pipeline_095"
+    (w, h), f = (side // 16 for side in case["size"]), (case["frames"] - 1) // 8 + 1
+    channels = vae.config.latent_channels
+    mean, std = (x.double().view(1, -1, 1, 1, 1) for x in (vae.latents_mean, vae.latents_std))
+    draw = lambda *shape: torch.randn(*shape, generator=rng).double()
+    packed = lambda x: x.flatten(2).transpose(1, 2)  # (1, c, f, h, w) -> (1, tokens, c)
+
+    def encoded(words):
+        """256 tokens with their mask: T5 and the transformer attend to those of the prompt alone."""
+        made = tokenizer(words, padding="max_length", max_length=256, truncation=True, return_tensors="pt")
+        return t5(made.input_ids, attention_mask=made.attention_mask)[0], made.attention_mask
+
+    def places(frames, frame=None):
+        """Seconds, rows and columns of each token. The first latent frame of newer models stands for one frame."""
+        time = np.arange(frames) * 8.0
+        if not text_only:
+            time = np.maximum(time - 7, 0) + (frame or 0)
+        at = np.stack(np.meshgrid(time / case["fps"], np.arange(h) * 16.0, np.arange(w) * 16.0, indexing="ij"))
+        return torch.from_numpy(at.reshape(1, 3, -1)).float()
+
+    def clean(held):
+        """Pictures of whatever size: cropped to the aspect, then brought to the size, never rounded; normalised latents."""
+        width, height = case["size"]
+        pictures = torch.stack([picture(*held["size"], i) for i in range(held["frames"])])
+        _, have_h, have_w, _ = pictures.shape
+        keep_w, keep_h = min(have_w, have_h * width // height), min(have_h, have_w * height // width)
+        left, top = (have_w - keep_w) // 2, (have_h - keep_h) // 2
+        pictures = pictures[:, top : top + keep_h, left : left + keep_w].permute(0, 3, 1, 2).double() / 127.5 - 1
+        pictures = bilinear(pictures, width, height).transpose(0, 1)[None]  # (1, 3, f, h, w)
+        latents = vae.encode(pictures).latent_dist
+        return (latents.mean + latents.std * draw(*latents.mean.shape) - mean) / std
+
+    held = case.get("held", [])
+    stills = [clean(one) for one in held] if text_only else []  # drawn before the video's noise there
+    video = draw(1, channels, f, h, w)
+    kept, beside = torch.zeros(1, f, h, w), []
+    for i, one in enumerate(held):
+        latents, frame, strength = stills[i] if text_only else clean(one), one["frame"], one["strength"]
+        if frame == 0:
+            count = latents.shape[2]
+            video[:, :, :count], kept[:, :count] = torch.lerp(video[:, :, :count], latents, strength), strength
+            continue
+        prefix, rest = latents[:, :, :2], latents[:, :, 2:]
+        at, count = frame // 8 + 2, rest.shape[2]
+        if count:
+            video[:, :, at : at + count] = torch.lerp(video[:, :, at : at + count], rest, strength)
+            kept[:, at : at + count] = strength
+        prefix = torch.lerp(draw(*prefix.shape), prefix, strength)
+        beside.append((packed(prefix), places(prefix.shape[2], frame), strength))
+    latents = torch.cat([x for x, _, _ in beside] + [packed(video)], 1)
+    coordinates = torch.cat([x for _, x, _ in beside] + [places(f)], 2)
+    strengths = torch.cat([torch.full((1, x.shape[1]), s) for x, _, s in beside] + [kept.flatten(1)], 1).double()
+    start, extra = latents.clone(), latents.shape[1] - f * h * w
+
+    header = case.get("header", {}).get("scheduler", {})
+    sampler = header.get("sampler", "Uniform" if text_only else "LinearQuadratic")
+    sigmas = levels(run["steps"], sampler, "shifting" in header or text_only, f * h * w)
+    listed = lambda name, otherwise: run.get(name, otherwise)
+    (prompt, mask), (negative, negative_mask) = encoded(case["prompt"]), encoded(run.get("negative", ""))
+
+    def velocity(x, words, words_mask, time, without=()):
+        usual = [model.transformer_blocks[i].attn1.processor for i in without]
+        for i in without:
+            model.transformer_blocks[i].attn1.processor = OwnValues()
+        made = model(x, words, time * 1000, words_mask, num_frames=f, height=h, width=w, video_coords=coordinates,
+                     return_dict=False)[0]
+        for i, processor in zip(without, usual):
+            model.transformer_blocks[i].attn1.processor = processor
+        return made
+
+    for i, sigma in enumerate(sigmas):
+        place = next((j for j, level in enumerate(listed("guidance_timesteps", [])) if level <= sigma), -1)
+        at = lambda name, otherwise: listed(name, otherwise)[place] if isinstance(listed(name, otherwise), list) else listed(name, otherwise)
+        scale, stg, rescale = at("guidance", 1), at("stg", 0), at("guidance_rescale", 0)
+        if held and run.get("image_noise", 0):
+            noised = start + run["image_noise"] * sigma**2 * draw(*latents.shape)
+            latents = torch.where((strengths > 1 - 1e-6)[..., None], noised, latents)
+        time = torch.minimum(torch.tensor(sigma), 1 - strengths)
+        c = velocity(latents, prompt, mask, time)
+        v = c
+        if scale > 1:
+            u = velocity(latents, negative, negative_mask, time)
+            u = u * ((c * u).sum() / ((u**2).sum() + 1e-8)) if run.get("cfg_star") else u
+            v = u + scale * (c - u)
+        if stg > 0:
+            v = v + stg * (c - velocity(latents, prompt, mask, time, run["stg_blocks"]))
+            if rescale:  # waits for spatio-temporal guidance
+                v = v * (rescale * c.std() / v.std() + 1 - rescale)
+        below = torch.tensor([0.0, *sigmas])
+        after = torch.where(below[:, None] < time[0] - 1e-6, below[:, None], 0.0).max(0).values[None, :, None]
+        now = time[..., None]
+        if run.get("stochastic"):
+            moved = (1 - after) * (latents - now * v) + after * draw(*latents.shape)
+        else:
+            moved = latents - (now - after) * v
+        latents = torch.where((sigma - 1e-6 < 1 - strengths)[..., None], moved, latents)
+    latents = latents[:, extra:].transpose(1, 2).reshape(1, channels, f, h, w)
+    if vae.config.timestep_conditioning:  # the noise goes into normalised latents, and tones come last
+        share = run["decode_noise"]
+        latents = (1 - share) * latents + share * draw(*latents.shape)
+    strength = 0.75 * run.get("tone_map", 0)
+    latents = latents * (1 - 0.8 * strength * torch.sigmoid(4 * strength * (latents.abs() - 1)))
+    return (latents * std + mean).float()
+
+
+def makers():
+    decode = {"decode_timestep": 0.05, "decode_noise": 0.1}
+    still = lambda size, frame, strength=1.0, frames=1: dict(size=size, frame=frame, strength=strength, frames=frames)
+    usual = dict(size=(64, 32), frames=17, fps=25)
+    cases = {
+        # padding masked, noise on the still, no rescale without STG
+        "text_from_a_still": dict(
+            model="pipeline_090", prompt="A red boat sails slowly on the sea", seed=31, held=[still((64, 32), 0)],
+            run=dict(steps=5, guidance=3, guidance_rescale=0.7, image_noise=0.15, negative="blurry, dark"), **usual),
+        # decode noise in normalised latents, rescale with STG
+        "text_decoded": dict(
+            model="pipeline_091", prompt="The blue lamp and the sand", seed=32,
+            run=dict(steps=4, guidance=3, guidance_rescale=0.7, stg=1, stg_blocks=[0], negative="dark", **decode), **usual),
+        # exact levels, though the header lists rounded ones; tones after the noise
+        "exact_levels": dict(
+            model="pipeline_095", prompt="a ball rolls", seed=33,
+            header={"allowed_inference_steps": [1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219]},
+            run=dict(steps=8, guidance=1, stochastic=True, tone_map=0.6, **decode), **usual),
+        # the header's sampler and shift; lists by level, where rescale waits for STG
+        "header_sampler": dict(
+            model="pipeline_095", prompt="a ball rolls slowly", seed=34,
+            header={"scheduler": dict(_class_name="RectifiedFlowScheduler", num_train_timesteps=1000, sampler="Uniform",
+                                      shifting="SD3", target_shift_terminal=0.1)},
+            run=dict(steps=5, guidance_timesteps=[1.0, 0.9, 0.5], guidance=[1, 4, 3], guidance_rescale=[0.5, 0.7, 0.6],
+                     stg=[0, 0, 2], stg_blocks=[1], cfg_star=True, negative="dark", **decode), **usual),
+        # stills of other sizes, which are brought to the clip's after all else
+        "larger_stills": dict(
+            model="pipeline_095", prompt="the ball in the sand", seed=35,
+            held=[still((150, 61), 0), still((70, 90), 11, 0.6)], run=dict(steps=4, guidance=1, image_noise=0.15, **decode),
+            **usual),
+        # a clip that is put at frame 12 is held from 8 on
+        "clip_moved": dict(
+            model="pipeline_095", prompt="the ball in the sand", seed=36, held=[still((64, 32), 8, frames=25)], put=[12],
+            run=dict(steps=4, guidance=1, image_noise=0.15, **decode), **(usual | dict(frames=33))),
+    }
+
+    def run(_, x):
+        return {name: makers_run(case) for name, case in cases.items()}
+
+    return Golden("Lightricks' recipe in float64: what the decoder reads", {}, lambda config: (None, json.dumps(config)), {},
+                  run, {"cases": json.dumps(cases)})
+
+
 GOLDENS = [t5, transformer_block, transformer, rope, vae_090, vae_091, vae_095, vae_tiny, schedules,
-           pipeline_090, pipeline_091, pipeline_095, lora, guidance, upscaler, upscaler_2d, upscaler_time, vae_tiles]
+           pipeline_090, pipeline_091, pipeline_095, lora, guidance, upscaler, upscaler_2d, upscaler_time, vae_tiles, makers]
 
 
 # ---- text for the tests inside src ----------------------------------------------------------------------------------

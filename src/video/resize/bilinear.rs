@@ -22,8 +22,18 @@ fn places(inputs: usize, outputs: usize) -> Vec<Place> {
 /// A picture of another size.
 /// - `rgb`: rows of packed values, `from` (width, height). Returns the same for `to`.
 pub fn bilinear(rgb: &[f32], from: (usize, usize), to: (usize, usize)) -> Vec<f32> {
+    bilinear_of(rgb, from, to, |value| value)
+}
+
+/// As [`bilinear`], of values that become numbers one by one: no second copy of a large picture is made.
+pub fn bilinear_of<T: Copy + Sync>(
+    rgb: &[T],
+    from: (usize, usize),
+    to: (usize, usize),
+    number: impl Fn(T) -> f32 + Sync,
+) -> Vec<f32> {
     if from == to {
-        return rgb.to_vec();
+        return rgb.iter().map(|&value| number(value)).collect();
     }
     let (across, down) = (places(from.0, to.0), places(from.1, to.1));
     let mut out = vec![0f32; to.0 * to.1 * 3];
@@ -31,8 +41,8 @@ pub fn bilinear(rgb: &[f32], from: (usize, usize), to: (usize, usize)) -> Vec<f3
         let [above, below] = y.near.map(|row| &rgb[row * from.0 * 3..][..from.0 * 3]);
         for (out, x) in out.chunks_mut(3).zip(&across) {
             for (c, out) in out.iter_mut().enumerate() {
-                let along = |row: &[f32]| {
-                    let [left, right] = x.near.map(|at| row[at * 3 + c]);
+                let along = |row: &[T]| {
+                    let [left, right] = x.near.map(|at| number(row[at * 3 + c]));
                     (1.0 - x.share) * left + x.share * right
                 };
                 *out = (1.0 - y.share) * along(above) + y.share * along(below);

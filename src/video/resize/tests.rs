@@ -128,3 +128,27 @@ fn pictures_are_enlarged_a_whole_number_of_times() {
         assert_eq!(at(&squares, x, y), at(&frame, x / 4, y / 4), "{x},{y}");
     }
 }
+
+/// A photo of ten megapixels, more than openh264 takes at once.
+#[cfg(feature = "h264")]
+#[test]
+fn large_pictures_are_degraded_in_tiles() -> Result<()> {
+    let (w, h) = (4112, 2400);
+    let byte = |i: usize| (128.0 + 90.0 * ((i / 3 % w) as f64 * 0.02 + (i % 3) as f64).sin()) as u8;
+    let clean = Frame { width: w, height: h, rgb: (0..w * h * 3).map(byte).collect() };
+    let got = degrade(&clean, 29)?;
+    assert_eq!((got.width, got.height), (w, h));
+    let apart: u64 = got.rgb.iter().zip(&clean.rgb).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+    assert!(apart < 4 * got.rgb.len() as u64, "{} of 255 apart on average", apart as f64 / got.rgb.len() as f64);
+    Ok(())
+}
+
+#[test]
+fn the_aspect_is_met_at_the_pictures_own_size() {
+    let size = |width, height| {
+        let frame = Frame { width: 150, height: 60, rgb: vec![9; 150 * 60 * 3] };
+        let frame = cropped(&frame, width, height);
+        (frame.width, frame.height)
+    };
+    assert_eq!([size(64, 32), size(32, 64), size(50, 20)], [(120, 60), (30, 60), (150, 60)]);
+}
