@@ -863,10 +863,11 @@ def makers_run(case):
 
     def places(frames, frame=None):
         """Seconds, rows and columns of each token. The first latent frame of newer models stands for one frame."""
-        time = np.arange(frames) * 8.0
+        time = np.arange(frames, dtype="float32") * 8
         if not text_only:
             time = np.maximum(time - 7, 0) + (frame or 0)
-        at = np.stack(np.meshgrid(time / case["fps"], np.arange(h) * 16.0, np.arange(w) * 16.0, indexing="ij"))
+        seconds = time * np.float32(1 / case["fps"])  # in float32, as there: rotary angles magnify the last bit
+        at = np.stack(np.meshgrid(seconds, np.arange(h) * 16.0, np.arange(w) * 16.0, indexing="ij"))
         return torch.from_numpy(at.reshape(1, 3, -1)).float()
 
     def clean(held):
