@@ -98,7 +98,7 @@ pub struct Place {
     /// Its first frame, and how many there are.
     pub frame: usize,
     pub count: usize,
-    /// Of its pictures; `None`: not read yet, as large as the clip.
+    /// Of its pictures; `None`: not read yet.
     pub bytes: Option<usize>,
 }
 
@@ -132,6 +132,9 @@ impl Sketch {
                 windows.push(Window { pass: i, tokens, steps, evaluations });
             }
         }
+        // before it is read: where pictures are resized last, a clip's may be as large as those of the last pass
+        let largest = canvases.last().filter(|_| settings.recipe.resizes_last()).copied().unwrap_or(legal);
+        let picture = (largest.width * largest.height).max(legal.width * legal.height) * 3;
         Ok(Task {
             clip: settings.clip,
             legal,
@@ -140,7 +143,7 @@ impl Sketch {
             scenes: shots.iter().map(|shot| shot.grid.frames).collect(),
             prompts: self.prompts.iter().map(|&tokens| settings.encoded_tokens(tokens)).collect(),
             held: held.iter().map(|place| place.count).collect(),
-            pictures: held.iter().map(|h| h.bytes.unwrap_or(h.count * legal.width * legal.height * 3) as u64).sum(),
+            pictures: held.iter().map(|h| h.bytes.unwrap_or(h.count * picture) as u64).sum(),
             context: self.context,
             enlarging: settings.enlarging(),
         })

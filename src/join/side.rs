@@ -195,20 +195,23 @@ mod tests {
             frame.save(folder.path().join(format!("{i:05}.png"))).unwrap();
         }
         let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
+        let info = inputs::open(folder.path(), "the clip", &silent).unwrap().info;
         let size = (48, 32);
-        let read = |crf, recipe| {
-            let preparation =
-                Preparation { clip: size, legal: size, largest: size, fit: Fit::Stretch, crf, recipe, moved: true };
-            let geometry = Geometry { time: 8, space: 16 };
-            Side::read(folder.path(), true, 2, 8.0, &preparation, geometry, &silent).unwrap()
-        };
         for recipe in [Recipe::Lightricks, Recipe::Diffusers] {
-            let side = read(40, recipe);
-            assert_eq!((side.context.len(), side.seen.len()), (9, 9));
-            for (clean, seen) in side.context.iter().zip(&side.seen) {
+            let read = |crf| {
+                let preparation =
+                    Preparation { clip: size, legal: size, largest: size, fit: Fit::Stretch, crf, recipe, moved: true };
+                let mut side = Side::new(folder.path(), &info, true, 8.0, &silent);
+                let seen = side.read(9, &preparation).unwrap();
+                (side.context, seen)
+            };
+            let (clean, seen) = read(40);
+            assert_eq!((clean.len(), seen.len()), (9, 9));
+            for (clean, seen) in clean.iter().zip(&seen) {
                 assert!(*seen == degrade(clean, 40).unwrap() && seen != clean, "{recipe:?}");
             }
-            assert!(read(0, recipe).seen == side.context, "{recipe:?}: 0 is none");
+            let (clean, seen) = read(0);
+            assert!(seen == clean, "{recipe:?}: 0 is none");
         }
     }
 }
