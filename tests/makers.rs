@@ -60,7 +60,7 @@ fn picture(width: u32, height: u32, frame: usize) -> image::RgbImage {
 fn latents(request: &Request) -> Tensor {
     let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
     let opened = Opened::new(request, &silent).unwrap();
-    let mut take = Take::new(opened, request, None, vec![], Direction::Forward, &silent).unwrap();
+    let mut take = Take::new(opened, request, None, &[], Direction::Forward, &silent).unwrap();
     take.outlook.watch(); // else its times go into the machine's history
     take.latents(&silent).unwrap()[0].squeeze(0).unwrap()
 }

@@ -202,7 +202,7 @@ mod tests {
                 let preparation =
                     Preparation { clip: size, legal: size, largest: size, fit: Fit::Stretch, crf, recipe, moved: true };
                 let mut side = Side::new(folder.path(), &info, true, 8.0, &silent);
-                let seen = side.read(9, &preparation).unwrap();
+                let seen = side.read(9, &preparation, &silent).unwrap();
                 (side.context, seen)
             };
             let (clean, seen) = read(40);
