@@ -5,11 +5,11 @@ use crate::common::*;
 /// (arguments after `generate "a red ball"`, words of the error)
 const FLAGS: &[(&[&str], &[&str])] = &[
     (&["--size", "0x0"], &["--size", "`0x0`", "1 to"]),
-    (&["--size", "-1x5"], &["--size", "-1x5", "704x480"]),
+    (&["--size", "-1x5"], &["--size", "`-1x5`", "1 to 16384"]),
     (&["--size", "64"], &["--size", "`64`", "704x480"]),
     (&["--size", "axb"], &["--size", "`axb`", "704x480"]),
     (&["--size", "99999x64"], &["--size", "`99999x64`", "16384"]),
-    (&["--size", "99999999999999999999x64"], &["--size", "704x480"]),
+    (&["--size", "99999999999999999999x64"], &["--size", "1 to 16384"]),
     (&["--size", "16384x16384", "--frames", "100000", "-o", "a.png"], &["memory", "--frames", "fix:"]),
     (&["--memory", "3q"], &["--memory", "`3q`", "8GiB"]),
     (&["--memory", "0"], &["--memory", "`0`", "8GiB"]),
