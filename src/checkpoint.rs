@@ -4,7 +4,7 @@
 pub mod parts;
 mod place;
 
-use crate::config::Keys;
+use crate::config::{Keys, brief};
 use crate::device::Quantize;
 use crate::embedded;
 use crate::geometry::Geometry;
@@ -200,7 +200,7 @@ impl Checkpoint {
         {
             notes.push(format!(
                 "the checkpoint names `{}`; its VAE is that of {}, so it is sampled by the `{convention}` convention",
-                parts.class.unwrap_or_default(),
+                brief(&parts.class.unwrap_or_default()),
                 vae.version().name()
             ));
         }
@@ -344,7 +344,8 @@ fn single_file(tensors: Tensors, path: Option<&Path>, vae: Option<(VaeConfig, Te
             let json = names::transformer_config_from_shapes(shapes(&transformer), &what);
             let json = json.map_err(|e| match tensors.metadata("general.architecture") {
                 Some(of) if of != LTX_ARCHITECTURE => anyhow!(
-                    "{what} is a GGUF file of the architecture `{of}`, and LTX-Video's is `{LTX_ARCHITECTURE}`\n  fix: pass a transformer of LTX-Video, or a name of `reel models list`"
+                    "{what} is a GGUF file of the architecture `{}`, and LTX-Video's is `{LTX_ARCHITECTURE}`\n  fix: pass a transformer of LTX-Video, or a name of `reel models list`",
+                    brief(of)
                 ),
                 _ => e,
             })?;

@@ -11,7 +11,7 @@ use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use peft::Settings;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Prefixes that name the transformer: diffusers', ComfyUI's and Lightricks', PEFT's.
 const PREFIXES: [&str; 4] = ["transformer.", "model.diffusion_model.", "diffusion_model.", "base_model.model."];
@@ -43,6 +43,9 @@ const OTHERS: [(&str, &str); 8] = [
     (".lora_mid.weight", "a LoCon with a core"),
 ];
 
+/// What a folder's LoRA is called: by PEFT, and by diffusers.
+const IN_FOLDERS: [&str; 2] = [peft::FILE, "pytorch_lora_weights.safetensors"];
+
 /// Keys that an error lists.
 const SHOWN: usize = 4;
 
@@ -70,10 +73,12 @@ struct Pair {
 }
 
 impl Adapter {
-    /// Opens `--lora` and fits it to a transformer.
+    /// Opens `--lora`, a file or the folder of one, and fits it to a transformer.
     /// - `transformer`: with diffusers' names.
     /// - Errors on keys that mean no layer of it, on other sizes, and on kinds that are not low-rank products.
     pub fn open(path: &Path, scale: f64, transformer: &Tensors) -> Result<Self> {
+        let inside = IN_FOLDERS.map(|name| path.join(name));
+        let path = inside.iter().find(|file| file.is_file()).map_or(path, PathBuf::as_path);
         ensure!(
             path.is_file(),
             "there is no LoRA at `{}`: no such file\n  fix: give --lora a .safetensors file",

@@ -100,6 +100,11 @@ fn peft_without_settings_is_told() {
     assert!(said(&scratch).contains("`adapter_config.json` is not beside it"), "{}", said(&scratch));
     scratch.write("adapter_config.json", r#"{"r": 4, "lora_alpha": 4}"#);
     assert!(!said(&scratch).contains("adapter_config"), "{}", said(&scratch));
+    // a folder as PEFT saves it
+    scratch.write("folder/adapter_config.json", r#"{"r": 8, "lora_alpha": 4}"#);
+    std::fs::rename(&path, scratch.path("folder/adapter_model.safetensors")).unwrap();
+    let words = ["folder", "adapter_config.json", "is 8, and 4 in the LoRA", "fix:"];
+    refused(&scratch, &["generate", "x", "--lora", "folder"], &words);
 }
 
 /// Settings that make more of it than low-rank products, or that are for another one.

@@ -3,7 +3,7 @@
 
 mod vae;
 
-use crate::config::Keys;
+use crate::config::{Keys, brief};
 use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 pub use vae::{Down, DownBlock, UpBlock, VaeConfig, VaeVersion};
@@ -189,7 +189,8 @@ impl SchedulerConfig {
                 Self { sampler: Some(sampler), terminal, ..config }
             }
             other => bail!(
-                "{what}: `_class_name` is `{other}`, and reel knows `FlowMatchEulerDiscreteScheduler` and `RectifiedFlowScheduler`"
+                "{what}: `_class_name` is `{}`, and reel knows `FlowMatchEulerDiscreteScheduler` and `RectifiedFlowScheduler`",
+                brief(other)
             ),
         };
         keys.finish()?;

@@ -15,9 +15,9 @@ const HEADERS: [(&str, &str); 2] = [("lora_adapter_metadata", "transformer."), (
 /// Keys of a header that hold nothing but alpha.
 const ALPHAS: [&str; 2] = ["lora_alpha", "alpha"];
 
-/// PEFT's own file of settings, and of weights.
+/// PEFT's own files: of settings, and of weights.
 const BESIDE: &str = "adapter_config.json";
-const PEFT_FILE: &str = "adapter_model.safetensors";
+pub const FILE: &str = "adapter_model.safetensors";
 /// What PEFT's own names of tensors begin with.
 const PEFT_PREFIX: &str = "base_model.model.";
 
@@ -62,7 +62,7 @@ impl Settings {
         }
         let place = format!("`{}`", beside.display());
         let settings = Self { values: read_json(&beside)?, prefix: "", place };
-        let own = path.file_name().is_some_and(|name| name == PEFT_FILE) || is_peft(file);
+        let own = path.file_name().is_some_and(|name| name == FILE) || is_peft(file);
         let fits =
             || ranks.iter().all(|(layer, rank)| matches!(settings.rank(layer), Ok(Some(r)) if r == *rank as f64));
         Ok((own || fits()).then_some(settings))

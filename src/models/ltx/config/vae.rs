@@ -1,7 +1,7 @@
 //! Sizes of the video autoencoder, by diffusers' keys or by Lightricks' lists of blocks.
 
 use super::{LABELS, MOST_CHANNELS, MOST_LAYERS, MOST_PATCH};
-use crate::config::Keys;
+use crate::config::{Keys, brief};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
@@ -95,7 +95,7 @@ impl VaeConfig {
             Some("CausalVideoAutoencoder") => Self::parse_official(json, what)?,
             other => bail!(
                 "{what}: `_class_name` is `{}`, and reel knows `AutoencoderKLLTXVideo` and `CausalVideoAutoencoder`",
-                other.unwrap_or("missing")
+                brief(other.unwrap_or("missing"))
             ),
         };
         for (side, blocks) in [("encoder", config.encoder.len()), ("decoder", config.decoder.len())] {
@@ -161,7 +161,8 @@ impl VaeConfig {
             Some("LTXVideoDownBlock3D") => false,
             Some("LTXVideo095DownBlock3D") => true,
             other => bail!(
-                "{what}: `down_block_types` ends in {other:?}, and reel knows `LTXVideoDownBlock3D` and `LTXVideo095DownBlock3D`"
+                "{what}: `down_block_types` ends in `{}`, and reel knows `LTXVideoDownBlock3D` and `LTXVideo095DownBlock3D`",
+                brief(other.unwrap_or("nothing"))
             ),
         };
         ensure!(kinds.iter().all(|k| Some(k) == kinds.last()), "{what}: `down_block_types` mixes two kinds");
@@ -186,7 +187,8 @@ impl VaeConfig {
                 (true, Some("temporal")) => Down::Fold([2, 1, 1]),
                 (true, Some("spatiotemporal")) => Down::Fold([2, 2, 2]),
                 (true, Some(other)) => bail!(
-                    "{what}: `downsample_type` has `{other}`, and reel knows `conv`, `spatial`, `temporal` and `spatiotemporal`"
+                    "{what}: `downsample_type` has `{}`, and reel knows `conv`, `spatial`, `temporal` and `spatiotemporal`",
+                    brief(other)
                 ),
             };
             encoder.push(DownBlock { inputs: widths[i], outputs, layers: layers[i], down });
@@ -362,7 +364,9 @@ struct Block {
 }
 
 fn blocks(list: &[(String, Value)], what: &str) -> Result<Vec<Block>> {
+    const LONGEST_KIND: usize = 40;
     let parse = |(kind, value): &(String, Value)| {
+        ensure!(kind.len() <= LONGEST_KIND, "{what}: there is a block `{}`, which reel does not know", brief(kind));
         let mut block = Block { kind: kind.clone(), layers: None, multiplier: None, residual: false, noise: false };
         if let Some(layers) = value.as_u64() {
             block.layers = Some(layers as usize);
