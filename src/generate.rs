@@ -215,7 +215,8 @@ impl Take {
             checkpoint.check_encoder()?;
         }
         idle_flags(request, &settings, &checkpoint, sketch.held.is_empty()).iter().for_each(|note| progress.note(note));
-        beyond_world(&settings, request.size, checkpoint.entry).iter().for_each(|note| progress.note(note));
+        let size = request.size.filter(|_| more.is_empty()); // a join works at the footage's shape, and does not enlarge
+        beyond_world(&settings, size, checkpoint.entry).iter().for_each(|note| progress.note(note));
         let encode = |text: &str, which: &str| {
             let encoded = checkpoint.tokenizer.encode(text, settings.max_tokens())?;
             if let Some(unread) = &encoded.unread {
