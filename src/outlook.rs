@@ -540,6 +540,8 @@ impl Known {
             false => Model::of_entry(entry, taken, request.quantize.map(Quantize::blocks), compute)?,
         };
         model.text_encoder = encoder.map(|encoder| encoder.told());
+        model.scratch = request.quantize_scratch.clone().filter(|_| cfg!(unix) && model.quantised_anew);
+        model.quantised_anew &= request.quantize_cache.is_none();
         if two_passes::is_wanted(request, &entry.run) {
             let upscaler = entry.upscaler.as_deref().and_then(catalogue::named).and_then(Entry::size);
             model.upscaler = Some((upscaler.unwrap_or(0), UPSCALER_WIDTH));
