@@ -280,7 +280,10 @@ impl Plan {
             Time::Estimated(seconds) => {
                 let by = match names(|time| matches!(time, Time::Measured(_))) {
                     none if none.is_empty() => "by this machine's speed".to_string(),
-                    some => format!("{some} by earlier runs, the others by this machine's speed"),
+                    some => {
+                        let others = names(|time| matches!(time, Time::Estimated(_)));
+                        format!("{some} by earlier runs, {others} by this machine's speed")
+                    }
                 };
                 format!("about {} (estimate, {by})", rough_seconds(seconds))
             }
