@@ -593,8 +593,17 @@ pub struct Entries {
     speeds: Speeds,
 }
 
-/// What one of them takes.
+/// What one stage of them takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StageOutlook {
+    pub stage: Stage,
+    /// Bytes, as a run is cut to what is free now.
+    pub memory: u64,
+    pub time: Time,
+}
+
+/// What one of them takes.
+#[derive(Clone, Debug, PartialEq)]
 pub struct EntryOutlook {
     pub clip: Extent,
     /// Bytes at the most, with all that is used more than once kept in memory.
@@ -604,6 +613,7 @@ pub struct EntryOutlook {
     /// Whether that can be had here; `None` where that is not known.
     pub fits: Option<bool>,
     pub time: Time,
+    pub stages: Vec<StageOutlook>,
 }
 
 impl Entries {
@@ -630,12 +640,19 @@ impl Entries {
             let needs = plan::needs(model, &plan.task, choices, &self.compute);
             needs.iter().map(Need::memory).max().unwrap_or(0)
         };
+        let times = outlook.times(&plan.needs, &mut self.speeds);
+        let stages = plan.needs.iter().zip(&times).map(|(need, time)| StageOutlook {
+            stage: need.stage,
+            memory: need.memory(),
+            time: *time,
+        });
         Some(EntryOutlook {
             clip: plan.task.clip,
             memory: most(&Choices::plenty(model, &plan.task, None)),
             least_memory: most(&Choices::least(None)),
             fits: (plan.budget != Budget::Unknown).then_some(outlook.refusal.is_none()),
-            time: Time::sum(&outlook.times(&plan.needs, &mut self.speeds)),
+            time: Time::sum(&times),
+            stages: stages.collect(),
         })
     }
 }

@@ -173,6 +173,14 @@ fn asked_mode(args: &[String]) -> Mode {
     if args.iter().enumerate().any(asks) { Mode::Json } else { Mode::Auto }
 }
 
+/// Columns that text on standard output is made for: the terminal's, and 80 where there is none.
+fn columns() -> usize {
+    const PIPED: usize = 80;
+    const WIDEST: usize = 100; // longer lines of text are hard to read
+    let size = terminal_size::terminal_size_of(std::io::stdout());
+    size.map_or(PIPED, |(width, _)| width.0 as usize).clamp(20, WIDEST)
+}
+
 /// Lines for a person to standard output: nothing in them that a terminal would obey, and no value that fills the screen.
 fn print(text: &[u8]) -> Result<(), Failure> {
     print_exact(shown::lines(&String::from_utf8_lossy(text)).as_bytes())

@@ -1,6 +1,10 @@
 //! `reel models`.
 
-use super::{Common, Failure, print, print_data, print_exact};
+mod info;
+mod list;
+mod text;
+
+use super::{Common, Failure, print, print_exact};
 use crate::checkpoint::parts;
 use crate::device::Quantize;
 use crate::outlook;
@@ -10,13 +14,20 @@ use crate::weights::catalogue::{self, Entry, Kind};
 use crate::weights::pack;
 use crate::weights::store::{self, State, Store, Verdict};
 use anyhow::{Result, anyhow};
-use serde_json::json;
 use std::path::PathBuf;
 
 #[derive(clap::Subcommand)]
 pub enum Verb {
-    /// List the models that reel knows by name, and what is here of them
+    /// List the models that reel knows by name: what they take, what is here of them, and where to start
     List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say all that is known of a model or a part: files, hashes, licence, what it is run with, memory, time
+    Info {
+        /// One of `reel models list`
+        name: String,
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -91,7 +102,8 @@ pub struct Pull {
 
 pub fn run(verb: Verb) -> Result<(), Failure> {
     match verb {
-        Verb::List { json } => list(json),
+        Verb::List { json } => list::list(json),
+        Verb::Info { name, json } => info::info(&name, json),
         Verb::Pull(args) => {
             let progress = args.common.apply()?;
             pull(&args.name, args.text_encoder.as_deref(), args.accept_hash, &progress)
@@ -258,49 +270,15 @@ fn remove(name: &str) -> Result<(), Failure> {
     print(text.as_bytes())
 }
 
-fn list(json: bool) -> Result<(), Failure> {
-    let store = open()?;
-    let rows: Vec<(&Entry, State)> = catalogue::entries().iter().map(|entry| (entry, store.state(entry))).collect();
-    if json {
-        let rows: Vec<_> = rows
-            .iter()
-            .map(|(e, state)| {
-                let (here, path, bytes) = match state {
-                    State::Here { path, bytes } => ("here", Some(path.display().to_string()), *bytes),
-                    State::Partly { bytes } => ("partly", None, *bytes),
-                    State::Damaged { bytes, .. } => ("damaged", None, *bytes),
-                    State::Absent if e.embedded => ("here", None, 0),
-                    State::Absent => ("absent", None, 0),
-                };
-                json!({
-                    "name": e.name, "kind": kind(e), "size": e.size_text(), "bytes": e.size(), "licence": e.licence,
-                    "about": e.about, "embedded": e.embedded, "own": e.own, "state": here, "bytes_here": bytes,
-                    "path": path, "repo": e.repo, "file": e.file, "text_encoder": e.text_encoder, "upscaler": e.upscaler,
-                })
-            })
-            .collect();
-        return print_data(&format!("{}\n", serde_json::Value::from(rows)));
+/// What is here of an entry, as JSON names it: the state, the file's path, its bytes.
+fn named_state(entry: &Entry, state: &State) -> (&'static str, Option<String>, u64) {
+    match state {
+        State::Here { path, bytes } => ("here", Some(path.display().to_string()), *bytes),
+        State::Damaged { bytes, .. } => ("damaged", None, *bytes),
+        State::Partly { bytes } => ("partly", None, *bytes),
+        State::Absent if entry.embedded => ("here", None, 0),
+        State::Absent => ("absent", None, 0),
     }
-    let there = |state: &State| match state {
-        State::Here { .. } => "here".to_string(),
-        State::Damaged { .. } => "damaged".to_string(),
-        State::Partly { bytes } => format!("{} of it", human_bytes(*bytes)),
-        State::Absent => String::new(),
-    };
-    let width = |cell: &dyn Fn(&Entry, &State) -> String| {
-        rows.iter().map(|(entry, state)| cell(entry, state).chars().count()).max().unwrap_or(0)
-    };
-    let (names, sizes) = (width(&|e, _| e.name.clone()), width(&|e, _| e.size_text()));
-    let states = width(&|_, state| there(state));
-    let mut text = String::new();
-    for (entry, state) in &rows {
-        let (size, state) = (entry.size_text(), there(state));
-        let own = if entry.own { " (of your own weights.toml)" } else { "" };
-        let gap = if states > 0 { "  " } else { "" };
-        text.push_str(&format!("{:names$}  {size:>sizes$}{gap}{state:states$}  {}{own}\n", entry.name, entry.about));
-        text.push_str(&format!("{:names$}  {:>sizes$}{gap}{:states$}  licence: {}\n", "", "", "", entry.licence));
-    }
-    print(text.as_bytes())
 }
 
 fn kind(entry: &Entry) -> &'static str {

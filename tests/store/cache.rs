@@ -161,6 +161,17 @@ fn removing_touches_nothing_outside() {
         assert!(std::fs::read(&outside).unwrap() == bytes);
         std::fs::create_dir_all(scratch.pointer().parent().unwrap()).unwrap();
     }
+    // a snapshot that is a link to a folder of others
+    std::fs::remove_dir_all(scratch.folder().join("snapshots")).unwrap();
+    let others = scratch.0.join("others");
+    std::fs::create_dir_all(others.join("sub")).unwrap();
+    std::fs::write(others.join(FILE), &bytes).unwrap();
+    std::fs::create_dir_all(scratch.folder().join("snapshots")).unwrap();
+    std::os::unix::fs::symlink(&others, scratch.folder().join("snapshots").join(COMMIT)).unwrap();
+    assert!(!offline(&scratch).remove(&entry("x", None)).unwrap().any);
+    assert!(others.join(FILE).exists());
+    std::fs::remove_file(scratch.folder().join("snapshots").join(COMMIT)).unwrap();
+    std::fs::create_dir_all(scratch.pointer().parent().unwrap()).unwrap();
     // a blob that is itself a link, as newer versions of Python share them between caches
     std::fs::create_dir_all(scratch.folder().join("blobs")).unwrap();
     std::os::unix::fs::symlink(&outside, scratch.blob(&bytes)).unwrap();
@@ -435,4 +446,21 @@ fn a_lock_whose_file_is_removed_meanwhile_is_taken_anew() {
         pulls.join().unwrap().unwrap();
     });
     scratch.assert_whole(&bytes);
+}
+
+#[test]
+fn a_record_is_of_its_own_commit_alone() {
+    // pulled here without links, and later another version by another program
+    let (scratch, bytes, newer) = (Scratch::new(), content(99), content(70));
+    let server = Server::hub(&[("weights%20one.bin", &bytes)], |_, _, reply| reply);
+    let store = Store::new(Settings { links: false, ..scratch.settings(&server) });
+    let x = entry("x", None);
+    pull(&store, &x).unwrap();
+    std::fs::remove_dir_all(scratch.folder().join("snapshots").join(COMMIT)).unwrap();
+    let path = scratch.folder().join("snapshots").join(OTHER).join(FILE);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, &newer).unwrap();
+    std::fs::write(scratch.folder().join("refs/main"), OTHER).unwrap();
+    assert_eq!(store.state(&x), State::Here { path, bytes: 70 });
+    assert_eq!(store.verify(&x, |_| {}).unwrap(), Verdict::Unknown { sha256: sha256(&newer) });
 }

@@ -113,6 +113,8 @@ fn command(scratch: &Scratch, server: &Server, args: &[&str]) -> Command {
     }
     command.env("HF_HUB_CACHE", scratch.0.join("hub")).env("HF_HOME", scratch.0.join("home"));
     command.env("XDG_CONFIG_HOME", scratch.0.join("config")).env("XDG_DATA_HOME", scratch.0.join("share"));
+    // the machine's speed is measured once
+    command.env("XDG_STATE_HOME", concat!(env!("CARGO_TARGET_TMPDIR"), "/state"));
     command.env("HF_ENDPOINT", &server.address).env("HF_TOKEN", TOKEN);
     command
 }
@@ -355,9 +357,9 @@ fn a_catalogue_of_ones_own() {
     let (scratch, mini) = (Scratch::new(), Mini::new());
     let server = mini.serve(|_, _, reply| reply);
     let list = works(&scratch, &server, &["models", "list"]).out;
-    let line = list.lines().find(|line| line.starts_with("mini ")).unwrap();
-    assert!(line.contains("(of your own weights.toml)"), "{line}");
-    assert!(list.lines().all(|line| !line.starts_with("ltx") || !line.contains("own weights.toml")));
+    let after = |name: &str| list.lines().skip_while(|line| !line.starts_with(name)).nth(1).unwrap().to_string();
+    assert!(after("mini ").ends_with("; of your own weights.toml"), "{list}");
+    assert!(!after("ltx-2b-0.9.0 ").contains("own weights.toml"), "{list}");
     let path = scratch.0.join("config/reel/weights.toml");
     std::fs::write(&path, format!("{CATALOGUE}colour = 'red'\n")).unwrap();
     let line = format!("line {}", CATALOGUE.lines().count() + 1);
@@ -499,4 +501,79 @@ fn what_nobody_vouches_for_is_called_so() {
     assert!(verified.contains(&short(&mini.text)) && !verified.contains(&sha256(&mini.text)), "{verified}");
     let loud = works(&scratch, &server, &["models", "verify", "mini-t5", "-v"]).out;
     assert!(loud.contains(&sha256(&mini.text)), "{loud}");
+}
+
+#[test]
+fn the_list_fits_a_terminal_and_says_where_to_start() {
+    let (scratch, mini) = (Scratch::new(), Mini::new());
+    let server = mini.serve(|_, _, reply| reply);
+    let list = works(&scratch, &server, &["models", "list"]).out;
+    let about = reel::weights::catalogue::entries().iter().map(|entry| entry.about.clone());
+    let about = about.chain([reel::embedded::world().short.clone()]);
+    let words: Vec<String> = about.flat_map(|text| text.split(' ').map(String::from).collect::<Vec<_>>()).collect();
+    let shown: Vec<&str> = list.split_whitespace().map(|word| word.trim_end_matches(';')).collect();
+    for word in words.iter().map(|word| word.trim_end_matches(';')) {
+        assert!(shown.contains(&word), "`{word}` is cut in {list}");
+    }
+    assert!(list.lines().all(|line| line.chars().count() <= 80), "{list}");
+    let row = |name: &str| list.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap().to_string();
+    for column in ["model", "download", "memory", "time", "fits", "here"] {
+        assert!(row("model").contains(column), "{list}");
+    }
+    // with T5 and the upscaler
+    assert!(row("ltx-2b-0.9.8-distilled").contains(" 16.6 GB "), "{list}");
+    assert!(row("tiny").contains(" built in ") && row("tiny").ends_with(" yes"), "{list}");
+    let last = list.lines().rev().take(3).collect::<Vec<_>>().join(" ");
+    assert!(last.contains("start with"), "{list}");
+    let json: Vec<Value> = serde_json::from_str(&works(&scratch, &server, &["models", "list", "--json"]).out).unwrap();
+    let row = json.iter().find(|row| row["name"] == "ltx-2b-0.9.8-distilled").unwrap();
+    assert_eq!(row["download"], 6_340_744_492_u64 + 9_787_841_024 + 505_024_432);
+    assert!(row["memory"].as_u64() >= row["least_memory"].as_u64() && row["least_memory"].as_u64() > Some(1 << 30));
+    assert!(row["seconds"].as_f64() > Some(1.0), "{row}");
+}
+
+#[test]
+fn info_says_all_that_is_known_of_a_name() {
+    let (scratch, mini) = (Scratch::new(), Mini::new());
+    let server = mini.serve(|_, _, reply| reply);
+    let said = |name: &str| {
+        let out = works(&scratch, &server, &["models", "info", name]).out;
+        // an address stays in one piece
+        let is_long = |line: &str| line.split(' ').any(|word| word.chars().count() > 60);
+        assert!(out.lines().all(|line| line.chars().count() <= 80 || is_long(line)), "{out}");
+        out.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let ltx = said("ltx-2b-0.9.8-distilled");
+    for words in [
+        "repository Lightricks/LTX-Video, revision main",
+        "ltxv-2b-0.9.8-distilled.safetensors, 6.34 GB (6340744492 bytes)",
+        "76aa8c4786af752fa6f951947129d5290c3c6c0b2fadcadea6b5e114ae2cad8f",
+        "/Lightricks/LTX-Video/blob/main/LTX-Video-Open-Weights-License-0.X.txt",
+        "https://huggingface.co/Lightricks/LTX-Video/resolve/main/ltxv-2b-0.9.8-distilled.safetensors",
+        "encoder t5-xxl-fp16 (9.79 GB); or, with --text-encoder, t5-xxl-bf16",
+        "upscaler ltx-spatial-upscaler-0.9.8 (505 MB)",
+        "16.6 GB in all; nothing of it is here",
+        "width 1216, height 704, frames 121",
+        "for 1216x704, 121 frames",
+        "denoise ",
+        "here no; `reel models pull ltx-2b-0.9.8-distilled`",
+    ] {
+        assert!(ltx.contains(words), "no `{words}` in {ltx}");
+    }
+    let part = said("t5-xxl-q8_0");
+    assert!(part.contains("used by ltx-2b-0.9.0, ltx-2b-0.9.1") && !part.contains("memory "), "{part}");
+    assert!(said("tiny").contains(&format!("knows {}", reel::embedded::world().about)), "{}", said("tiny"));
+    fails(&scratch, &server, &["models", "info", "ltx-2b"], 2, &["did you mean `ltx-2b-0.9.8-distilled`?"]);
+
+    works(&scratch, &server, &["models", "pull", "mini-t5"]);
+    assert!(said("mini-t5").contains("here yes, ") && said("mini").contains("mini-t5 (size unknown, here)"));
+    let json: Value =
+        serde_json::from_str(&works(&scratch, &server, &["models", "info", "mini", "--json"]).out).unwrap();
+    assert_eq!((&json["state"], &json["run"]["frames"]), (&"absent".into(), &9.into()));
+    assert_eq!(
+        (&json["text_encoders"][0]["state"], &json["text_encoders"][1]["state"]),
+        (&"here".into(), &"absent".into())
+    );
+    let fields = ["repo", "revision", "url", "licence", "licence_url", "tokenizer", "memory", "stages", "to_fetch"];
+    fields.iter().for_each(|field| assert!(json.get(field).is_some(), "{field}"));
 }

@@ -1,7 +1,7 @@
 //! The layout of the Hugging Face cache, as Python writes and reads it: `models--owner--name/` holds `blobs/ETAG` (contents),
 //! `snapshots/COMMIT/FILE` (links to them) and `refs/REVISION` (a commit). Locks lie in `.locks/`.
 
-use super::check::{is_commit, no_plain_file, read_note};
+use super::check::{is_commit, is_etag, no_plain_file, read_note};
 use crate::platform::files;
 use crate::weights::catalogue::Remote;
 use anyhow::{Context, Result, bail, ensure};
@@ -124,7 +124,7 @@ impl Folder {
         let name = target.strip_prefix(self.path.join("blobs")).ok()?;
         let mut parts = name.components();
         match (parts.next(), parts.next()) {
-            (Some(Component::Normal(name)), None) => name.to_str().map(str::to_string),
+            (Some(Component::Normal(name)), None) => name.to_str().filter(|name| is_etag(name)).map(str::to_string),
             _ => None,
         }
     }
@@ -247,7 +247,13 @@ impl Folder {
         if !self.path.exists() {
             return Ok(removed);
         }
-        let commits = self.commits();
+        // a snapshot that is a link to a folder elsewhere has files of others
+        let inside = |folder: &Path| match (self.path.canonicalize(), folder.canonicalize()) {
+            (Ok(own), Ok(folder)) => folder.starts_with(own),
+            _ => false,
+        };
+        let mut commits = self.commits();
+        commits.retain(|commit| self.pointer(commit, file).parent().is_some_and(inside));
         let pointers: Vec<PathBuf> = commits.iter().map(|commit| self.pointer(commit, file)).collect();
         let mut blobs: Vec<String> =
             pointers.iter().filter_map(|path| self.etag_of(path)).chain(etags.to_vec()).collect();

@@ -102,7 +102,7 @@ impl<'a> Hub<'a> {
         let (Some(commit), Some(etag)) = (answer.commit, etag) else {
             return Err(Trouble::Final(anyhow!(
                 "`{}` answers without a commit or an etag: it is no Hugging Face hub\n  fix: check HF_ENDPOINT",
-                self.settings.endpoint
+                self.settings.shown_endpoint()
             )));
         };
         // both become names of files
@@ -110,7 +110,7 @@ impl<'a> Hub<'a> {
             let cut = |text: &str| text.chars().take(80).collect::<String>();
             return Err(Trouble::Final(anyhow!(
                 "`{}` answers with a commit `{}` and an etag `{}` that cannot be names of files\n  fix: check HF_ENDPOINT",
-                self.settings.endpoint,
+                self.settings.shown_endpoint(),
                 cut(&commit),
                 cut(&etag)
             )));
@@ -168,7 +168,10 @@ impl<'a> Hub<'a> {
             }
             address = next;
         }
-        Err(Trouble::Final(anyhow!("`{}` redirects without end\n  fix: check HF_ENDPOINT", self.settings.endpoint)))
+        Err(Trouble::Final(anyhow!(
+            "`{}` redirects without end\n  fix: check HF_ENDPOINT",
+            self.settings.shown_endpoint()
+        )))
     }
 
     /// A request that brought no answer.
@@ -225,7 +228,7 @@ impl<'a> Hub<'a> {
             }
             401 | 403 => {
                 let fix = match (code, known) {
-                    ("GatedRepo", _) => format!("accept its licence at {}/{repo}, and set HF_TOKEN", self.settings.endpoint),
+                    ("GatedRepo", _) => format!("accept its licence at {}/{repo}, and set HF_TOKEN", self.settings.shown_endpoint()),
                     (_, true) => "check HF_TOKEN: it is expired, or has no right to read this repository".to_string(),
                     (_, false) => "set HF_TOKEN, if the repository needs one; else the entry in weights.toml names a repository that is not there".to_string(),
                 };

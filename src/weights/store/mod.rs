@@ -92,14 +92,14 @@ impl Store {
     /// Where the hub has an entry's file: an address for any browser.
     pub fn address(&self, entry: &Entry) -> Option<String> {
         // what the catalogue knows is at the hub itself, whatever mirror is set
-        let endpoint = if entry.own { &self.settings.endpoint } else { settings::HUB };
-        Some(hub::address(endpoint, &entry.remote()?))
+        let endpoint = if entry.own { self.settings.shown_endpoint() } else { settings::HUB.to_string() };
+        Some(hub::address(&endpoint, &entry.remote()?))
     }
 
     /// Where the text of an entry's licence is.
     pub fn licence_address(&self, entry: &Entry) -> Option<String> {
         let (repo, file) = (entry.repo.as_ref()?, entry.licence_file.as_ref()?);
-        Some(format!("{}/{repo}/blob/main/{file}", self.settings.endpoint))
+        Some(format!("{}/{repo}/blob/main/{file}", self.settings.shown_endpoint()))
     }
 
     fn folder(&self, remote: &Remote) -> Folder {
@@ -128,7 +128,7 @@ impl Store {
                 continue; // its blob was removed
             }
             let etag = folder.etag_of(&path);
-            let length = length(entry, record.as_ref(), etag.as_deref());
+            let length = length(entry, of_this(record.as_ref(), &folder, &path, etag.as_deref()), etag.as_deref());
             if let Some(place) = folder.outside(&path) {
                 remarks.push(format!("`{}` leads out of the cache, to `{}`", path.display(), place.display()));
             }
@@ -207,9 +207,8 @@ impl Store {
         let folder = self.folder(&remote);
         let record = self.record(entry);
         let etag = folder.etag_of(&path);
-        // of this very file
-        let record = record.filter(|record| etag.as_ref().is_none_or(|etag| *etag == record.etag));
-        let recorded = |hash: &dyn Fn(&Record) -> Option<String>| record.as_ref().and_then(hash);
+        let record = of_this(record.as_ref(), &folder, &path, etag.as_deref());
+        let recorded = |hash: &dyn Fn(&Record) -> Option<String>| record.and_then(hash);
         let by_name = etag.clone().filter(|etag| is_sha256(etag));
         let at_download = recorded(&|record| record.sha256.clone().filter(|hash| *hash == record.etag));
         let known =
@@ -246,10 +245,19 @@ impl Store {
     }
 }
 
+/// The record, if it is of the very file that is at `path`: not of another commit's.
+/// - `etag`: of that file, where its name tells.
+fn of_this<'r>(record: Option<&'r Record>, folder: &Folder, path: &Path, etag: Option<&str>) -> Option<&'r Record> {
+    record.filter(|record| match etag {
+        Some(etag) => etag == record.etag,
+        None => path == folder.pointer(&record.commit, &record.file),
+    })
+}
+
 /// How long an entry's file has to be.
-/// - `etag`: of the file that is there, where its name tells.
+/// - `record`: of that very file. `etag`: of the file that is there, where its name tells.
 fn length(entry: &Entry, record: Option<&Record>, etag: Option<&str>) -> Length {
-    let recorded = record.filter(|record| etag.is_none_or(|etag| etag == record.etag)).and_then(|record| record.bytes);
+    let recorded = record.and_then(|record| record.bytes);
     let another = etag.is_some_and(|etag| is_sha256(etag) && entry.sha256.as_deref().is_some_and(|ours| ours != etag));
     match (recorded, entry.bytes) {
         (Some(bytes), _) => Length::Recorded(bytes),

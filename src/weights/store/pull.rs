@@ -389,5 +389,6 @@ fn flag(entry: &Entry, file: &str) -> String {
         Kind::Upscaler => "--upscaler",
         Kind::Tokenizer => "--tokenizer",
     };
-    format!("{flag} {}", hub::last_of(file))
+    let name = hub::last_of(file);
+    if name.contains(char::is_whitespace) { format!("{flag} \"{name}\"") } else { format!("{flag} {name}") }
 }

@@ -60,6 +60,16 @@ impl fmt::Debug for Token {
 }
 
 impl Settings {
+    /// The hub's address without the name and password that may stand in it.
+    pub fn shown_endpoint(&self) -> String {
+        let (scheme, rest) = self.endpoint.split_once("://").unwrap_or(("", &self.endpoint));
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        match authority.rsplit_once('@') {
+            Some((_, host)) => format!("{scheme}://{host}{path}"),
+            None => self.endpoint.clone(),
+        }
+    }
+
     /// - Errors when there is no home folder and nothing that stands in for it, or when a folder is named that cannot be made out.
     pub fn from_env() -> Result<Self> {
         Self::from(&|name| std::env::var_os(name).filter(|value| !value.to_string_lossy().trim().is_empty()))
@@ -241,6 +251,9 @@ mod tests {
         assert!(settings(&[("HF_HOME", "/hf"), ("TRANSFORMERS_OFFLINE", "on")]).offline);
         let timeout = |value| settings(&[("HF_HOME", "/hf"), ("HF_HUB_DOWNLOAD_TIMEOUT", value)]).timeout;
         assert_eq!((timeout("0.5").as_millis(), timeout("30").as_secs(), timeout("x").as_secs()), (500, 30, 10));
-        assert_eq!(settings(&[("HF_HOME", "/hf"), ("HF_ENDPOINT", "http://x:1/")]).endpoint, "http://x:1");
+        let hub = |address| settings(&[("HF_HOME", "/hf"), ("HF_ENDPOINT", address)]);
+        assert_eq!(hub("http://x:1/").endpoint, "http://x:1");
+        assert_eq!(hub("http://x:1/a@b/").shown_endpoint(), "http://x:1/a@b");
+        assert_eq!(hub("https://me:secret@x:1/a").shown_endpoint(), "https://x:1/a");
     }
 }
