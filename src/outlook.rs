@@ -319,7 +319,7 @@ impl Outlook {
 
     /// The largest of some smaller clips that is made before long, where the run takes long; where none is, the smallest.
     fn offer(&self, whole: Time, speeds: &mut Speeds) -> Option<Offer> {
-        let most = whole.seconds().filter(|&seconds| seconds > OFFER_FROM)?;
+        let most = whole.seconds().filter(|&seconds| seconds > OFFER_FROM && self.refusal.is_none())?;
         let tasks = offered_clips(self.plan.task.clip, self.sketch.geometry);
         let mut offers = vec![];
         for task in tasks.into_iter().filter_map(|clip| self.sketch.resized(clip)) {
@@ -661,4 +661,28 @@ impl Entries {
 pub fn stills(request: &Request) -> Vec<Place> {
     let count = request.image.iter().count() + request.keyframe.len() + request.last_image.iter().count();
     vec![Place { frame: 0, count: 1, bytes: None }; count]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offered_clips_keep_the_shape() {
+        let geometry = Geometry { time: 8, space: 32 };
+        let clip = Extent { width: 1216, height: 704, frames: 121 };
+        let size = |clip: &Extent| clip.width * clip.height * clip.frames;
+        let offered = offered_clips(clip, geometry);
+        assert!(offered.len() > 20 && offered.is_sorted_by(|a, b| size(a) >= size(b)), "{offered:?}");
+        for other in &offered {
+            assert_eq!(*other, geometry.legal(*other));
+            let aspect = |clip: &Extent| clip.width as f64 / clip.height as f64;
+            assert!((aspect(other) / aspect(&clip) - 1.0).abs() < 0.15, "{other:?}");
+            assert!(other.width >= 384 && (25..=121).contains(&other.frames), "{other:?}");
+        }
+        // of a still there is no shorter one, and of a small picture no smaller one
+        assert!(offered_clips(Extent { frames: 1, ..clip }, geometry).iter().all(|clip| clip.frames == 1));
+        let small = Extent { width: 64, height: 64, frames: 121 };
+        assert!(offered_clips(small, geometry).is_empty());
+    }
 }

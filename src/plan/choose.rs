@@ -298,4 +298,19 @@ mod tests {
         assert!(of(Tiles::Of(512, 256), Some(256)).is_err());
         assert_eq!(of(Tiles::Of(32, 32), None).unwrap().map(|t| t.overlap), Some(0));
     }
+
+    /// The footage of a join is part of the clip and no part of what `--frames` asks for.
+    #[test]
+    fn flags_ask_for_what_is_new() {
+        let task = |width: usize, frames: usize| {
+            let clip = Extent { width, height: 320, frames };
+            let (windows, prompts, held) = (vec![], vec![], vec![9]);
+            let (canvases, scenes) = (vec![clip], vec![1]);
+            Task { clip, legal: clip, canvases, windows, scenes, prompts, held, pictures: 0, context: 9 }
+        };
+        let before = task(512, 49);
+        assert_eq!(task(512, 25).flags_from(&before), "--frames 16");
+        assert_eq!(task(256, 49).flags_from(&before), "--size 256x320");
+        assert_eq!(task(256, 25).flags_from(&before), "--size 256x320 --frames 16");
+    }
 }
