@@ -306,7 +306,7 @@ mod tests {
             let clip = Extent { width, height: 320, frames };
             let (windows, prompts, held) = (vec![], vec![], vec![9]);
             let (canvases, scenes) = (vec![clip], vec![1]);
-            Task { clip, legal: clip, canvases, windows, scenes, prompts, held, pictures: 0, context: 9 }
+            Task { clip, legal: clip, canvases, windows, scenes, prompts, held, pictures: 0, enlarging: 0, context: 9 }
         };
         let before = task(512, 49);
         assert_eq!(task(512, 25).flags_from(&before), "--frames 16");
