@@ -1,7 +1,7 @@
 //! Stills and clips from files: `open` looks at what a file is and checks it, `Reader` gives its frames in the order of
 //! showing, decoded one at a time.
 //!
-//! Read here: PNG, JPEG, WebP and GIF (still or moving), APNG, Y4M, folders of frames, and H.264 in MP4 and MOV. Other
+//! Read here: PNG, JPEG, BMP, WebP and GIF (still or moving), APNG, Y4M, folders of frames, and H.264 in MP4 and MOV. Other
 //! films go through the user's `ffmpeg`, where there is one. An error says what, where and the fix.
 
 use crate::video::Frame;
@@ -169,7 +169,7 @@ fn turned(frame: Frame, orientation: Orientation) -> Frame {
 }
 
 const READ: &str =
-    "give a PNG, JPEG, WebP or GIF picture, an MP4, MOV, GIF, WebP, APNG or Y4M clip, or a folder of frames";
+    "give a PNG, JPEG, WebP, BMP or GIF picture, an MP4, MOV, GIF, WebP, APNG or Y4M clip, or a folder of frames";
 
 /// Puts the file's name in front and a way out behind, where they are missing.
 fn named(path: &Path, error: anyhow::Error) -> anyhow::Error {
@@ -260,6 +260,7 @@ fn open_unnamed(path: &Path) -> Result<Reader> {
         Kind::Mp4 => return film::mp4(path),
         Kind::Foreign(container) => return film::foreign(path, container),
         Kind::Picture(kind) => return film::picture(path, kind),
+        Kind::Other(kind) => anyhow::bail!("it is {kind}\n  fix: {READ}"),
         Kind::Unknown => anyhow::bail!("it is neither a picture nor a video\n  fix: {READ}"),
     };
     Ok(Reader::new(clip, remarks))

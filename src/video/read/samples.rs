@@ -265,3 +265,42 @@ fn run(
     }
     Ok(at)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_size(name: &[u8; 4], body: &[u8]) -> Vec<u8> {
+        [&(body.len() as u32 + 8).to_be_bytes(), name.as_slice(), body].concat()
+    }
+
+    #[test]
+    fn counts_are_held_to_what_a_clip_can_have() {
+        let many = (MOST as u32 + 1).to_be_bytes();
+        let one_size = [&[0; 4], &[0, 0, 0, 1], many.as_slice()].concat();
+        let error = |name, body: &[u8]| sizes(&with_size(name, body), u64::MAX).err().map(|e| e.to_string());
+        assert!(error(b"stsz", &one_size).is_some_and(|error| error.contains("promises")));
+        let each = [&[0; 8], many.as_slice(), &vec![0; 4 * (MOST + 1)]].concat();
+        assert!(error(b"stsz", &each).is_some_and(|error| error.contains("more than")));
+        let small = [&[0, 0, 0, 0, 0, 0, 0, 4], many.as_slice(), &vec![0; MOST / 2 + 1]].concat();
+        assert!(error(b"stz2", &small).is_some_and(|error| error.contains("more than")));
+        let few = [&[0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 3], [0x12, 0x30].as_slice()].concat();
+        let got =
+            sizes(&with_size(b"stz2", &few), 100).map(|samples| samples.iter().map(|s| s.size).collect::<Vec<_>>());
+        assert_eq!(got.ok(), Some(vec![1, 2, 3]));
+    }
+
+    #[test]
+    fn fragments_of_all_tracks_are_counted_together() -> Result<()> {
+        // another track's runs of samples that take no room in the file
+        let tfhd = with_size(b"tfhd", &[0, 0, 0, 16, 0, 0, 0, 2, 0, 0, 0, 1]);
+        let trun = with_size(b"trun", &[[0; 4], (MOST as u32).to_be_bytes()].concat());
+        let traf = |runs| with_size(b"traf", &[tfhd.clone(), trun.repeat(runs)].concat());
+        let fragment = || Fragment { track: 1, defaults: Defaults::default(), length: MOST as u64, now: 0, counted: 0 };
+        let mut samples = vec![];
+        fragment().append(0, &traf(1), &mut samples)?;
+        let error = fragment().append(0, &traf(5), &mut samples).err().context("five runs are read")?;
+        assert!(error.to_string().contains("more than") && samples.is_empty(), "{error}");
+        Ok(())
+    }
+}

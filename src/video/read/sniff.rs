@@ -13,6 +13,8 @@ pub enum Kind {
     Mp4,
     Foreign(&'static str),
     Picture(&'static str),
+    /// Something else that files which should be pictures often are.
+    Other(&'static str),
     Unknown,
 }
 
@@ -48,6 +50,10 @@ pub fn kind(head: &[u8]) -> Kind {
         _ if at(0, b"BM") && at(6, b"\0\0\0\0") => Kind::Bmp,
         _ if any(0, &[b"II*\0", b"MM\0*"]) => Kind::Picture("TIFF"),
         _ if any(0, &[b"\xff\x0a", b"\0\0\0\x0cJXL "]) => Kind::Picture("JPEG XL"),
+        _ if any(0, &[b"<!DOCTYPE html", b"<!doctype html", b"<html"]) => Kind::Other("a web page"),
+        _ if any(0, &[b"<svg", b"<?xml"]) => Kind::Other("a drawing (SVG) or other text of marks"),
+        _ if at(0, b"version https://git-lfs") => Kind::Other("a pointer of Git LFS, not the file that it stands for"),
+        _ if at(0, b"%PDF") => Kind::Other("a PDF document"),
         _ => Kind::Unknown,
     }
 }
@@ -86,6 +92,7 @@ mod tests {
         assert_eq!(kind(b"\x1a\x45\xdf\xa3\x93\x42\x82\x88matroska"), Kind::Foreign("Matroska"));
         assert_eq!(kind(b"Dear all,\nplease find"), Kind::Unknown);
         assert_eq!(kind(b""), Kind::Unknown);
+        assert_eq!(kind(b"<!DOCTYPE html><html>"), Kind::Other("a web page"));
         assert_eq!(codec(b"..\x86\x85V_VP9.."), Some("VP9".to_string()));
         assert_eq!(codec(b"..\x86\x8fV_MPEG4/ISO/AVC.."), Some("H.264".to_string()));
         assert_eq!(codec(b"strh....vidsXVID...."), Some("XVID".to_string()));

@@ -186,6 +186,9 @@ mod tests {
         let error = |header: &str, frame, n| read(header, frame, n).err().map(|e| e.to_string()).unwrap_or_default();
         assert!(error("W5 H3 F25:1 It", 27, 1).contains("interlaced"));
         assert!(error("W5 H3 F25:1 C420p10", 54, 1).contains("C420p10"));
+        assert!(error(&format!("W5 H3 F25:1 C{}", "x".repeat(4000)), 54, 1).len() < 600);
+        assert!(read("W5 H3 F25:1 A4:3", 27, 1)?.notes.iter().any(|note| note.contains("not square")));
+        assert!(read("W5 H3 F25:1 A1:1", 27, 1)?.notes.is_empty());
         assert!(error("W5 H3 F25:1", 26, 1).contains("frame 0"));
         assert!(error("W5 H3 F25:1", 26, 2).contains("frame"));
         assert!(error("W5 H3 F25:1", 26, 0).contains("no frames"));
