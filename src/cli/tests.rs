@@ -39,8 +39,11 @@ fn line(path: &[String], verb: &clap::Command, flag: &str, values: &[String]) ->
     line
 }
 
+/// The values of a flag with a number in them.
+type Form = fn(&str) -> Vec<String>;
+
 /// How a number is written after its flag, and the range that it has to keep.
-fn forms(flag: &str) -> Vec<(&str, fn(&str) -> Vec<String>)> {
+fn forms(flag: &str) -> Vec<(&str, Form)> {
     match flag {
         "size" | "vae-tile" => vec![(flag, |n| vec![format!("{n}x64")]), (flag, |n| vec![format!("64x{n}")])],
         "keyframe" => vec![(flag, |n| vec![format!("a.png@{n}")]), ("strength", |n| vec![format!("a.png@0:{n}")])],
