@@ -94,11 +94,6 @@ impl Preparation {
 /// Opens a still or a clip.
 /// - `flag`: what it was given as, for errors.
 pub fn open(path: &Path, flag: &str, progress: &Progress) -> Result<Reader> {
-    ensure!(
-        !["http://", "https://"].iter().any(|scheme| path.to_string_lossy().to_lowercase().starts_with(scheme)),
-        "{flag} `{}`: addresses are not fetched\n  fix: download it, and give the file",
-        path.display()
-    );
     let mut reader = read::open(path).with_context(|| flag.to_string())?;
     tell(&mut reader, path, progress);
     Ok(reader)

@@ -157,7 +157,7 @@ pub struct Making {
     )]
     dtype: Dtype,
     /// The most memory to use, such as 8GiB [default: what is free, less a margin]
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = machine::parse_size, help_heading = "Machine")]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = machine::parse_size, help_heading = "Machine", hide_short_help = true)]
     memory: Option<u64>,
     /// Encode and decode in tiles of this many pixels, or `none` [default: where memory asks for it]
     #[arg(long, value_name = "WxH|none", allow_hyphen_values = true, value_parser = tiles, help_heading = "Machine", hide_short_help = true)]

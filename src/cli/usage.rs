@@ -60,7 +60,7 @@ pub fn message(error: &Error, command: &Command, args: &[String]) -> String {
         ErrorKind::InvalidUtf8 => {
             let wrong = args.iter().find(|arg| arg.contains('\u{fffd}'));
             let wrong = wrong.map(|arg| format!("`{arg}` ")).unwrap_or_default();
-            (format!("an argument {wrong}is not UTF-8"), "give prompts and the name after -o in UTF-8".to_string())
+            (format!("an argument {wrong}is not UTF-8"), "give prompts and names of models in UTF-8".to_string())
         }
         // what is left is rare; its first line says it
         _ => {

@@ -36,7 +36,7 @@ const HINTS: &[(&[&str], &[&str])] = &[
     (&["generate", "x", "--input", "a.png"], &["fix: --image a.png"]),
     (&["extend", "a.mp4", "x", "--width", "64"], &["fix: --size"]),
     (&["generate", "x", "--image-url", "https://x/a.png"], &["not fetched"]),
-    (&["generate", "x", "--image", "https://x/a.png"], &["https://x/a.png", "not fetched", "fix: download"]),
+    (&["generate", "x", "--image", "https://x/a.png"], &["https://x/a.png", "fix: ", "not fetched"]),
     (&["generate", "x", "--strength", "0.5"], &["--keyframe FILE@FRAME:0.5"]),
     (&["generate", "x", "--json"], &["--json goes with --dry-run", "--progress json"]),
     (&["--model", "tiny", "generate", "x"], &["`--model`", "reel generate \"PROMPT\" --model"]),
