@@ -14,8 +14,8 @@ use reel::windows::Direction;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Decibels below the largest value. In float32 the runs lie 95 to 135 dB from float64; one part of the recipe done as in
-/// diffusers leaves 60 at most.
+/// Decibels below the largest value. Frames decoded from these runs lie 90 to 95 dB from float64's, with single values off by 1, and
+/// 14 to 37 dB where they are made as in diffusers.
 const LEAST: f64 = 80.0;
 const OTHERWISE: f64 = 60.0;
 
