@@ -6,6 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// `--progress`.
@@ -86,7 +87,7 @@ impl Progress {
             if threads::can_have_one() {
                 bar.enable_steady_tick(Duration::from_millis(500)); // panics without a thread
             }
-            bar
+            keep(bar)
         });
         let stage = Stage { name, total, unit, made: 0, part: None, begun: Instant::now(), bar, json: self.json() };
         stage.report();
@@ -100,7 +101,7 @@ impl Progress {
             let style = ProgressStyle::with_template("{prefix:>8} [{wide_bar}] {msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
             bar.set_prefix(name);
-            bar
+            keep(bar)
         });
         let now = Instant::now();
         let recent = VecDeque::from([(now, 0)]);
@@ -330,8 +331,23 @@ fn line(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Takes away what a bar has left on the terminal.
+/// The bar that was begun last: what an interrupt takes away.
+static DRAWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+/// Keeps a bar for [`clear_line`].
+fn keep(bar: ProgressBar) -> ProgressBar {
+    if let Ok(mut drawn) = DRAWN.lock() {
+        *drawn = Some(bar.clone());
+    }
+    bar
+}
+
+/// Takes away the bar, which is drawn no more after that, and what is left of it on the terminal.
 pub fn clear_line() {
+    let drawn = DRAWN.lock().ok().and_then(|mut drawn| drawn.take());
+    if let Some(bar) = drawn {
+        bar.finish_and_clear();
+    }
     if std::io::stderr().is_terminal() {
         let _ = write!(std::io::stderr(), "\r\x1b[K");
     }
