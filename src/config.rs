@@ -1,8 +1,19 @@
 //! Reading a checkpoint's JSON strictly: a key that reel does not know is an error, never ignored.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+
+/// Values of a JSON text, at most: umT5's vocabulary has 770,000. Each takes some ten times the bytes that it has in the text.
+const MOST_VALUES: usize = 2_000_000;
+
+/// Reads JSON of somebody's file.
+/// - Errors on what is no JSON, and before reading it on what has far more values than any file of a checkpoint.
+pub fn json(text: &[u8]) -> Result<Value> {
+    let values = text.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
+    ensure!(values <= MOST_VALUES, "it has {values} values, too many for a file of a checkpoint");
+    Ok(serde_json::from_slice(text)?)
+}
 
 /// A text of a file, short enough for an error.
 pub fn brief(text: &str) -> String {
@@ -118,5 +129,24 @@ impl Keys {
             unknown.join(", "),
             self.known.join(", ")
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Some bytes each in the text, and many in memory.
+    #[test]
+    fn texts_of_too_many_values_are_not_read() {
+        assert!(json(format!("[{}1]", "1,".repeat(MOST_VALUES - 2)).as_bytes()).is_ok());
+        let error = json(format!("[{}[]]", "[],".repeat(MOST_VALUES)).as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("too many"), "{error}");
+    }
+
+    #[test]
+    fn long_texts_are_cut() {
+        assert_eq!(brief("short"), "short");
+        assert_eq!(brief(&"\u{e9}".repeat(500)), format!("{}…", "\u{e9}".repeat(80)));
     }
 }

@@ -1,5 +1,6 @@
 //! Parts of a checkpoint that come in files of their own: the VAE, the text encoder; and what single files say of them.
 
+use crate::config;
 use crate::device::Quantize;
 use crate::models::ltx::config::{TransformerConfig, VaeConfig};
 use crate::models::ltx::names;
@@ -41,7 +42,7 @@ pub(super) fn shapes(part: &Tensors) -> impl Fn(&str) -> Option<Vec<usize>> {
 pub(super) fn header_config(tensors: &Tensors) -> Result<Option<Value>> {
     let text = tensors.metadata("config");
     let json = text.map(|text| {
-        serde_json::from_str(text).with_context(|| format!("{}: `config` in its header is not JSON", tensors.what()))
+        config::json(text.as_bytes()).with_context(|| format!("{}: `config` in its header is not JSON", tensors.what()))
     });
     json.transpose()
 }

@@ -10,6 +10,7 @@ mod charsmap;
 mod limits;
 mod spiece;
 
+use crate::config;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value as Json;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -100,7 +101,7 @@ impl Tokenizer {
     /// - Errors when it is no tokenizer, has no `</s>`, or frames a prompt in more than `</s>`.
     pub fn from_json(bytes: &[u8], what: &str) -> Result<Self> {
         let build = || {
-            let mut json: Json = serde_json::from_slice(bytes)?;
+            let mut json = config::json(bytes)?;
             limits::check(&json)?;
             check_frame(&json["post_processor"])?;
             let parts = json.as_object_mut().context("it is no JSON object")?;

@@ -14,6 +14,7 @@ mod scaled;
 mod source;
 pub mod store;
 
+use crate::config;
 use crate::platform::files::read_small_text;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ const LARGEST_JSON: u64 = 32 << 20;
 /// - Errors when it is no plain file, or far larger than any.
 pub fn read_json(path: &Path) -> Result<serde_json::Value> {
     let text = read_small_text(path, LARGEST_JSON)?;
-    serde_json::from_str(&text).with_context(|| format!("`{}` is not JSON", path.display()))
+    config::json(text.as_bytes()).with_context(|| format!("`{}` is not JSON", path.display()))
 }
 
 /// The folder `dir/part`. Git without symbolic links leaves a link as a small file that holds its target: such a file is

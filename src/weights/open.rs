@@ -5,7 +5,7 @@ use super::lora::Adapter;
 use super::quantize::Cache;
 use super::source::{Checker, Fault, Reader};
 use super::{forms, gguf, scaled};
-use crate::config::brief;
+use crate::config::{self, brief};
 use crate::nn::kernel::Math;
 use crate::nn::kernel::blocks::Blocks;
 use crate::nn::matrix::{Kind, Mapped, usable};
@@ -198,8 +198,12 @@ impl Tensors {
             gguf::read(&bytes, what)?
         } else {
             let length = bytes.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
+            let header = bytes.get(8..).unwrap_or_default();
+            let header = &header[..header.len().min(usize::try_from(length).unwrap_or(usize::MAX))];
             let read = if length > LARGEST_HEADER {
                 Err(format!("a header of {length} bytes"))
+            } else if tensors_in(header) > MOST_TENSORS {
+                Err(format!("a header of more than {MOST_TENSORS} tensors"))
             } else {
                 SafeTensors::read_metadata(&bytes).map_err(|e| match said_size(&bytes) {
                     Some(size) if size != bytes.len() as u64 => format!("its header says {size} bytes"),
@@ -372,13 +376,18 @@ const MOST_DIMENSIONS: usize = 8;
 /// The logarithm of two of the product of a tensor's sides, where none is 0.
 const MOST_VALUES: u32 = 46;
 
+/// About how many tensors a safetensors header lists, without reading it.
+fn tensors_in(header: &[u8]) -> usize {
+    const KEY: &[u8] = b"\"data_offsets\"";
+    header.windows(KEY.len()).filter(|part| *part == KEY).count()
+}
+
 /// The size that a safetensors file has by its own header.
 fn said_size(bytes: &[u8]) -> Option<u64> {
     let length = u64::from_le_bytes(*bytes.first_chunk()?);
-    let header: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(bytes.get(8..usize::try_from(length.checked_add(8)?).ok()?)?).ok()?;
+    let header = config::json(bytes.get(8..usize::try_from(length.checked_add(8)?).ok()?)?).ok()?;
     let end = |value: &serde_json::Value| value["data_offsets"][1].as_u64();
-    header.values().filter_map(end).max().unwrap_or(0).checked_add(length)?.checked_add(8)
+    header.as_object()?.values().filter_map(end).max().unwrap_or(0).checked_add(length)?.checked_add(8)
 }
 
 /// Errors on what no file of weights has, before anything is sized by it.

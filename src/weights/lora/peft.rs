@@ -1,7 +1,7 @@
 //! What the trainer's settings say of a LoRA: PEFT's `LoraConfig`, which decides what the products are multiplied by. It comes in
 //! the header of the file, or as `adapter_config.json` beside it.
 
-use crate::config::brief;
+use crate::config::{self, brief};
 use crate::weights::open::Tensors;
 use crate::weights::read_json;
 use anyhow::{Context, Result, bail, ensure};
@@ -45,7 +45,7 @@ impl Settings {
         for (key, prefix) in HEADERS {
             if let Some(text) = file.metadata(key) {
                 let place = format!("the LoRA {}: `{key}` in its header", file.what());
-                let values = serde_json::from_str(text).with_context(|| format!("{place} is not JSON"))?;
+                let values = config::json(text.as_bytes()).with_context(|| format!("{place} is not JSON"))?;
                 return Ok(Some(Self { values, prefix, place }));
             }
         }
