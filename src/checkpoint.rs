@@ -24,6 +24,7 @@ use parts::{
     LTX_ARCHITECTURE, has_vae, header_config, open_text_encoder, open_vae, shapes, text_form, text_of,
     transformer_form, transformer_of, vae_beside, vae_folder, vae_of,
 };
+pub use place::named_text_encoder;
 use place::{locate, locate_text_encoder};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -101,8 +102,9 @@ impl Checkpoint {
         let Sources { model, tokenizer, .. } = *sources;
         let vae = sources.vae.map(open_vae).transpose()?;
         let mut notes = vec![];
+        // a model that is missing says so with all that it takes, the text encoder too
+        let place = locate(model, sources.text_encoder, &mut notes)?;
         let given = sources.text_encoder.map(locate_text_encoder).transpose()?;
-        let place = locate(model, given.is_some(), &mut notes)?;
         let text_encoder = given.as_deref().or(place.text_encoder.as_deref());
         let parts = match &place.path {
             None => single_file(Tensors::embedded(embedded::TINY, "the embedded model")?, None, vae)?,

@@ -105,12 +105,21 @@ pub fn tell(reader: &mut Reader, path: &Path, progress: &Progress) {
 }
 
 /// Width and height for a video that begins from pictures of another shape: about as many pixels as `default`, in the
-/// pictures' aspect, in whole latents.
+/// pictures' aspect, in whole latents. Another aspect weighs twice as much as another number of pixels.
 pub fn size_in_aspect(width: usize, height: usize, default: (usize, usize), geometry: Geometry) -> (usize, usize) {
     let area = (default.0 * default.1) as f64;
     let aspect = width as f64 / height as f64;
-    let whole = |side: f64| ((side / geometry.space as f64).round().max(1.0) as usize) * geometry.space;
-    (whole((area * aspect).sqrt()), whole((area / aspect).sqrt()))
+    let around = |side: f64| {
+        let latents = side / geometry.space as f64;
+        [latents.floor(), latents.ceil()].map(|n| n.max(1.0) as usize * geometry.space)
+    };
+    let (wide, high) = (around((area * aspect).sqrt()), around((area / aspect).sqrt()));
+    let all = wide.iter().flat_map(|&w| high.iter().map(move |&h| (w, h)));
+    let off = |&(w, h): &(usize, usize)| {
+        let (w, h) = (w as f64, h as f64);
+        2.0 * (w / h / aspect).ln().abs() + (w * h / area).ln().abs()
+    };
+    all.min_by(|a, b| off(a).total_cmp(&off(b))).unwrap_or(default)
 }
 
 /// The size that the request's first still gives, where it asks for none.
@@ -240,6 +249,16 @@ mod tests {
     fn preparation(recipe: Recipe, moved: bool) -> Preparation {
         let (clip, largest) = ((64, 32), (96, 64));
         Preparation { clip, legal: clip, largest, fit: Fit::Crop, crf: 0, recipe, moved }
+    }
+
+    #[test]
+    fn a_size_is_first_of_the_right_shape_and_then_of_the_right_area() {
+        let size = |width, height, space| {
+            size_in_aspect(width, height, if space == 16 { (64, 64) } else { (1216, 704) }, Geometry { time: 4, space })
+        };
+        assert_eq!([size(640, 480, 16), size(1920, 1080, 16), size(64, 64, 16)], [(64, 48), (80, 48), (64, 64)]);
+        assert_eq!([size(1080, 1920, 32), size(1920, 1080, 32)], [(704, 1248), (1248, 704)]);
+        assert_eq!(size(10_000, 1, 16).1, 16);
     }
 
     #[test]

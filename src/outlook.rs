@@ -1,7 +1,7 @@
 //! What a run will take, told before it begins and remembered once it is done: the settings of a take become a plan, the plan is
 //! cut to the memory that there is and timed by what this machine did before, and finished stages go into its history.
 
-use crate::checkpoint::{Checkpoint, Sources};
+use crate::checkpoint::{Checkpoint, Sources, named_text_encoder};
 use crate::condition::PREFIX;
 use crate::device::{self, Compute, Quantize};
 use crate::generate::shots::{Shot, shots};
@@ -28,7 +28,7 @@ use crate::video::write::Target;
 use crate::weights::catalogue::{self, Entry, Kind};
 use crate::weights::store::Store;
 use crate::windows::Direction;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -462,13 +462,13 @@ pub fn encoder(request: &Request, compute: &Compute) -> Result<Option<Encoder>> 
 }
 
 /// The catalogue's entry that a request names, and which of its files are not here.
-/// - `encoder`: the text encoder that is taken, where none is named.
+/// - `encoder`: the text encoder that is taken; `None` where one is given by path.
 fn absent(request: &Request, encoder: Option<&'static Entry>) -> Result<Option<(&'static Entry, Vec<&'static Entry>)>> {
     let name = request.model.as_deref().unwrap_or(DEFAULT_MODEL);
     let Some(entry) = catalogue::find(name).ok().filter(|entry| !entry.embedded) else { return Ok(None) };
     let parts = Store::from_env()?.parts(entry, encoder);
     let given = |kind: Kind| match kind {
-        Kind::TextEncoder => request.text_encoder.is_some(),
+        Kind::TextEncoder => request.text_encoder.is_some() && encoder.is_none(),
         Kind::Upscaler => request.upscaler.is_some() || !entry.run.in_two_passes(),
         Kind::Model | Kind::Tokenizer => false,
     };
@@ -489,9 +489,18 @@ impl Absent {
     /// - Errors are the user's to mend: flags.
     pub fn find(request: &Request) -> Result<Option<Self>> {
         let compute = device::open(request.device.as_deref().unwrap_or("auto"), request.dtype)?;
-        let encoder = encoder(request, &compute)?;
+        let encoder = match request.text_encoder.as_deref().and_then(named_text_encoder) {
+            Some(entry) => Some(Encoder { entry, here: false, why: Some("as asked for".to_string()) }),
+            None => encoder(request, &compute)?,
+        };
         let taken = encoder.as_ref().map(|encoder| encoder.entry);
         let Some((entry, missing)) = absent(request, taken)? else { return Ok(None) };
+        if let Some(path) = request.text_encoder.as_deref().filter(|path| taken.is_none() && !path.exists()) {
+            bail!(
+                "--text-encoder: there is no file and no text encoder of the list called `{}`\n  fix: check the path, or see `reel models list`",
+                path.display()
+            )
+        }
         request.check()?;
         Ok(Some(Self { known: Known::of(request, entry, encoder, &compute)?, missing, compute }))
     }

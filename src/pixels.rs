@@ -57,6 +57,7 @@ fn eight_bits(v: f32) -> u8 {
 
 /// (1, f, H, W, 3) in [-1, 1] -> at most `most` 8-bit pictures, brought to `legal` and cropped to the centre.
 fn pictures(pixels: &Tensor, (legal, clip): (Extent, Extent), most: usize) -> candle_core::Result<Vec<Frame>> {
+    check_numbers(pixels)?;
     let (_, frames, height, width, _) = pixels.dims5()?;
     let values = pixels.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     if (width, height) == (legal.width, legal.height) {
@@ -65,6 +66,14 @@ fn pictures(pixels: &Tensor, (legal, clip): (Extent, Extent), most: usize) -> ca
     }
     let all = values.chunks(height * width * 3).take(frames.min(most));
     Ok(all.map(|frame| brought(frame, (width, height), legal, clip)).collect())
+}
+
+/// - Errors on pixels that are no numbers: rounded to 8 bits they would be black.
+fn check_numbers(pixels: &Tensor) -> candle_core::Result<()> {
+    if pixels.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?.is_finite() {
+        return Ok(());
+    }
+    candle_core::bail!("the VAE made values that are no numbers\n  fix: use other weights: these are damaged")
 }
 
 /// A picture of another size.
@@ -148,6 +157,7 @@ pub fn decode(
         let mut first = 0;
         let drawn = noise.take().unwrap_or_else(|| Noise::new(0));
         let left = decoder.frames(&part, cut.pace, timestep, drawn, |pixels| {
+            check_numbers(&pixels)?;
             put(first, &pixels)?;
             let done = pixels.dim(1)?.min(frames.saturating_sub(first));
             first += pixels.dim(1)?;

@@ -65,7 +65,7 @@ pub fn line(text: &str) -> String {
     cut(&parts.join("`"), LINE)
 }
 
-/// Several lines for a person, each as [`line`].
+/// Several lines for a person, each as [`line()`].
 pub fn lines(text: &str) -> String {
     let mut shown: String = text.lines().map(|text| line(text) + "\n").collect();
     if !text.ends_with('\n') {

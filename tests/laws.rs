@@ -3,7 +3,7 @@
 mod common;
 
 use candle_core::{DType, Device, Result, Tensor};
-use common::{Clip, Golden, Scratch, generate, golden_path, reel};
+use common::{Clip, Golden, Scratch, generate, golden_path, reel, run};
 use reel::geometry::{Geometry, Grid};
 use reel::models::ltx::config::{TransformerConfig, VaeConfig};
 use reel::models::ltx::transformer::{Block, Modulation, Transformer};
@@ -94,10 +94,10 @@ fn tiles_larger_than_the_picture_are_no_tiles() {
 /// Long enough for its frames to take less memory in groups than at once.
 const LONG: [&str; 10] = ["--size", "48x32", "--frames", "41", "--steps", "3", "--seed", "7", "--guidance", "3"];
 
-/// What the plan of a long clip says with `flags`.
+/// What the plan of a long clip says with `flags`, whether it fits or not.
 fn plan(flags: &[&str]) -> Value {
     let all = [&["generate", "a red ball on the sand", "--model", "tiny", "--dry-run", "--json"], &LONG[..], flags];
-    serde_json::from_slice(&reel(&all.concat()).stdout).unwrap()
+    serde_json::from_slice(&run(&all.concat()).stdout).unwrap()
 }
 
 #[test]

@@ -148,7 +148,8 @@ fn a_clip_between_latent_frames_is_moved() {
     let film = |place: &str| {
         let out = scratch.path(&format!("at-{place}"));
         let keyframe = format!("{a}@{place}");
-        let flags = ["--seed", "3", "--steps", "2", "--frames", "29", "--keyframe", &keyframe, "--out", &out];
+        let flags =
+            ["--seed", "3", "--steps", "2", "--frames", "29", "--window", "29", "--keyframe", &keyframe, "--out", &out];
         let said = String::from_utf8(reel(&[&["generate", PROMPT], &flags[..]].concat()).stderr).unwrap();
         (frames(&out).iter().map(pixels).collect::<Vec<_>>(), said)
     };

@@ -6,7 +6,7 @@ use crate::models::ltx::config::{TransformerConfig, VaeConfig};
 use crate::models::ltx::names;
 use crate::models::ltx::vae::{Decoder, Encoder, LatentStatistics};
 use crate::nn::vars::Vars;
-use crate::platform::files::AtomicFile;
+use crate::platform::files::{AtomicFile, would_replace};
 use crate::progress::Progress;
 use crate::text;
 use crate::text::t5::T5Config;
@@ -204,7 +204,12 @@ pub(super) fn text_form(config: &T5Config) -> Form {
 ///   text encoder if `text`. Remarks and progress go to `progress`.
 /// - Errors when there is no such part, when nothing in it can be quantised, and when `out` exists and not `force`.
 pub fn quantize(path: &Path, text: bool, kind: Quantize, out: &Path, force: bool, progress: &Progress) -> Result<()> {
-    ensure!(force || !out.exists(), "`{}` exists\n  fix: --force replaces it", out.display());
+    ensure!(force || out.symlink_metadata().is_err(), "`{}` exists\n  fix: --force replaces it", out.display());
+    ensure!(
+        !would_replace(out, path),
+        "the output `{}` is what is quantised itself\n  fix: give another name with -o",
+        out.display()
+    );
     ensure!(
         out.extension().is_some_and(|x| x == "gguf"),
         "`{}` does not end in .gguf\n  fix: -o NAME.gguf",

@@ -17,12 +17,12 @@ pub struct Place {
 }
 
 /// What `--model` means: a catalogue name, or else a path.
-/// - `encoded`: another text encoder is given.
-pub fn locate(model: &str, encoded: bool, notes: &mut Vec<String>) -> Result<Place> {
+/// - `text_encoder`: another one that is given, a path or a name.
+pub fn locate(model: &str, text_encoder: Option<&Path>, notes: &mut Vec<String>) -> Result<Place> {
     let path = Path::new(model);
     match catalogue::find(model) {
         Ok(entry) if entry.embedded => Ok(Place { entry: Some(entry), ..Place::default() }),
-        Ok(entry) => pulled(entry, encoded, notes),
+        Ok(entry) => pulled(entry, text_encoder, notes),
         Err(_) if path.exists() => Ok(Place { path: Some(path.to_path_buf()), ..Place::default() }),
         Err(_) if model.contains(['/', '\\']) || model.ends_with(".safetensors") || model.ends_with(".gguf") => {
             bail!(
@@ -34,10 +34,11 @@ pub fn locate(model: &str, encoded: bool, notes: &mut Vec<String>) -> Result<Pla
 }
 
 /// The files that a name is opened from, all of which have to be here.
-fn pulled(entry: &'static Entry, encoded: bool, notes: &mut Vec<String>) -> Result<Place> {
+fn pulled(entry: &'static Entry, text_encoder: Option<&Path>, notes: &mut Vec<String>) -> Result<Place> {
     let store = Store::from_env()?;
-    let mut parts = store.parts(entry, None);
-    parts.retain(|(part, _)| !(encoded && part.kind == Kind::TextEncoder));
+    let named = text_encoder.and_then(named_text_encoder);
+    let mut parts = store.parts(entry, named);
+    parts.retain(|(part, _)| text_encoder.is_none() || named.is_some() || part.kind != Kind::TextEncoder);
     let to_pull: Vec<&Entry> = parts.iter().filter(|(_, path)| path.is_none()).map(|(part, _)| *part).collect();
     // whether an upscaler is needed is known when the run is
     parts.retain(|(part, _)| part.kind != Kind::Upscaler);
@@ -50,8 +51,9 @@ fn pulled(entry: &'static Entry, encoded: bool, notes: &mut Vec<String>) -> Resu
             .collect();
         let upscaler = to_pull.iter().find(|part| part.kind == Kind::Upscaler);
         let upscaler = upscaler.map(|part| format!(" with `{}`", part.name)).unwrap_or_default();
+        let with = named.map(|encoder| format!(" --text-encoder {}", encoder.name)).unwrap_or_default();
         bail!(
-            "the weights of `{}` are not here ({})\n  fix: `reel models pull {}` fetches them ({} in all{upscaler}), or the same command with --pull",
+            "the weights of `{}` are not here ({})\n  fix: `reel models pull {}{with}` fetches them ({} in all{upscaler}), or the same command with --pull",
             entry.name,
             each.join("; "),
             entry.name,
@@ -63,6 +65,7 @@ fn pulled(entry: &'static Entry, encoded: bool, notes: &mut Vec<String>) -> Resu
     let path_of = |kind: Kind| find(kind).and_then(|(_, path)| path);
     if let (Some((variant, _)), Some(own)) = (find(Kind::TextEncoder), &entry.text_encoder)
         && variant.name != *own
+        && named.is_none()
     {
         notes.push(format!("text encoder: `{}` (`{own}` is not here)", variant.name));
     }
@@ -74,11 +77,16 @@ fn pulled(entry: &'static Entry, encoded: bool, notes: &mut Vec<String>) -> Resu
     })
 }
 
+/// Returns the text encoder of the catalogue that `--text-encoder` names; `None` for a path.
+pub fn named_text_encoder(given: &Path) -> Option<&'static Entry> {
+    let entry = given.to_str().and_then(catalogue::named)?;
+    (entry.kind == Kind::TextEncoder && !given.exists()).then_some(entry)
+}
+
 /// What `--text-encoder` means: a path, or else a catalogue name.
 pub fn locate_text_encoder(given: &Path) -> Result<PathBuf> {
-    let entry = given.to_str().and_then(catalogue::named).filter(|entry| entry.kind == Kind::TextEncoder);
-    match entry {
-        Some(entry) if !given.exists() => Store::from_env()?.sound(entry)?.with_context(|| store::not_here(entry)),
-        _ => Ok(given.to_path_buf()),
+    match named_text_encoder(given) {
+        Some(entry) => Store::from_env()?.sound(entry)?.with_context(|| store::not_here(entry)),
+        None => Ok(given.to_path_buf()),
     }
 }

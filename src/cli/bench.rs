@@ -72,7 +72,7 @@ pub struct Args {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = whole::<u16>("steps"), help_heading = "Grid")]
     steps: Option<u16>,
     /// The most memory that a whole run may use, such as 8GiB [default: what is free, less a margin]
-    #[arg(long, value_name = "SIZE", value_parser = crate::platform::machine::parse_size, help_heading = "Grid")]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = crate::platform::machine::parse_size, help_heading = "Grid")]
     memory: Option<u64>,
 
     /// auto, cpu, cuda, cuda:N or metal

@@ -10,7 +10,7 @@ use crate::video::resize::{Filter, Fit};
 use crate::windows::Direction;
 use std::path::PathBuf;
 
-/// Make a video from a prompt, and from stills and clips to hold to
+/// Make a video from a prompt, and from stills and clips where there are any
 #[derive(clap::Args)]
 #[command(after_help = help::generate(), after_long_help = help::generate_long())]
 pub struct Args {

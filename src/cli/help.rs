@@ -15,7 +15,7 @@ fn examples(all: &[(&str, &str)]) -> String {
 pub fn generate() -> String {
     examples(&[
         (
-            r#"reel generate "a red ball bounces on green grass" --seed 7 -o ball.mp4"#,
+            r#"reel generate "a yellow star grows at night" --seed 7 -o star.mp4"#,
             "with the built-in model, in a second",
         ),
         (
@@ -62,7 +62,10 @@ pub fn close() -> String {
 /// Below `reel -h`.
 pub fn reel() -> String {
     examples(&[
-        (r#"reel generate "a red ball bounces on green grass" -o ball.mp4"#, "with the built-in model, in a second"),
+        (
+            r#"reel generate "a yellow star grows at night" --seed 7 -o star.mp4"#,
+            "with the built-in model, in a second",
+        ),
         ("reel models list", "real models, and what each takes"),
     ])
 }

@@ -140,7 +140,7 @@ const COMMANDS: &[(&[&str], &str)] = &[
     (&["path", "where", "which"], "`reel models path NAME`"),
     (&["quantize", "quantise", "convert"], "`reel models quantize`"),
     (&["pack"], "`reel models pack`"),
-    (&["info", "show", "inspect"], "`reel models list` shows the models; of a clip only the player tells"),
+    (&["info", "show", "inspect"], "`reel models info NAME` tells of a model; of a clip only the player does"),
     (&["play", "view", "open", "preview"], "open the file in a browser or a player: reel only makes it"),
     (
         &[
@@ -174,7 +174,8 @@ const COMMANDS: &[(&[&str], &str)] = &[
 const MODELS: &[(&[&str], &str)] = &[
     (&["download", "fetch", "install", "get", "add"], "`reel models pull NAME`"),
     (&["rm", "delete", "uninstall"], "`reel models remove NAME`"),
-    (&["ls", "show"], "`reel models list`"),
+    (&["ls"], "`reel models list`"),
+    (&["show", "inspect"], "`reel models info NAME`"),
     (&["check"], "`reel models verify NAME`"),
     (&["where", "which"], "`reel models path NAME`"),
     (&["quantise", "convert"], "`reel models quantize`"),

@@ -67,7 +67,7 @@ pub struct Making {
     #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = real("seconds"), help_heading = "Clip")]
     seconds: Option<f64>,
     /// From this time on, in seconds, another prompt; repeatable
-    #[arg(long, num_args = 2, value_names = ["TIME", "PROMPT"], help_heading = "Clip", hide_short_help = true)]
+    #[arg(long, num_args = 2, allow_negative_numbers = true, value_names = ["TIME", "PROMPT"], help_heading = "Clip", hide_short_help = true)]
     prompt_at: Vec<String>,
     /// The same seed, the same video; -1 draws one [default: drawn, and said]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = seed, help_heading = "Clip")]

@@ -73,13 +73,13 @@ struct Common {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = number::whole::<u16>("threads"), help_heading = "Machine", hide_short_help = true)]
     threads: Option<u16>,
     /// How to show progress, on standard error
-    #[arg(long, value_enum, default_value_t, value_name = "HOW", help_heading = "Talk", hide_short_help = true)]
+    #[arg(long, value_enum, default_value_t, value_name = "HOW", help_heading = "Messages", hide_short_help = true)]
     progress: Mode,
     /// Errors only
-    #[arg(short, long, help_heading = "Talk", hide_short_help = true)]
+    #[arg(short, long, help_heading = "Messages", hide_short_help = true)]
     quiet: bool,
     /// More about what is done
-    #[arg(short, long, help_heading = "Talk", hide_short_help = true)]
+    #[arg(short, long, help_heading = "Messages", hide_short_help = true)]
     verbose: bool,
 }
 

@@ -76,7 +76,7 @@ impl Shot {
             let mut fresh = windows.iter().map(|window| window.fresh(direction));
             ensure!(
                 fresh.any(|fresh| fresh.contains(&first) && fresh.contains(&last)),
-                "the {} frames held from frame {} on do not lie within one window of {window} frames\n  fix: hold fewer frames, or make longer windows with --window",
+                "the {} frames held from frame {} on do not lie within one window of {window} frames\n  fix: hold fewer frames (of footage: --context), or make longer windows with --window",
                 held.1,
                 held.0
             );

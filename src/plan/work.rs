@@ -8,6 +8,7 @@ use crate::nn::kernel::blocks::Blocks;
 use crate::nn::kernel::{self, Math, int8, is_half};
 use crate::nn::linear::Linear;
 use crate::noise::Noise;
+use crate::platform::machine;
 use crate::weights::open::Tensors;
 use crate::weights::random;
 use candle_core::{DType, Device, Result, Tensor};
@@ -64,6 +65,9 @@ pub enum Work {
 const LONGEST: Duration = Duration::from_millis(250);
 /// A try that takes less says little: the next one is larger.
 const SHORTEST: Duration = Duration::from_millis(25);
+/// A machine that gives this process less than this share of its threads' time is busy with something else. Threads that wait for each
+/// other take some of the rest.
+const FREE: f64 = 0.8;
 /// Channels of the layers that are measured: those of the smallest released transformer, and of a VAE's middle layers.
 const WIDTH: usize = 2048;
 const CHANNELS: usize = 256;
@@ -134,8 +138,8 @@ fn normal(shape: &[usize]) -> Result<Tensor> {
 }
 
 /// Times a layer over what `make` makes of a size, of twice the size where that took too little time to tell, until the time is up.
-/// - `least`, `most`: sizes. Returns the operations of the last size, and its best seconds: what else the machine was busy with is no part of
-///   its speed.
+/// - `least`, `most`: sizes. Returns the operations of the last size, and its best seconds, less the share of the time that a busy machine
+///   gave to others: what else it does today is no part of its speed.
 fn measure(
     least: usize,
     most: usize,
@@ -145,11 +149,13 @@ fn measure(
     let begun = Instant::now();
     let mut size = least;
     let mut x = make(size)?;
-    let mut best = f64::INFINITY;
+    let (mut best, mut given, mut passed) = (f64::INFINITY, Some(0.0), 0.0);
     loop {
-        let (before, start) = (kernel::operations(), Instant::now());
+        let (before, start, worked) = (kernel::operations(), Instant::now(), machine::cpu_seconds());
         layer(&x)?;
         let (operations, took) = (kernel::operations() - before, start.elapsed());
+        passed += took.as_secs_f64();
+        given = given.zip(machine::cpu_seconds().zip(worked)).map(|(sum, (now, then))| sum + now - then);
         if took < SHORTEST && size < most {
             size *= 2;
             x = make(size)?;
@@ -157,7 +163,8 @@ fn measure(
         }
         best = best.min(took.as_secs_f64());
         if begun.elapsed() > LONGEST {
-            return Ok((operations, best));
+            let share = given.map_or(1.0, |given: f64| given / (passed * rayon::current_num_threads() as f64));
+            return Ok((operations, best * (share / FREE).clamp(0.05, 1.0)));
         }
     }
 }

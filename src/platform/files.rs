@@ -19,6 +19,8 @@ static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 /// What names of unfinished files and folders end in.
 const SUFFIX: &str = ".partial";
+/// Times that a folder is emptied which is still being filled.
+const MOST_TRIES: usize = 1000;
 /// Links that lead to a target, at most.
 const MOST_LINKS: usize = 40;
 /// Unfinished files of the cache that are older were left by a process that was killed.
@@ -48,8 +50,13 @@ pub fn remove_unfinished(patience: Duration) {
 
 fn remove_all(paths: &mut BTreeSet<PathBuf>) {
     while let Some(path) = paths.pop_first() {
-        // nobody is left to tell
-        let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        // nobody is left to tell of what cannot be removed
+        if !path.is_dir() {
+            let _ = fs::remove_file(path);
+            continue;
+        }
+        // other threads may still write into it, until it is gone
+        let _ = (0..MOST_TRIES).find(|_| fs::remove_dir_all(&path).is_ok() || !path.exists());
     }
 }
 
@@ -211,13 +218,13 @@ impl AtomicFolder {
     /// disk is mounted on, cannot be exchanged for another.
     /// - Errors when that cannot be done, and when `target` is no folder.
     pub fn create(target: &Path) -> Result<Self> {
+        let target: PathBuf = target.components().collect(); // a `/` at the end would follow a link
         let is_folder = target.is_dir();
         ensure!(
             is_folder || target.symlink_metadata().is_err(),
             "`{}` is not a folder\n  fix: choose another place",
             target.display()
         );
-        let target: PathBuf = target.components().collect(); // a `/` at the end is for folders that are there
         Self::begin(&if is_folder { target.join("new") } else { target.clone() }, target)
     }
 
@@ -322,7 +329,8 @@ pub fn write(path: &Path, bytes: &[u8], force: bool) -> Result<()> {
 pub fn sweep(folder: &Path) {
     for path in fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if !(name.starts_with('.') && name.ends_with(SUFFIX)) || !path.is_file() {
+        let is_ours = name.starts_with('.') && name.ends_with(SUFFIX) && path.is_file();
+        if !is_ours {
             continue;
         }
         let Ok(file) = File::open(&path) else { continue };
@@ -383,6 +391,14 @@ pub fn is_missing(error: &anyhow::Error) -> bool {
     matches!(kind, Some(ErrorKind::NotFound | ErrorKind::NotADirectory))
 }
 
+/// Tells whether writing to `out` would replace `input`, or a file in the folder `input`; links are followed.
+pub fn would_replace(out: &Path, input: &Path) -> bool {
+    let Ok(input) = input.canonicalize() else { return false };
+    let beside = folder_of(out).canonicalize().map(|folder| folder.join(out.file_name().unwrap_or_default()));
+    out.symlink_metadata().is_ok()
+        && [out.canonicalize(), beside].into_iter().flatten().any(|out| out.starts_with(&input))
+}
+
 /// Returns the folder that holds `path`; `.` for a bare name.
 pub fn folder_of(path: &Path) -> PathBuf {
     match path.parent() {
@@ -404,9 +420,12 @@ fn named<T>(target: &Path, mode: u32, make: impl FnOnce(&tempfile::Builder, &Pat
     let _ = mode;
     let folder = folder_of(target);
     make(&builder, &folder).map_err(|error| {
-        let error = error.get_ref().map_or(error.to_string(), |inner| {
-            inner.source().map_or(inner.to_string(), |cause| cause.to_string()) // without the random name
-        });
+        if error.kind() == ErrorKind::NotFound {
+            let folder = folder.display();
+            return anyhow!("there is no folder `{folder}`\n  fix: mkdir -p {folder}, or choose another place");
+        }
+        let error = error.to_string();
+        let error = error.split(" at path ").next().unwrap_or_default(); // without the random name
         anyhow!(
             "cannot write to the folder `{}`: {error}\n  fix: make room or permission there, or choose another place",
             folder.display()
@@ -591,6 +610,23 @@ mod tests {
         sweep(folder.path());
         let left = [".held.gguf.abcdef.partial", ".young.gguf.abcdef.partial", "kept.gguf"];
         assert_eq!(names(folder.path()), left);
+    }
+
+    #[test]
+    fn what_would_replace_an_input_is_known() {
+        let folder = scratch();
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir(path("ck")).unwrap();
+        ["ck/a", "b"].iter().for_each(|name| fs::write(path(name), "").unwrap());
+        assert!(would_replace(&path("ck/a"), &path("ck")) && would_replace(&path("b"), &path("b")));
+        assert!(!would_replace(&path("ck/new"), &path("ck")) && !would_replace(&path("b"), &path("ck")));
+        #[cfg(unix)]
+        {
+            let link = |to: &str, from: &str| std::os::unix::fs::symlink(path(to), path(from)).unwrap();
+            link("ck/a", "link");
+            link("b", "ck/out");
+            assert!(would_replace(&path("link"), &path("ck")) && would_replace(&path("ck/out"), &path("ck")));
+        }
     }
 
     #[test]

@@ -24,6 +24,17 @@ pub fn peak_memory() -> Option<u64> {
     entry(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }
 
+/// Returns the seconds that processors have worked for this process, where the system tells: Linux, to hundredths.
+pub fn cpu_seconds() -> Option<f64> {
+    /// The system's own unit, the same on every architecture that Linux has today.
+    const TICKS_A_SECOND: f64 = 100.0;
+    let text = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // behind the program's name, which may hold anything
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = |i: usize| fields.get(i)?.parse::<f64>().ok();
+    Some((ticks(11)? + ticks(12)?) / TICKS_A_SECOND)
+}
+
 /// Lets the most begin anew from what this process has now; what others measure of it begins anew too.
 /// - Errors where the system does not do that.
 pub fn forget_peak() -> std::io::Result<()> {
@@ -194,6 +205,17 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn work_is_counted() {
+        let begun = (std::time::Instant::now(), cpu_seconds().unwrap());
+        let mut sum = 0u64;
+        while begun.0.elapsed() < std::time::Duration::from_millis(60) {
+            sum = std::hint::black_box(sum + 1);
+        }
+        assert!(cpu_seconds().unwrap() > begun.1, "{begun:?}");
+    }
 
     #[test]
     fn this_machine_has_memory_and_disk() {

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value as Json;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 const EOS: &str = "</s>";
 
@@ -27,8 +28,9 @@ const LONGEST_TEXT: usize = 16 << 10;
 const BYTES_PER_TOKEN: usize = 64;
 
 /// Text to the ids of a T5-style vocabulary.
+#[derive(Clone)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Arc<tokenizers::Tokenizer>,
     /// Its name in errors.
     what: String,
     eos: u32,
@@ -49,8 +51,13 @@ impl Tokenizer {
     /// - Source: ComfyUI `comfy/text_encoders/t5_tokenizer/tokenizer.json`, unchanged.
     pub fn builtin_t5() -> Result<Self> {
         const WHAT: &str = "of T5 v1.1 that is built in";
+        static READ: OnceLock<Tokenizer> = OnceLock::new();
+        if let Some(read) = READ.get() {
+            return Ok(read.clone());
+        }
         let json = tokenizers::Tokenizer::from_bytes(include_bytes!("t5-tokenizer.json"));
-        Self::new(json.map_err(|e| anyhow!("the tokenizer {WHAT}: {e}"))?, WHAT)
+        let read = Self::new(json.map_err(|e| anyhow!("the tokenizer {WHAT}: {e}"))?, WHAT)?;
+        Ok(READ.get_or_init(|| read).clone())
     }
 
     /// Finds the tokenizer that belongs to a checkpoint, if it brings one.
@@ -133,7 +140,7 @@ impl Tokenizer {
         // an added token may have any id
         let last = inner.get_added_tokens_decoder().into_keys().max().map_or(0, |id| id as usize + 1);
         let vocab_size = inner.get_vocab_size(true).max(last);
-        Ok(Self { inner, what: what.to_string(), eos, vocab_size })
+        Ok(Self { inner: Arc::new(inner), what: what.to_string(), eos, vocab_size })
     }
 
     /// What it is, for errors.

@@ -23,7 +23,11 @@ const FIX: &str = "fix: fetch it again and compare its size and SHA-256";
 
 impl Tensors {
     /// Looks at the tensors of these names for what was never written, and for what is no number.
+    /// What is part of the program is as good as when it was built.
     pub(super) fn check_numbers(&self, names: &[String]) -> Result<()> {
+        if self.entries.values().all(Entry::is_built_in) {
+            return Ok(());
+        }
         let whole = self.size() <= SMALL;
         for name in names {
             let Some(entry) = self.entries.get(name) else { continue };

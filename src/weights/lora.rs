@@ -85,6 +85,13 @@ impl Adapter {
             path.display()
         );
         let file = Tensors::open(&[path.to_path_buf()])?;
+        if let Some((name, raw)) = file.iter().find(|(_, raw)| raw.dtype.kind().is_none()) {
+            bail!(
+                "{}: `{name}` has element type {}, which no factor of a LoRA has\n  fix: use a LoRA in bf16, f16 or f32",
+                file.what(),
+                raw.dtype
+            )
+        }
         let what = format!("the LoRA {}", file.what());
         if let Some(damage) = file.find_no_numbers() {
             return Err(damage);

@@ -102,6 +102,11 @@ pub struct Raw<'a> {
 }
 
 impl Entry {
+    /// Whether it is part of the program.
+    pub(super) fn is_built_in(&self) -> bool {
+        matches!(*self.file, Bytes::Embedded(_))
+    }
+
     pub fn raw(&self) -> Raw<'_> {
         let bytes = &self.file[self.range.0..self.range.1];
         Raw { dtype: self.dtype, shape: &self.shape, bytes, scales: self.scales.as_deref() }

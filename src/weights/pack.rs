@@ -4,7 +4,7 @@ use super::open::Type;
 use super::{part_folder, read_json};
 use crate::checkpoint::{Checkpoint, Sources};
 use crate::models::ltx::names;
-use crate::platform::files::AtomicFile;
+use crate::platform::files::{AtomicFile, would_replace};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 use std::io::Write;
@@ -13,7 +13,12 @@ use std::path::Path;
 /// Packs the checkpoint in `dir` into `out`: tensors in Lightricks' naming, configurations, tokenizer and `name` in the header.
 /// - The same directory gives the same bytes. Errors when `dir` is no whole checkpoint or `out` exists and not `force`.
 pub fn pack(dir: &Path, out: &Path, name: Option<&str>, force: bool) -> Result<()> {
-    ensure!(force || !out.exists(), "`{}` exists\n  fix: --force replaces it", out.display());
+    ensure!(force || out.symlink_metadata().is_err(), "`{}` exists\n  fix: --force replaces it", out.display());
+    ensure!(
+        !would_replace(out, dir),
+        "the output `{}` is a part of the checkpoint itself\n  fix: give another name with -o",
+        out.display()
+    );
     let model = dir.to_str().with_context(|| format!("`{}` is not valid UTF-8", dir.display()))?;
     ensure!(dir.is_dir(), "`{model}` is not a directory\n  fix: give a checkpoint in diffusers layout");
     let checkpoint = Checkpoint::open(&Sources { model, ..Default::default() })?;

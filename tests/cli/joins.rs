@@ -83,7 +83,7 @@ fn what_is_remarkable_of_footage_is_said_once() {
     }
     drop(encoder);
     let said = works(&scratch, &join(&["loop", "clear.gif", "on", "--frames", "3"], &["-o", "out.gif"]));
-    assert_eq!(said.lines().filter(|line| line.contains("transparency")).count(), 1, "{said}");
+    assert_eq!(said.lines().filter(|line| line.contains("transparent")).count(), 1, "{said}");
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn flags_that_name_no_lora() {
     refused(&scratch, &["generate", "x", "--lora", "gone.safetensors:0.5"], &["no LoRA at `gone.safetensors`", "fix:"]);
     refused(&scratch, &["generate", "x", "--lora", "text.safetensors"], &["text.safetensors", "not a whole", "fix:"]);
     refused(&scratch, &["generate", "x", "--lora", ":0.5"], &["--lora", "FILE:SCALE"]);
-    refused(&scratch, &["generate", "x", "--lora", "a.safetensors:inf"], &["--lora", "FILE:SCALE"]);
+    refused(&scratch, &["generate", "x", "--lora", "a.safetensors:inf"], &["--lora", "scale inf"]);
 }
 
 /// PEFT's file without its settings: nobody knows how strong it is to be, and that is said.

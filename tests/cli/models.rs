@@ -251,6 +251,54 @@ fn weights_that_hold_no_numbers() {
     assert_eq!(scratch.listing(), before);
 }
 
+/// A text encoder that is named counts in what is missing, in the plan and in the error.
+#[test]
+fn a_named_text_encoder_that_is_not_here() {
+    let scratch = Scratch::new();
+    let args = |encoder| {
+        let model = ["--model", "ltx-2b-0.9.8-distilled", "--text-encoder", encoder];
+        [&["generate", "waves", "--seed", "7", "-o", "a.gif"], &model[..]].concat()
+    };
+    let pull = "reel models pull ltx-2b-0.9.8-distilled --text-encoder t5-xxl-q6_k";
+    refused(&scratch, &args("t5-xxl-q6_k"), &["`t5-xxl-q6_k`, 3.91 GB", pull, "10.8 GB in all"]);
+    let plan = reel(&scratch.0, &[&args("t5-xxl-q6_k"), &["--dry-run"][..]].concat());
+    assert_eq!(plan.status.code(), Some(0), "{}", text(&plan.stderr));
+    let said = text(&plan.stdout);
+    assert!(said.contains("download  10.8 GB") && said.contains("t5-xxl-q6_k: 3.91 GB"), "{said}");
+    refused(&scratch, &[&args("t5-xxl-nope"), &["--dry-run"][..]].concat(), &["`t5-xxl-nope`", "models list", "fix:"]);
+}
+
+/// What is packed or quantised is never what is replaced, whatever name leads to it.
+#[test]
+fn packing_and_quantising_spare_their_input() {
+    let scratch = Scratch::new();
+    Model::tiny().directory(&scratch, "ck");
+    let part = "ck/transformer/diffusion_pytorch_model.safetensors";
+    refused(&scratch, &["models", "pack", "ck", "-o", part, "--force"], &[part, "itself", "fix:"]);
+    if cfg!(unix) {
+        let quantize = ["models", "quantize", part, "--type", "q8_0", "-o", "link.gguf", "--force"];
+        #[cfg(unix)]
+        std::os::unix::fs::symlink(part, scratch.path("link.gguf")).unwrap();
+        refused(&scratch, &quantize, &["link.gguf", "itself", "fix:"]);
+    }
+}
+
+/// Weights that are numbers, of which a decoder makes none: a black clip would tell nobody.
+#[test]
+fn pixels_that_are_no_numbers() {
+    let scratch = Scratch::new();
+    let mut model = Model::tiny();
+    let name = model.tensors.iter().map(|t| &t.name).find(|name| name.ends_with("decoder.conv_out.conv.weight"));
+    let name = name.unwrap().clone();
+    let t = model.tensor(&name);
+    let count = t.shape.iter().product();
+    (t.dtype, t.bytes) = ("F32".to_string(), Vec::leak(f32::MAX.to_le_bytes().repeat(count)));
+    scratch.write("m.safetensors", model.bytes());
+    let args = short(&["-o", "a.gif", "--model", "m.safetensors"]);
+    judge(&args, &reel(&scratch.0, &args), 1, &["VAE", "no numbers", "fix:"]);
+    assert!(!scratch.path("a.gif").exists());
+}
+
 /// A diffusers directory, and what it may lack.
 #[test]
 fn directories() {
@@ -258,6 +306,7 @@ fn directories() {
     let dir = Model::tiny().directory(&scratch, "model");
     let output = reel(&scratch.0, &short(&["-o", "a.gif", "--model", "model"]));
     assert!(output.status.success(), "{}", text(&output.stderr));
+    std::fs::remove_file(scratch.path("a.gif")).unwrap();
 
     let away = scratch.path("away");
     let without = |part: &str, words: &[&str]| {

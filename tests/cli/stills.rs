@@ -28,7 +28,7 @@ fn pictures_that_cannot_be_held() {
         (&["--last-image", "none.png"], &["--last-image"]),
         (&["--keyframe", "still.png"], &["FILE@FRAME"]),
         (&["--keyframe", "still.png@x"], &["FILE@FRAME"]),
-        (&["--keyframe", "still.png@0:2"], &["FILE@FRAME"]),
+        (&["--keyframe", "still.png@0:2"], &["--keyframe", "strength"]),
         (&["--keyframe", "still.png@5"], &["outside the clip", "0 to 4"]),
         (&["--keyframe", "still.png@-6"], &["outside the clip"]),
         (&["--image", "still.png", "--keyframe", "still.png@0"], &["already"]),

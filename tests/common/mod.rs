@@ -120,12 +120,17 @@ fn state() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("state")
 }
 
-/// Runs the program; it has to succeed.
-pub fn reel(args: &[&str]) -> Output {
+/// Runs the program.
+pub fn run(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_reel"));
     // no model, no catalogue and no history of whoever runs the tests
     command.args(args).env_remove("REEL_MODEL").env("XDG_CONFIG_HOME", "no-home").env("XDG_STATE_HOME", state());
-    let output = command.output().unwrap();
+    command.output().unwrap()
+}
+
+/// Runs the program; it has to succeed.
+pub fn reel(args: &[&str]) -> Output {
+    let output = run(args);
     assert!(output.status.success(), "reel {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     output
 }

@@ -403,7 +403,7 @@ fn nobody_vouches_for_what_neither_hub_nor_catalogue_hashes() {
     // the catalogue's word is one
     let known = entry("x", Some(&bytes));
     assert_eq!(store.verify(&known, |_| {}).unwrap(), Verdict::Whole { of: "the catalogue" });
-    std::fs::write(scratch.folder().join("blobs/of-a-mirror"), content(100)[1..].to_vec()).unwrap();
+    std::fs::write(scratch.folder().join("blobs/of-a-mirror"), &content(100)[1..]).unwrap();
     let verdict = store.verify(&x, |_| {}).unwrap();
     assert!(matches!(&verdict, Verdict::Damaged { what, .. } if what.contains("the download says")), "{verdict:?}");
 }

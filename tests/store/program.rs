@@ -241,7 +241,7 @@ fn generate_pulls_where_it_is_told_to() {
     let (scratch, mini) = (Scratch::new(), Mini::new());
     let server = mini.serve(|_, _, reply| reply);
     let clip = ["generate", "a red ball", "--model", "mini", "--pull", "--text-encoder", "mini-t5-too", "-o", "a.gif"];
-    fails(&scratch, &server, &[&clip[..], &["--size", "0x0"]].concat(), 2, &["--size 0x0"]);
+    fails(&scratch, &server, &[&clip[..], &["--size", "0x0"]].concat(), 2, &["--size", "`0x0`"]);
     assert!(server.requests("HEAD").is_empty(), "a wrong flag is found before anything is fetched");
     works(&scratch, &server, &clip);
     assert!(scratch.0.join("a.gif").exists());

@@ -10,6 +10,7 @@ use crate::progress::{Progress, human_bytes};
 use crate::weights::catalogue::{self, Entry, Kind};
 use crate::weights::store::{Found, State, Store, size_of};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// Below this share of what a model takes at the most, the least that it takes is shown beside it.
 const WORTH_SAYING: f64 = 0.9;
@@ -120,7 +121,8 @@ pub fn list(as_json: bool) -> Result<(), Failure> {
         };
         damage.into_iter().chain(row.found.remarks.iter().cloned())
     });
-    remarks.for_each(|remark| Progress::default().note(&remark));
+    let mut said = BTreeSet::new(); // what several files share is said once
+    remarks.filter(|remark| said.insert(remark.clone())).for_each(|remark| Progress::default().note(&remark));
     print(text(&rows, columns()).as_bytes())
 }
 

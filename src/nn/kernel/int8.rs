@@ -176,7 +176,7 @@ pub fn product<E: Element, T: Element>(
     product_on(dot, x, weights, n, finish, y, apart)
 }
 
-/// As [`product`], with instructions that this CPU has.
+/// As [`product()`], with instructions that this CPU has.
 pub fn product_on<E: Element, T: Element>(
     dot: Dot,
     x: &Activations<E>,

@@ -187,7 +187,7 @@ fn unreadable(path: &Path, error: &std::io::Error) -> anyhow::Error {
     let text = name.to_string();
     let fix = match error.kind() {
         _ if text.split_once("://").is_some_and(|(scheme, _)| scheme.chars().all(|c| c.is_ascii_alphanumeric())) => {
-            "URLs are not fetched; download it first"
+            "download it first: URLs are not fetched"
         }
         ErrorKind::PermissionDenied => "check its permissions",
         _ => "check the path",

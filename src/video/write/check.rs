@@ -4,6 +4,7 @@ use super::{Format, Rate, Sizing, Target, frames};
 use crate::platform::files::{AtomicFile, folder_of};
 use anyhow::{Result, bail, ensure};
 use std::io::{ErrorKind, IsTerminal};
+use std::path::PathBuf;
 
 pub const NO_H264: &str = "this build of reel cannot write MP4: it was made without the feature `h264`\n  \
                            fix: write .gif, .webp, .png or a folder of frames, or build with `--features h264`";
@@ -140,6 +141,10 @@ pub fn place(target: &Target, force: bool) -> Result<()> {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             bail!("cannot write `{}`: {error}\n  fix: choose another -o", path.display())
         }
+        _ if target.format == Format::Frames && path.components().collect::<PathBuf>().is_symlink() => bail!(
+            "cannot write frames to `{}`: it is a link that leads nowhere\n  fix: make the folder that it leads to, or choose another -o",
+            path.display()
+        ),
         // A link that leads nowhere is there too.
         _ if path.symlink_metadata().is_ok() && !force => {
             bail!("the output `{}` already exists\n  fix: --force replaces it, or choose another -o", path.display())

@@ -66,7 +66,8 @@ impl Frames {
     }
 
     pub fn finish(self) -> Result<()> {
-        let old = if self.target.is_dir() { existing(&self.target)? } else { vec![] };
+        // those of one clip are counted on from 0; a number after a gap is somebody else's
+        let old = (0..).map(|i| name(&self.target, i)).take_while(|path| path.is_file()).collect::<Vec<_>>();
         self.folder.commit(self.force, &old)
     }
 }
@@ -94,14 +95,15 @@ mod tests {
         let folder = Scratch::new("frames-force");
         write_clip(&folder.target("."), 6, 4, 4, 8.0, false)?;
         let target = folder.target(".");
-        for other in ["0000.png", "000001.png", "00001.PNG", "a.png", "00009.txt", "+0001.png"] {
+        for other in ["0000.png", "000001.png", "00001.PNG", "a.png", "00009.txt", "+0001.png", "00050.png"] {
             std::fs::write(folder.target("./").path.join(other), "mine")?;
         }
         let refused = format!("{:#}", target.check_place(false).expect_err("holds frames"));
         assert!(refused.contains("00000.png") && refused.contains("--force"), "{refused}");
         write_clip(&target, 6, 4, 2, 8.0, true)?;
-        let mut left =
-            vec!["00000.png", "00001.png", "0000.png", "000001.png", "00001.PNG", "a.png", "00009.txt", "+0001.png"];
+        let ours = ["00000.png", "00001.png"];
+        let others = ["0000.png", "000001.png", "00001.PNG", "a.png", "00009.txt", "+0001.png", "00050.png"];
+        let mut left = [&ours[..], &others[..]].concat();
         left.sort_unstable();
         assert_eq!(folder.names(), left);
         Ok(())

@@ -49,7 +49,11 @@ impl Gif {
         let mut last = [0];
         out.seek(SeekFrom::End(-1)).with_context(|| partial.failed())?;
         out.read_exact(&mut last).with_context(|| partial.failed())?;
-        ensure!(last == [TRAILER], "{}: its end is missing; is the disk full?", partial.failed());
+        ensure!(
+            last == [TRAILER],
+            "{}: its end is missing: the disk is full, or the shell's limit (`ulimit -f`) is reached\n  fix: make room, or write to another disk",
+            partial.failed()
+        );
         partial.commit()
     }
 }

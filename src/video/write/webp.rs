@@ -4,7 +4,7 @@ use super::Rate;
 use crate::platform::files::AtomicFile;
 use crate::video::Frame;
 use anyhow::{Context, Result};
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::Path;
 use webp_animation::{ColorMode, Encoder, EncoderOptions, EncodingConfig};
 
@@ -47,7 +47,8 @@ impl Webp {
         let end = self.time()?;
         let Webp { partial, encoder, .. } = self;
         let bytes = encoder.finalize(end).with_context(|| partial.failed())?;
-        partial.file().write_all(&bytes).with_context(|| partial.failed())?;
+        let write = |mut out: BufWriter<_>| out.write_all(&bytes).and_then(|()| out.flush());
+        write(partial.writer()?).with_context(|| partial.failed())?;
         partial.commit()
     }
 }

@@ -214,7 +214,7 @@ impl Store {
         let known =
             [(by_name, "the hub"), (at_download, "the hub at the download"), (entry.sha256.clone(), "the catalogue")];
         let (sha256, _) = hash_file(&path, read)?;
-        for (right, of) in known.into_iter().filter_map(|(hash, of)| Some((hash?, of))) {
+        if let Some((right, of)) = known.into_iter().find_map(|(hash, of)| Some((hash?, of))) {
             return Ok(match right == sha256 {
                 true => Verdict::Whole { of },
                 false => damaged(&path, "SHA-256", &sha256, &right, of),
