@@ -67,7 +67,7 @@ fn distance(a: &Clip, b: &Clip) -> f64 {
 }
 
 /// What the embedded model may lose. Measured, prompt by prompt: Q8_0 54, 57 and 55 dB, Q4_K (of which rows of 192 stay as they
-/// are) 48 dB each; the last digit differs from CPU to CPU. Sampling magnifies what is rounded, more or less by seed: README has
+/// are) 48 dB each; the last digit differs from CPU to CPU. Sampling magnifies what is rounded, more or less by seed: `src/guide/quantising.md` has
 /// the figures.
 const Q8_LEAST: f64 = 46.0;
 const Q4_LEAST: f64 = 34.0;
