@@ -39,6 +39,7 @@ pub fn untagged(width: usize, height: usize) -> u8 {
 }
 
 /// Whether `transfer_characteristics` is one of pictures that are brighter than 8 bits can show: PQ and HLG.
+#[cfg(any(test, feature = "h264"))]
 pub fn is_hdr(transfer: u8) -> bool {
     matches!(transfer, 16 | 18)
 }

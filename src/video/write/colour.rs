@@ -50,6 +50,7 @@ impl Space {
     }
 
     /// BT.709 in limited range.
+    #[cfg(any(test, feature = "h264"))]
     pub fn bt709() -> Space {
         Space::new(1, false, 0, 0)
     }
