@@ -254,7 +254,7 @@ pub fn run(cell: &Cell, compute: &Compute) -> Result<Row> {
             let legal = geometry.legal(cell.clip);
             let encoder = Encoder::load(&config, vb.pp("encoder"))?;
             let pixels = normal(&[1, legal.frames, legal.height, legal.width, 3], 3, compute)?;
-            let frames = group(legal.width, legal.height, geometry);
+            let frames = group(legal.width, legal.height, geometry, &compute.device);
             let timed = timer.time(|| settle(&encoder.encode(&pixels, frames, |_| ())?.mean))?;
             (timed, math)
         }
@@ -264,7 +264,7 @@ pub fn run(cell: &Cell, compute: &Compute) -> Result<Row> {
             let grid = geometry.grid(legal);
             let decoder = Decoder::load(&config, vb.pp("decoder"))?;
             let latents = normal(&[1, grid.frames, grid.height, grid.width, config.latent_channels], 4, compute)?;
-            let group = group(legal.width, legal.height, geometry);
+            let group = group(legal.width, legal.height, geometry, &compute.device);
             let timed = timer.time(|| {
                 let pace = Pace { group, parts: 1 };
                 decoder.frames(&latents, pace, 0.05, Noise::new(0), |frames| settle(&frames)).map(|_| ())

@@ -251,7 +251,7 @@ impl Outlook {
         };
         let (choices, refusal) = match chooser.choose() {
             Ok(choices) => (choices, None),
-            Err(error) => (Choices::plenty(&model, &task, tiling), Some(error.to_string())),
+            Err(error) => (Choices::plenty(&model, &task, tiling, compute), Some(error.to_string())),
         };
         let needs = plan::needs(&model, &task, &choices, compute);
         Ok(Self {
@@ -324,7 +324,7 @@ impl Outlook {
         let mut offers = vec![];
         for task in tasks.into_iter().filter_map(|clip| self.sketch.resized(clip)) {
             let Choices { resident, .. } = self.plan.choices;
-            let choices = Choices { resident, ..Choices::plenty(&self.model, &task, None) };
+            let choices = Choices { resident, ..Choices::plenty(&self.model, &task, None, &self.compute) };
             let needs = plan::needs(&self.model, &task, &choices, &self.compute);
             let time = Time::sum(&self.times(&needs, speeds));
             let Some(seconds) = time.seconds() else { continue };
@@ -657,7 +657,7 @@ impl Entries {
         });
         Some(EntryOutlook {
             clip: plan.task.clip,
-            memory: most(&Choices::plenty(model, &plan.task, None)),
+            memory: most(&Choices::plenty(model, &plan.task, None, &self.compute)),
             least_memory: most(&Choices::least(None)),
             fits: (plan.budget != Budget::Unknown).then_some(outlook.refusal.is_none()),
             time: Time::sum(&times),

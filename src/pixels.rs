@@ -20,12 +20,15 @@ pub struct Cut {
     pub tiling: Option<Tiling>,
 }
 
-/// Pixels that one group of latent frames may stand for: bounds the VAE's memory, whatever the clip's length.
+/// Pixels that one group of latent frames may stand for: bounds the VAE's memory, whatever the clip's length. A GPU is not busy
+/// with less than some latent frames at once.
 const GROUP_PIXELS: usize = 1 << 17;
+const GROUP_PIXELS_GPU: usize = 1 << 22;
 
 /// Latent frames that the VAE takes at a time, of pictures of this size, where nothing else is asked for.
-pub fn group(width: usize, height: usize, geometry: Geometry) -> usize {
-    (GROUP_PIXELS / (width * height * geometry.time)).max(1)
+pub fn group(width: usize, height: usize, geometry: Geometry, device: &Device) -> usize {
+    let pixels = if device.is_cpu() { GROUP_PIXELS } else { GROUP_PIXELS_GPU };
+    (pixels / (width * height * geometry.time)).max(1)
 }
 
 /// 8-bit pictures -> (1, f, h, w, 3) in [-1, 1].
@@ -59,6 +62,13 @@ fn eight_bits(v: f32) -> u8 {
 fn pictures(pixels: &Tensor, (legal, clip): (Extent, Extent), most: usize) -> candle_core::Result<Vec<Frame>> {
     check_numbers(pixels)?;
     let (_, frames, height, width, _) = pixels.dims5()?;
+    if !pixels.device().is_cpu() && (width, height) == (legal.width, legal.height) {
+        // four times less to copy
+        let units = ((pixels.to_dtype(DType::F32)? * 127.5)? + 127.5)?.clamp(0f32, 255f32)?;
+        let values = (units + 0.5)?.floor()?.to_dtype(DType::U8)?.flatten_all()?.to_vec1::<u8>()?;
+        let all = values.par_chunks(height * width * 3).take(frames.min(most));
+        return Ok(all.map(|frame| cropped(frame, width, height, clip, |v| v)).collect());
+    }
     let values = pixels.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     if (width, height) == (legal.width, legal.height) {
         let all = values.par_chunks(height * width * 3).take(frames.min(most));

@@ -58,7 +58,7 @@ fn rooms_use_only_the_rooms_below_them() {
     let allowed: [(&str, &[&str]); 12] = [
         ("models/", &["config", "geometry", "models", "nn", "noise"]),
         ("text/", &["config", "nn", "text"]),
-        ("nn/", &["nn"]),
+        ("nn/", &["nn", "platform"]),
         ("video/", &["platform", "video"]),
         ("platform/", &["platform"]),
         ("sampler.rs", &["noise"]),
@@ -125,11 +125,12 @@ fn printing_is_done_in_few_places() {
 
 #[test]
 fn the_environment_is_read_by_flags_and_the_store() {
-    // what Python's variables say of the hub and its cache is the store's, and whether a terminal has colours is progress's
+    // what Python's variables say of the hub and its cache is the store's, whether a terminal has colours is progress's, and
+    // whether a GPU's own kernels are turned off the machine's
     only(
         "reads the environment",
         &["env::var", "env::args"],
-        &["cli/", "weights/store/settings.rs", "folders.rs", "progress.rs"],
+        &["cli/", "weights/store/settings.rs", "folders.rs", "progress.rs", "platform/machine.rs"],
     );
 }
 

@@ -216,7 +216,6 @@ fn features() -> String {
     let all = [
         ("h264", cfg!(feature = "h264")),
         ("cuda", cfg!(feature = "cuda")),
-        ("cudnn", cfg!(feature = "cudnn")),
         ("flash-attn", cfg!(feature = "flash-attn")),
         ("metal", cfg!(feature = "metal")),
         ("accelerate", cfg!(feature = "accelerate")),

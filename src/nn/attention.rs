@@ -12,6 +12,11 @@ use super::norm::rms_norm;
 use super::read::{Lines, Read, is_lines, lines};
 use super::rope::Rope;
 use super::{activation::softmax, linear::with_operand};
+#[cfg(feature = "cuda")]
+use super::{
+    norm::{Bent, Norm},
+    table::Table,
+};
 use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail};
 use std::f32::consts::LOG2_E;
 use std::mem::MaybeUninit;
@@ -95,16 +100,29 @@ impl Attention<'_> {
         meet: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let (b, n, d) = q.dims3()?;
-        let normed = |x: &Tensor, norm: Option<(&Tensor, f64)>| match norm {
-            Some((weight, eps)) => rms_norm(x, Some(weight), eps),
-            None => Ok(x.clone()),
-        };
-        let (mut q, mut k) = (normed(q, self.norms[0])?, normed(k, self.norms[1])?);
-        if let Some(rope) = self.rope {
-            (q, k) = (rope.apply(&q)?, rope.apply(&k)?);
-        }
+        let (q, k) = (self.placed(q, self.norms[0])?, self.placed(k, self.norms[1])?);
         let split = |x: &Tensor| x.reshape((b, (), self.heads, d / self.heads));
         meet(&split(&q)?, &split(&k)?, &split(v)?)?.reshape((b, n, d))
+    }
+
+    /// Queries or keys, normed and turned.
+    fn placed(&self, x: &Tensor, norm: Option<(&Tensor, f64)>) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if super::cuda::takes(x, norm.map(|norm| norm.0)) {
+            return match (norm, self.rope) {
+                (Some((weight, eps)), rope) => {
+                    let scale = Table::one(weight)?;
+                    super::cuda::bend(x, &Bent::new(Norm::Rms, eps).scale(&scale), rope)
+                }
+                (None, Some(rope)) => super::cuda::turn(x, rope),
+                (None, None) => Ok(x.clone()),
+            };
+        }
+        let x = match norm {
+            Some((weight, eps)) => rms_norm(x, Some(weight), eps)?,
+            None => x.clone(),
+        };
+        self.rope.map_or(Ok(x.clone()), |rope| rope.apply(&x))
     }
 
     /// Scores, their shares and what they take of the values, some heads and some queries at a time.

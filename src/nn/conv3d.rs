@@ -1,6 +1,5 @@
 //! 3-D convolution over channels-last frames. Time is padded by the caller (see `stream`), space with zeros here.
 
-mod planes;
 #[cfg(test)]
 mod tests;
 
@@ -8,7 +7,7 @@ use super::kernel::memory::filled;
 use super::kernel::micro::Kernel;
 use super::kernel::product::{self, Finish, Line, Operand, Piece};
 use super::kernel::rows::{Bend, bend};
-use super::kernel::{self, Job};
+use super::kernel::{self, Job, Math};
 use super::matrix::Matrix;
 use super::norm::Bent;
 use super::paired::{Paired, is_half_kernel, is_paired};
@@ -16,11 +15,8 @@ use super::read::Read;
 use super::vars::Vars;
 use super::{fast, is_stand_in, stream::FRAMES};
 use candle_core::{DType, Device, Result, Shape, Tensor, WithDType, bail};
-use planes::Planes;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
-
-pub use planes::is_planes;
 
 /// Channels in and out from which a convolution is multiplied in bf16 on a CPU. A norm over fewer comes near zero in some pixel of
 /// almost any picture, which magnifies what was rounded before: over two channels hundreds of times. In f32 they cost next to
@@ -48,8 +44,6 @@ enum Weight {
     /// (out, kt kh kw in)
     Rows(Matrix),
     Paired(Paired),
-    /// On a GPU, for cuDNN.
-    Planes(Planes),
 }
 
 /// What goes before a convolution and after it, in the same pass over memory.
@@ -62,13 +56,19 @@ pub struct Around<'a> {
 }
 
 impl Around<'_> {
-    /// The plain form of what goes before.
+    /// What goes before, in a pass of its own.
     fn before(&self, x: &Tensor) -> Result<Tensor> {
-        self.bent.map_or(Ok(x.clone()), |bent| bent.plain(x))
+        self.bent.map_or(Ok(x.clone()), |bent| bent.forward(x, Math::F32))
     }
 
-    /// The plain form of what goes after.
-    fn after(&self, y: Tensor) -> Result<Tensor> {
+    /// What goes after, in a pass of its own.
+    fn after(&self, y: Tensor, bias: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if super::cuda::takes(&y, [Some(bias), self.residual].into_iter().flatten()) {
+            let then = super::linear::Then { residual: self.residual, ..Default::default() };
+            return super::cuda::finish(&y, Some(bias), None, then);
+        }
+        let y = y.broadcast_add(bias)?;
         self.residual.map_or(Ok(y.clone()), |residual| &y + residual)
     }
 }
@@ -94,11 +94,6 @@ impl Conv3d {
             let weight = weight.contiguous()?;
             let read = Read::new(&weight)?;
             Weight::Paired(Paired::new(read.rows()?, outputs, inputs))
-        } else if is_planes(weight.device(), weight.dtype())
-            && !weight.track_op()
-            && Planes::fit(inputs, kernel, stride)
-        {
-            Weight::Planes(Planes::new(weight, stride)?)
         } else {
             let rows = Matrix::new(channels_last(weight)?.reshape(flat)?);
             Weight::Rows(if is_narrow(inputs, outputs) { rows.in_f32() } else { rows })
@@ -119,10 +114,13 @@ impl Conv3d {
         let readable = match &self.weight {
             Weight::Rows(rows) => rows.is_fast(),
             Weight::Paired(_) => true,
-            Weight::Planes(_) => false,
         };
         if x.iter().all(fast) && readable && !tracked {
             return self.implicit(x, around);
+        }
+        #[cfg(feature = "cuda")]
+        if let Some(y) = self.on_cuda(x, around)? {
+            return Ok(y);
         }
         let joined;
         let whole = match x {
@@ -132,12 +130,26 @@ impl Conv3d {
                 &joined
             }
         };
-        match &self.weight {
-            Weight::Planes(planes) if !tracked && planes.take(whole)? => {
-                around.after(planes.convolve(&around.before(whole)?)?.broadcast_add(&self.bias)?)
-            }
-            _ => self.taps(whole, around),
+        self.taps(whole, around)
+    }
+
+    /// The form of CUDA's own kernels; `None` where they do not take it.
+    #[cfg(feature = "cuda")]
+    fn on_cuda(&self, x: &[Tensor], around: Around) -> Result<Option<Tensor>> {
+        let tables = around.bent.iter().flat_map(|bent| [bent.scale, bent.shift]).flatten().map(|table| &table.rows);
+        let others: Vec<&Tensor> = [Some(&self.bias), around.residual].into_iter().flatten().chain(tables).collect();
+        let Weight::Rows(rows) = &self.weight else { return Ok(None) };
+        let weight = rows.tensor()?;
+        let takes = |x: &Tensor| {
+            x.dtype() == weight.dtype()
+                && x.dim(0).is_ok_and(|b| b == 1)
+                && super::cuda::takes(x, others.iter().copied())
+        };
+        if !super::cuda::is_conv(&weight, self.inputs, self.outputs) || !x.iter().all(takes) {
+            return Ok(None);
         }
+        let x = super::cuda::window(x, around.bent.as_ref())?;
+        super::cuda::conv(&x, &weight, &self.bias, around.residual, self.kernel, self.stride).map(Some)
     }
 
     /// The CPU form. Frames are copied once, in the type that products read and with zeros left and right; then every tap is the
@@ -200,7 +212,6 @@ impl Conv3d {
                 // SAFETY: as above.
                 unsafe { filled(b * size, run) }
             }
-            Weight::Planes(_) => bail!("conv3d: a kernel for a GPU where the CPU's own products run"),
         };
         Tensor::from_vec(y, shape, &Device::Cpu)
     }
@@ -214,7 +225,6 @@ impl Conv3d {
             Weight::Paired(paired) => {
                 Tensor::from_vec(paired.kernel(), (self.outputs, kt * kh * kw * inputs), &Device::Cpu)?
             }
-            Weight::Planes(planes) => planes.kernel()?,
         };
         let weight = weight.to_dtype(x.dtype())?.reshape((self.outputs, kt, kh, kw, inputs))?;
         let x = around.before(x)?;
@@ -238,8 +248,13 @@ impl Conv3d {
             }
         }
         let Some(sum) = sum else { bail!("conv3d: empty kernel") };
-        around.after(sum.reshape((b, shape.0, shape.1, shape.2, self.outputs))?.broadcast_add(&self.bias)?)
+        around.after(sum.reshape((b, shape.0, shape.1, shape.2, self.outputs))?, &self.bias)
     }
+}
+
+/// Whether CUDA's own kernel makes the convolutions of this type.
+pub fn is_fused(device: &Device, dtype: DType) -> bool {
+    cfg!(feature = "cuda") && device.is_cuda() && dtype == DType::BF16
 }
 
 /// (out, in, kt, kh, kw) -> (out, kt, kh, kw, in), contiguous.

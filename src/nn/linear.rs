@@ -140,10 +140,20 @@ impl Linear {
         let inputs = shape.pop().unwrap_or(1);
         shape.push(weight.dim(0)?);
         let mut y = x.reshape(((), inputs))?.matmul(&weight.t()?)?.reshape(shape)?;
+        let added = self.added(x)?;
+        #[cfg(feature = "cuda")]
+        {
+            let others = [self.bias.as_ref(), added.as_ref(), then.factor, then.residual, then.gate.map(|g| &g.rows)];
+            let follows = then.gelu || others.iter().any(Option::is_some);
+            if super::cuda::takes(&y, others.into_iter().flatten()) {
+                let finish = || super::cuda::finish(&y, self.bias.as_ref(), added.as_ref(), then);
+                return if follows { finish() } else { Ok(y) };
+            }
+        }
         if let Some(bias) = &self.bias {
             y = y.broadcast_add(bias)?;
         }
-        if let Some(added) = self.added(x)? {
+        if let Some(added) = added {
             y = (y + added)?;
         }
         if then.gelu {

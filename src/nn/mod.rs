@@ -1,13 +1,16 @@
 //! Layers, one file each: what candle lacks or does slowly.
 //!
 //! Every operation has a plain form in candle's own differentiable operations, for GPUs and for gradients; on a CPU, where
-//! nothing is being differentiated, the loops of [`kernel`] stand in for it. There activations are f32 between operations, and
+//! nothing is being differentiated, the loops of [`kernel`] stand in for it, and on CUDA kernels of our own for what goes between
+//! products. There activations are f32 between operations, and
 //! what is only read by products of bf16 weights is handed on as bf16, in rows that may lie further apart than they are wide.
 //! Pictures are channels-last everywhere.
 
 pub mod activation;
 pub mod attention;
 pub mod conv3d;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod group_norm;
 pub mod kernel;
 pub mod linear;

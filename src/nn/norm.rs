@@ -48,6 +48,10 @@ impl<'a> Bent<'a> {
     /// - `x`: (..., d). `next`: in what products read the result; it may be rounded to that.
     pub fn forward(&self, x: &Tensor, next: Math) -> Result<Tensor> {
         if !fast(x) || self.track_op() {
+            #[cfg(feature = "cuda")]
+            if super::cuda::takes(x, [self.scale, self.shift].into_iter().flatten().map(|table| &table.rows)) {
+                return super::cuda::bend(x, self, None);
+            }
             return self.plain(x);
         }
         let x = if is_lines(x) { x.clone() } else { x.contiguous()? };

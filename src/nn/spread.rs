@@ -5,16 +5,35 @@ use super::read::Read;
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
-/// Each pixel's channels as a box of pixels: (1, f, h, w, n) -> (1, st f, sh h, sw w, c), y(t, i, j, c) = x(`channel`(c, t, i, j)).
+/// Which channel of a pixel holds frame t, line i and column j of channel c of its box.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// ((c st + t) sh + i) sw + j
+    Lines,
+    /// ((c st + t) sw + j) sh + i
+    Columns,
+}
+
+impl Order {
+    fn channel(self, [st, sh, sw]: [usize; 3], c: usize, t: usize, i: usize, j: usize) -> usize {
+        match self {
+            Order::Lines => ((c * st + t) * sh + i) * sw + j,
+            Order::Columns => ((c * st + t) * sw + j) * sh + i,
+        }
+    }
+}
+
+/// Each pixel's channels as a box of pixels: (1, f, h, w, n) -> (1, st f, sh h, sw w, c), in the `order` of its channels.
 /// - `plus`: pixels that are added, spread likewise; (1, f, h, w, m), whose channels begin anew where they end.
-/// - `None` where the plain operations have to do it: on a GPU, and where gradients are wanted.
-pub fn spread(
-    x: &Tensor,
-    [st, sh, sw]: [usize; 3],
-    plus: Option<&Tensor>,
-    channel: impl Fn(usize, usize, usize, usize) -> usize,
-) -> Result<Option<Tensor>> {
+/// - `None` where the plain operations have to do it: on other GPUs than CUDA's, and where gradients are wanted.
+pub fn spread(x: &Tensor, stride: [usize; 3], plus: Option<&Tensor>, order: Order) -> Result<Option<Tensor>> {
     let (b, f, h, w, n) = x.dims5()?;
+    let [st, sh, sw] = stride;
+    #[cfg(feature = "cuda")]
+    if b == 1 && super::cuda::takes(x, plus) {
+        return super::cuda::spread(x, stride, plus, order == Order::Columns).map(Some);
+    }
+    let channel = |c: usize, t: usize, i: usize, j: usize| order.channel(stride, c, t, i, j);
     if !fast(x) || !x.is_contiguous() || b != 1 || !plus.is_none_or(|plus| fast(plus) && plus.is_contiguous()) {
         return Ok(None);
     }
@@ -60,15 +79,16 @@ pub fn spread(
 }
 
 /// Each box of pixels as the channels of one, in means of `mean` neighbours: (1, st f, sh h, sw w, c) -> (1, f, h, w, n / mean),
-/// where channel `channel`(c, t, i, j) of the n = st sh sw c is x(t, i, j, c) of the box.
-/// - `None` where the plain operations have to do it: on a GPU, and where gradients are wanted.
-pub fn gather(
-    x: &Tensor,
-    [st, sh, sw]: [usize; 3],
-    mean: usize,
-    channel: impl Fn(usize, usize, usize, usize) -> usize,
-) -> Result<Option<Tensor>> {
+/// with n = st sh sw c, in the `order` of its channels.
+/// - `None` where the plain operations have to do it: on other GPUs than CUDA's, and where gradients are wanted.
+pub fn gather(x: &Tensor, stride: [usize; 3], mean: usize, order: Order) -> Result<Option<Tensor>> {
     let (b, frames, height, width, c) = x.dims5()?;
+    let [st, sh, sw] = stride;
+    #[cfg(feature = "cuda")]
+    if b == 1 && super::cuda::takes(x, None) {
+        return super::cuda::gather(x, stride, mean, order == Order::Columns).map(Some);
+    }
+    let channel = |c: usize, t: usize, i: usize, j: usize| order.channel(stride, c, t, i, j);
     if !fast(x) || !x.is_contiguous() || b != 1 {
         return Ok(None);
     }
@@ -110,7 +130,7 @@ mod tests {
         let x = values(&[1, f, h, w, c * st * sh * sw], 1)?;
         let plain = x.reshape(vec![1, f, h, w, c, st, sh, sw])?.permute(vec![0, 1, 5, 2, 6, 3, 7, 4])?;
         let plain = plain.reshape((1, f * st, h * sh, w * sw, c))?;
-        let order = |c: usize, t: usize, i: usize, j: usize| ((c * st + t) * sh + i) * sw + j;
+        let order = Order::Lines;
         let got = spread(&x, [st, sh, sw], None, order)?.expect("on the CPU");
         assert_eq!(got.dims(), plain.dims());
         assert_eq!(got.flatten_all()?.to_vec1::<f32>()?, plain.flatten_all()?.to_vec1::<f32>()?);
@@ -129,7 +149,7 @@ mod tests {
     fn it_comes_back_and_means_are_of_neighbours() -> Result<()> {
         let (f, h, w, c, [st, sh, sw]) = (3, 2, 5, 4, [2, 3, 2]);
         let x = values(&[1, f, h, w, c * st * sh * sw], 1)?;
-        let order = |c: usize, t: usize, i: usize, j: usize| ((c * st + t) * sh + i) * sw + j;
+        let order = Order::Lines;
         let wide = spread(&x, [st, sh, sw], None, order)?.expect("on the CPU");
         let back = gather(&wide, [st, sh, sw], 1, order)?.expect("on the CPU");
         assert_eq!(back.dims(), x.dims());

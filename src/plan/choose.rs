@@ -67,8 +67,8 @@ pub struct Choices {
 
 impl Choices {
     /// What is done where memory is plenty.
-    pub fn plenty(model: &Model, task: &Task, tiling: Option<Tiling>) -> Self {
-        let group = pixels::group(task.canvas().width, task.canvas().height, geometry(model));
+    pub fn plenty(model: &Model, task: &Task, tiling: Option<Tiling>, compute: &Compute) -> Self {
+        let group = pixels::group(task.canvas().width, task.canvas().height, geometry(model), &compute.device);
         let cut = Cut { pace: Pace { group, parts: 1 }, tiling };
         Self { resident: model.transformer.0.layers, scratch: false, encode: cut, decode: cut }
     }
@@ -125,7 +125,7 @@ impl Chooser<'_> {
     /// - Errors where a stage cannot be cut so far; the error names what would fit.
     pub fn choose(&self) -> Result<Choices> {
         let Self { model, task, tiles, tiling, compute, .. } = *self;
-        let mut choices = Choices::plenty(model, task, tiling);
+        let mut choices = Choices::plenty(model, task, tiling, self.compute);
         let Some(most) = self.budget.bytes() else { return Ok(choices) };
         let of = |choices: &Choices, stage: Stage| need(model, task, choices, compute, stage);
         let fits = |choices: &Choices, stage: Stage| of(choices, stage).is_none_or(|need| need.memory() <= most);
@@ -151,7 +151,7 @@ impl Chooser<'_> {
                 Stage::Encode => choices.encode = cut,
                 _ => choices.decode = cut,
             };
-            let mut now = Choices::plenty(model, task, tiling).decode;
+            let mut now = Choices::plenty(model, task, tiling, self.compute).decode;
             while !fits(&choices, stage) {
                 let Cut { pace: Pace { group, parts }, tiling } = now;
                 now = if group > 1 {

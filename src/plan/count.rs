@@ -46,8 +46,8 @@ pub struct Widths {
     pub operand: u64,
     /// Whether the plain forms run: on a GPU.
     pub plain: bool,
-    /// Whether cuDNN makes the convolutions there.
-    pub planes: bool,
+    /// Whether CUDA's own kernel makes the convolutions there.
+    pub fused: bool,
     /// Whether FlashAttention's kernels run there, where they take the heads.
     pub flash: bool,
     /// Whether products in whole numbers round what they read to blocks of their own.
@@ -215,12 +215,10 @@ impl Walk {
             false => (27 * output.values(out) * input.c, frames * input.h * (input.w + 2) * input.c * operand),
         };
         self.count.operations += 2 * products;
-        if self.widths.planes {
-            // the pictures channels-first; then two results and their sum, while cuDNN may turn what it reads and what it writes
-            let (turned, y) = (self.bytes(input, frames), self.bytes(output, out));
-            [turned, y, y, y].into_iter().for_each(|bytes| self.count.take(bytes));
-            [turned, y].into_iter().for_each(|bytes| self.count.take(bytes));
-            [turned, y, turned, y, y].into_iter().for_each(|bytes| self.count.give(bytes));
+        if self.widths.fused {
+            let (window, y) = (self.bytes(input, frames), self.bytes(output, out));
+            [window, y].into_iter().for_each(|bytes| self.count.take(bytes));
+            self.count.give(window);
             return Frames { count: out, bytes: y };
         }
         if self.widths.plain {

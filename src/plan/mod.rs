@@ -25,7 +25,7 @@ pub use work::{Product, Work};
 use crate::device::Compute;
 use crate::geometry::{Extent, Geometry};
 use crate::nn::attention::is_flash;
-use crate::nn::conv3d::is_planes;
+use crate::nn::conv3d::is_fused;
 use crate::nn::kernel::memory::{SLACK_BYTES, SLACK_SHARE};
 use crate::nn::tiles::Tiling;
 use crate::pixels::Cut;
@@ -206,7 +206,7 @@ fn widths(compute: &Compute, operand: u64) -> Widths {
         activation: compute.dtype.size_in_bytes() as u64,
         operand,
         plain: !compute.device.is_cpu(),
-        planes: is_planes(&compute.device, compute.dtype),
+        fused: is_fused(&compute.device, compute.dtype),
         flash: is_flash(&compute.device, compute.dtype),
         whole: false,
     }

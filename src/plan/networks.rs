@@ -92,7 +92,7 @@ mod tests {
         let json =
             json!({ "num_attention_heads": heads, "attention_head_dim": head_dim, "cross_attention_dim": width });
         let config = TransformerConfig::parse(&json, "a test").unwrap();
-        let widths = Widths { activation: 2, operand: 2, plain: true, planes: false, flash, whole: false };
+        let widths = Widths { activation: 2, operand: 2, plain: true, fused: false, flash, whole: false };
         transformer(&config, tokens, 128, widths).peak
     }
 

@@ -3,7 +3,6 @@ use crate::nn::kernel::Math;
 use crate::nn::norm::Norm;
 use crate::nn::table::Table;
 use crate::nn::testing::{distance, values};
-use candle_core::Var;
 
 /// The two forms add up in another order.
 const LIMIT: f32 = 1e-5;
@@ -26,54 +25,6 @@ fn fast_form_equals_plain_form() -> Result<()> {
         let around = Around { bent: Some(bent), residual: Some(&residual) };
         assert!(distance(&conv.forward(std::slice::from_ref(&x), around)?, &conv.taps(&x, around)?)? < LIMIT);
     }
-    Ok(())
-}
-
-/// The form that cuDNN makes fast, with candle's own 2-D convolution in its place.
-#[test]
-fn planes_equal_plain_form() -> Result<()> {
-    for (kernel, stride, shape) in [
-        ([3, 3, 3], [1, 1, 1], [2, 5, 4, 7, 6]),
-        ([3, 3, 3], [2, 2, 2], [2, 7, 5, 8, 3]),
-        ([3, 3, 3], [1, 2, 2], [1, 4, 7, 9, 5]),
-        ([3, 3, 3], [2, 1, 1], [1, 6, 3, 2, 4]),
-        ([1, 3, 3], [1, 1, 1], [1, 2, 1, 5, 7]),
-        ([5, 5, 5], [1, 3, 3], [1, 6, 7, 4, 2]),
-    ] {
-        let [kt, kh, kw] = kernel;
-        let weight = values(&[9, shape[4], kt, kh, kw], 10)?;
-        let conv = Conv3d::new(&weight, values(&[9], 11)?, stride)?;
-        let weight = Weight::Planes(Planes::new(&weight, stride)?);
-        let planes = Conv3d { weight, ..conv.clone() };
-        let x = values(&shape, 12)?;
-        let plain = conv.taps(&x, Around::default())?;
-        let parts = [x.narrow(FRAMES, 0, 1)?, x.narrow(FRAMES, 1, shape[1] - 1)?];
-        assert!(distance(&planes.forward(&parts, Around::default())?, &plain)? < LIMIT);
-        let (scale, residual) = (Table::one(&values(&[shape[4]], 13)?)?, values(plain.dims(), 14)?);
-        let bent = Bent::new(Norm::Rms, 1e-6).scale(&scale).silu();
-        let around = Around { bent: Some(bent), residual: Some(&residual) };
-        let plain = conv.taps(&x, around)?;
-        assert!(distance(&planes.forward(std::slice::from_ref(&x), around)?, &plain)? < LIMIT);
-        // where gradients are wanted the taps run, over the same numbers
-        let x = Var::from_tensor(&x)?;
-        let y = planes.forward(std::slice::from_ref(x.as_tensor()), around)?;
-        assert!(distance(&y, &plain)? == 0.0 && y.backward()?.get(&x).is_some());
-    }
-    Ok(())
-}
-
-#[test]
-fn planes_take_what_two_dimensional_convolutions_have() -> Result<()> {
-    assert!(Planes::fit(48, [3; 3], [2, 1, 1]) && Planes::fit(8, [1, 3, 3], [1, 2, 2]));
-    for (inputs, kernel, stride) in
-        [(8, [3; 3], [1, 2, 1]), (8, [3, 3, 1], [1; 3]), (8, [1; 3], [1; 3]), (12, [3; 3], [1; 3])]
-    {
-        assert!(!Planes::fit(inputs, kernel, stride), "{inputs} {kernel:?} {stride:?}");
-    }
-    let planes = Planes::new(&values(&[7, 3, 3, 3, 3], 10)?, [1; 3])?;
-    let wide = |frames: usize| values(&[1], 11)?.broadcast_as((1, frames, 1 << 13, 1 << 14, 3)); // of one value
-    assert!(planes.take(&wide(2)?)? && !planes.take(&wide(3)?)?); // seven channels of 2^27 pixels a frame
-    assert!(!planes.take(&values(&[1, 3, 4, 5, 3], 11)?.to_dtype(DType::F64)?)?);
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use crate::nn::conv3d::{Around, Conv3d, is_narrow};
 use crate::nn::linear::Linear;
 use crate::nn::matrix::Matrix;
 use crate::nn::norm::{Bent, Norm};
-use crate::nn::spread::{gather, spread};
+use crate::nn::spread::{Order, gather, spread};
 use crate::nn::stream::{FRAMES, Stream};
 use crate::nn::table::Table;
 use crate::nn::timestep::TimestepEmbedder;
@@ -321,7 +321,7 @@ impl Downsampler {
 fn fold(x: &Tensor, [st, sh, sw]: [usize; 3], outputs: usize) -> Result<Tensor> {
     let (b, f, h, w, c) = x.dims5()?;
     let (f, h, w, mean) = (f / st, h / sh, w / sw, c * st * sh * sw / outputs);
-    if let Some(y) = gather(x, [st, sh, sw], mean, |c, t, i, j| ((c * st + t) * sh + i) * sw + j)? {
+    if let Some(y) = gather(x, [st, sh, sw], mean, Order::Lines)? {
         return Ok(y);
     }
     let x = x.reshape(vec![b, f, st, h, sh, w, sw, c])?.permute(vec![0, 1, 3, 5, 7, 2, 4, 6])?; // (b, f, h, w, c, t, i, j)
@@ -331,7 +331,7 @@ fn fold(x: &Tensor, [st, sh, sw]: [usize; 3], outputs: usize) -> Result<Tensor> 
 /// Channels into space and time: (b, f, h, w, 8 c) -> (b, 2 f, 2 h, 2 w, c), channel = c 8 + (t 2 + i) 2 + j; and `skip`, whose
 /// channels then are fewer and stand side by side as often as they fit in.
 fn unfold(x: &Tensor, skip: Option<&Tensor>) -> Result<Tensor> {
-    if let Some(y) = spread(x, [2, 2, 2], skip, |c, t, i, j| c * 8 + (t * 2 + i) * 2 + j)? {
+    if let Some(y) = spread(x, [2, 2, 2], skip, Order::Lines)? {
         return Ok(y);
     }
     let (b, f, h, w, c) = x.dims5()?;

@@ -4,7 +4,7 @@
 
 use super::blocks::{Kind, Resnet, Resnets, TimeConv, Upsampler, pixel_norm};
 use crate::models::ltx::config::{UpBlock, VaeConfig};
-use crate::nn::spread::spread;
+use crate::nn::spread::{Order, spread};
 use crate::nn::stream::{FRAMES, Stream};
 use crate::nn::table::Table;
 use crate::nn::timestep::TimestepEmbedder;
@@ -265,7 +265,7 @@ impl Decoder {
     fn unpatch(&self, x: &Tensor) -> Result<Tensor> {
         let (b, f, h, w, _) = x.dims5()?;
         let p = self.patch_size;
-        if let Some(y) = spread(x, [1, p, p], None, |c, _, i, j| c * p * p + j * p + i)? {
+        if let Some(y) = spread(x, [1, p, p], None, Order::Columns)? {
             return Ok(y);
         }
         x.reshape(vec![b, f, h, w, 3, p, p])? // (b, f, h, w, c, j, i)

@@ -2,7 +2,7 @@
 
 use super::blocks::{Downsampler, Kind, Resnet, Resnets, TimeConv, pixel_norm};
 use crate::models::ltx::config::{Down, DownBlock, VaeConfig};
-use crate::nn::spread::gather;
+use crate::nn::spread::{Order, gather};
 use crate::nn::stream::{FRAMES, Stream};
 use crate::nn::vars::Vars;
 use crate::noise::Noise;
@@ -164,7 +164,7 @@ impl Encoder {
     fn patch(&self, x: &Tensor) -> Result<Tensor> {
         let (b, f, h, w, c) = x.dims5()?;
         let p = self.patch_size;
-        if let Some(y) = gather(x, [1, p, p], 1, |c, _, i, j| c * p * p + j * p + i)? {
+        if let Some(y) = gather(x, [1, p, p], 1, Order::Columns)? {
             return Ok(y);
         }
         x.reshape(vec![b, f, h / p, p, w / p, p, c])? // (b, f, h, i, w, j, c)
