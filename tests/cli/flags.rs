@@ -10,7 +10,10 @@ const FLAGS: &[(&[&str], &[&str])] = &[
     (&["--size", "axb"], &["--size", "`axb`", "704x480"]),
     (&["--size", "99999x64"], &["--size", "`99999x64`", "16384"]),
     (&["--size", "99999999999999999999x64"], &["--size", "1 to 16384"]),
-    (&["--size", "16384x16384", "--frames", "100000", "-o", "a.png"], &["memory", "fix: --"]),
+    (
+        &["--size", "16384x16384", "--frames", "100000", "--memory", "8GiB", "-o", "a.png"],
+        &["--memory allows", "fix: --size"],
+    ),
     (&["--memory", "3q"], &["--memory", "`3q`", "8GiB"]),
     (&["--memory", "0"], &["--memory", "`0`", "8GiB"]),
     (&["--memory", "-1GB"], &["--memory", "`-1GB`", "8GiB"]),
