@@ -13,6 +13,7 @@ mod usage;
 
 use crate::device;
 use crate::folders::Folder;
+use crate::platform::arenas;
 use crate::platform::files::CannotWrite;
 use crate::platform::signals::{self, End};
 use crate::platform::threads;
@@ -103,6 +104,7 @@ fn start_threads(asked: Option<u16>) -> Result<Option<String>, Failure> {
 /// Runs the program: parses, does, prints the one error.
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
+    arenas::spare_address_space();
         Ok(cli) => cli,
         Err(e) if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = e.print(); // a closed terminal is no second error

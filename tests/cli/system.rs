@@ -179,6 +179,24 @@ fn closed_streams_and_missing_folders_are_no_end() {
     judge(&["selftest"], &output, 1, &["TMPDIR", "fix:"]);
 }
 
+/// What runs in less address space runs in more: no reserve grows with the limit. (It is told in kB.)
+#[test]
+#[cfg(target_os = "linux")]
+fn more_address_space_refuses_nothing_that_less_runs() {
+    let scratch = Scratch::new();
+    let runs = |limit: usize| {
+        let args = short(&["--threads", "8", "--force", "-o", "a.gif"]);
+        after(&format!("ulimit -v {limit}"), &scratch.0, &args).output().unwrap().status.success()
+    };
+    let (limits, mut least) = ([100_000, 125_000, 150_000, 200_000, 250_000, 300_000, 400_000, 600_000], None);
+    for limit in limits {
+        let done = runs(limit);
+        assert!(done || least.is_none(), "{limit} kB are refused, and {least:?} run");
+        least = least.or(done.then_some(limit));
+    }
+    assert!(least.is_some_and(|least| least <= 300_000), "{least:?}");
+}
+
 /// Pipes are not waited for, and what has no end is not read.
 #[test]
 fn pipes_and_devices_are_no_files() {
