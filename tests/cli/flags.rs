@@ -213,3 +213,9 @@ fn a_failing_standard_output_is_the_machines_fault() {
     let output = command(&scratch.0, &args).stdout(full).stderr(std::process::Stdio::piped()).output().unwrap();
     judge(&args, &output, 1, &["standard output"]);
 }
+    for args in [&["--help"][..], &["--version"], &["generate", "--help"], &["models", "path", "--help"], &["licenses"]]
+    {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = command(&scratch.0, args).stdout(full).stderr(std::process::Stdio::piped()).output().unwrap();
+        judge(args, &output, 1, &["standard output"]);
+    }
