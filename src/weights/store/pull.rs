@@ -222,7 +222,23 @@ impl Store {
         Ok(())
     }
 
-    fn fetch(
+    /// Fetches one file. A pull of which nothing is left leaves no record either: the one of before is put back.
+    fn fetch(&self, hub: &Hub, item: Item, accept_hash: bool, progress: &Progress, stage: &mut Bytes) -> Result<()> {
+        let (entry, folder) = (item.entry, self.folder(&item.remote));
+        let before = self.record(entry);
+        let done = self.fetch_recorded(hub, item, accept_hash, progress, stage);
+        let is_left = |etag: &str| [folder.partial(etag), folder.blob(etag)].iter().any(|path| path.exists());
+        if done.is_err() && self.record(entry).is_some_and(|record| !is_left(&record.etag)) {
+            match before {
+                // where it cannot be written, what is there is only out of date
+                Some(before) => drop(before.write(&self.settings.data, &entry.name)),
+                None => Record::forget(&self.settings.data, &entry.name),
+            }
+        }
+        done
+    }
+
+    fn fetch_recorded(
         &self,
         hub: &Hub,
         mut item: Item,
