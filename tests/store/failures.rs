@@ -505,7 +505,9 @@ fn a_hub_out_of_reach_leaves_the_addresses_and_what_to_do_with_the_files() {
     let address = format!("http://{free}/{REPO}/resolve/main/sub/{SERVED}");
     let words = ["`x` and `t5` are not here", "2 times over", &address, "/resolve/main/t5/t5.gguf"];
     assert_words(&error, &words);
-    assert_words(&error, &["--model \"weights one.bin\"", "--text-encoder t5.gguf", "HTTPS_PROXY", "HF_ENDPOINT"]);
+    assert_words(&error, &["--model \"weights one.bin\"", "--text-encoder t5.gguf", "HTTPS_PROXY"]);
+    assert_words(&error, &[&format!("correct HF_ENDPOINT, which is `http://{free}`"), "unset it"]);
+    assert!(!error.contains("mirror"), "the mirror that is set is the one that is away: {error}");
     assert_eq!(error.lines().count(), 3, "{error}");
     // what the catalogue knows is at the hub itself, whatever mirror is set
     let error = pull(&away, &entry("x", None)).unwrap_err();
