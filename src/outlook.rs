@@ -272,6 +272,7 @@ impl Outlook {
             output: Some(clip),
             disk: plan::least_disk(target, settings.least(clip)),
             downloads: vec![],
+            download_room: None,
             offer: self.offer(Time::sum(&times), &mut speeds),
             times,
             refusal: self.refusal.clone(),

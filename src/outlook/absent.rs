@@ -11,11 +11,12 @@ use crate::inputs::{self, Preparation};
 use crate::models::ltx::Convention;
 use crate::models::ltx::config::SchedulerConfig;
 use crate::outputs;
-use crate::plan::{Encoder, Model, Plan, Report};
+use crate::plan::{Encoder, Model, Plan, Report, Room};
+use crate::platform::machine;
 use crate::request::{Request, Settings, default_size};
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::catalogue::{self, Entry, Kind};
-use crate::weights::store::Store;
+use crate::weights::store::{State, Store};
 use crate::windows::Direction;
 use anyhow::{Result, bail};
 
@@ -36,6 +37,20 @@ fn absent(request: &Request, encoder: Option<&'static Entry>) -> Result<Option<(
     let parts = parts.into_iter().filter(|(part, path)| path.is_none() && !given(part.kind));
     let missing: Vec<&Entry> = parts.map(|(part, _)| part).collect();
     Ok((!missing.is_empty()).then_some((entry, missing)))
+}
+
+/// What is still to come of files that are not here, and what the disk has for it; `None` where the system does not tell.
+fn room(missing: &[&Entry]) -> Result<Option<Room>> {
+    let store = Store::from_env()?;
+    let rest = |part: &&Entry| {
+        let here = match store.state(part) {
+            State::Partly { bytes } => bytes,
+            _ => 0,
+        };
+        part.size().unwrap_or(0).saturating_sub(here)
+    };
+    let (folder, need) = (store.cache().to_path_buf(), missing.iter().map(rest).sum());
+    Ok(machine::free_disk(&folder).map(|free| Room { folder, free, need }))
 }
 
 /// A model of the catalogue of which something is not here: what there is to plan a run with it by.
@@ -90,6 +105,7 @@ impl Absent {
         let target = outputs::target(request, &settings)?;
         let mut report = outlook.report(&settings, &target, written.unwrap_or(settings.output()));
         report.downloads.extend(self.missing.iter().map(|part| (part.name.clone(), part.size())));
+        report.download_room = room(&self.missing)?;
         Ok((outlook.plan, report))
     }
 }
