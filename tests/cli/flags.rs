@@ -167,6 +167,11 @@ fn devices_that_this_build_lacks() {
     for device in ["cuda", "cuda:1", "metal"] {
         refused(&scratch, &["generate", "x", "--device", device], &["this build", "--device cpu", "--features"]);
     }
+    refused(
+        &scratch,
+        &["generate", "x", "--gpu"],
+        &["`--gpu`", "--device cuda", "`cargo build --release --features cuda`"],
+    );
 }
 
 #[test]
@@ -212,10 +217,10 @@ fn a_failing_standard_output_is_the_machines_fault() {
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
     let output = command(&scratch.0, &args).stdout(full).stderr(std::process::Stdio::piped()).output().unwrap();
     judge(&args, &output, 1, &["standard output"]);
-}
     for args in [&["--help"][..], &["--version"], &["generate", "--help"], &["models", "path", "--help"], &["licenses"]]
     {
         let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
         let output = command(&scratch.0, args).stdout(full).stderr(std::process::Stdio::piped()).output().unwrap();
         judge(args, &output, 1, &["standard output"]);
     }
+}
