@@ -105,7 +105,8 @@ fn gpu(name: &str, built: bool, open: impl FnOnce() -> candle_core::Result<Devic
     if !built {
         let feature = name.split(':').next().unwrap_or(name);
         bail!(
-            "this build of reel has no `{feature}` support\n  fix: --device cpu, or build with `cargo build --release --features {feature}`"
+            "this build of reel has no `{feature}` support\n  fix: --device cpu, or make a build with it: in reel's source, `cargo build --release --features {feature}`, {}",
+            if feature == "metal" { "on a Mac" } else { "where CUDA's toolkit (`nvcc`) is" }
         )
     }
     open().with_context(|| format!("the device `{name}` cannot be opened\n  fix: --device cpu, or look at the driver"))

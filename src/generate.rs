@@ -320,9 +320,11 @@ impl Take {
     ) -> Result<()> {
         let begun = Instant::now();
         let mut stage = progress.stage("decode", self.settings.clip.frames, "frames");
+        let stages = self.stages(progress);
+        let decoder = stages.decoder()?;
         for (shot, latents) in self.shots.iter().zip(latents) {
             let clip = Extent { frames: shot.frames, ..self.settings.clip };
-            self.stages(progress).decode(latents, self.legal, clip, &mut sink, |frames| stage.advance(frames))?;
+            stages.decode(&decoder, latents, self.legal, clip, &mut sink, |frames| stage.advance(frames))?;
         }
         stage.finish();
         self.outlook.remember(Stage::Decode, begun, progress);
@@ -346,7 +348,8 @@ impl Take {
             frames.push(frame);
             Ok(())
         };
-        self.stages(&silent).decode(&part, self.legal, clip, push, |_| ())?;
+        let stages = self.stages(&silent);
+        stages.decode(&stages.decoder()?, &part, self.legal, clip, push, |_| ())?;
         let start = from * geometry.time; // the pixel frame that the part's first one stands for
         Ok(frames.into_iter().skip(first - start).take(last + 1 - first).collect())
     }

@@ -1,34 +1,31 @@
 //! What a run will take, told before it begins and remembered once it is done: the settings of a take become a plan, the plan is
 //! cut to the memory that there is and timed by what this machine did before, and finished stages go into its history.
 
-use crate::checkpoint::{Checkpoint, Sources, named_text_encoder};
-use crate::condition::PREFIX;
-use crate::device::{self, Compute, Quantize};
-use crate::generate::shots::{Shot, shots};
-use crate::generate::two_passes::{self, canvases};
-use crate::generate::{DEFAULT_MODEL, ModelFacts};
-use crate::geometry::{Extent, Geometry, Grid};
+mod absent;
+mod entries;
+mod sketch;
+
+use crate::device::{self, Compute};
+use crate::generate::DEFAULT_MODEL;
+use crate::geometry::{Extent, Geometry};
 use crate::history::{self, Run};
-use crate::inputs::{self, Held, Preparation};
 use crate::models::ltx::Convention;
-use crate::models::ltx::config::SchedulerConfig;
 use crate::models::ltx::vae::Pace;
 use crate::outputs;
-use crate::passes::Pass;
-use crate::plan::{
-    self, Budget, Choices, Chooser, Encoder, Model, Need, Offer, Plan, Report, Requantised, Stage, Task,
-};
-use crate::plan::{Time, Window, Work};
+use crate::plan::{self, Budget, Choices, Chooser, Encoder, Model, Need, Offer, Plan, Report, Requantised, Stage};
+use crate::plan::{Time, Work};
 use crate::platform::machine;
 use crate::progress::{Mode, Progress, human_bytes};
 use crate::recipe::Recipe;
-use crate::request::{Request, Settings, default_size};
+use crate::request::{Request, Settings};
 use crate::text::tokenizer::Tokenizer;
 use crate::video::write::Target;
-use crate::weights::catalogue::{self, Entry, Kind};
+use crate::weights::catalogue::{self, Kind};
 use crate::weights::store::Store;
-use crate::windows::Direction;
-use anyhow::{Result, bail};
+pub use absent::Absent;
+use anyhow::Result;
+pub use entries::{Entries, EntryOutlook, StageOutlook};
+pub use sketch::{Place, Sketch, places, stills};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -36,17 +33,12 @@ use std::time::Instant;
 /// Of what is free, the share that is left alone: one in so many.
 const MARGIN: u64 = 20;
 
-/// Channels of the released upscalers.
-const UPSCALER_WIDTH: usize = 512;
-
 /// Operations of a run from which the machine's speed is measured before it, where that is not known: some ten seconds' worth
 /// on a small machine, beside which the measuring is short.
 const MUCH: u64 = 1_000_000_000_000;
 /// Seconds of a run from which it says how long it takes, and from which it offers a smaller clip.
 const SAID_FROM: f64 = 10.0;
 const OFFER_FROM: f64 = 600.0;
-
-const SILENT: Progress = Progress { mode: Mode::None, quiet: true, verbose: false };
 
 /// A plan, what it was made from, and whether it fits.
 pub struct Outlook {
@@ -74,125 +66,6 @@ fn budget(request: &Request, compute: &Compute) -> Budget {
         None if !compute.device.is_cpu() => Budget::Unknown,
         None => machine::free_memory().map_or(Budget::Unknown, |free| Budget::Free(free - free / MARGIN)),
     }
-}
-
-/// What a run is planned from: what was decided, and counts of what it reads.
-#[derive(Clone)]
-pub struct Sketch {
-    pub settings: Settings,
-    pub geometry: Geometry,
-    /// Which way a clip longer than a window grows.
-    pub direction: Direction,
-    /// Tokens of each prompt, the negative one included.
-    pub prompts: Vec<usize>,
-    pub held: Vec<Place>,
-    /// Frames of the clip that footage gives.
-    pub context: usize,
-    /// What the checkpoint says of its noise levels.
-    pub scheduler: SchedulerConfig,
-}
-
-/// What is held, in numbers.
-#[derive(Clone, Copy, Debug)]
-pub struct Place {
-    /// Its first frame, and how many there are.
-    pub frame: usize,
-    pub count: usize,
-    /// Of its pictures; `None`: not read yet.
-    pub bytes: Option<usize>,
-}
-
-impl Place {
-    /// First frame and number of frames, of each.
-    pub fn spans(all: &[Place]) -> Vec<(usize, usize)> {
-        all.iter().map(|place| (place.frame, place.count)).collect()
-    }
-}
-
-impl Sketch {
-    /// Counts what there is to make.
-    /// - Errors on sizes, scenes and held frames that do not go together.
-    pub fn task(&self) -> Result<Task> {
-        let Self { settings, geometry, held, .. } = self;
-        let legal = geometry.legal(settings.clip);
-        let canvases = match settings.passes.len() {
-            0 | 1 => vec![legal],
-            _ => canvases(legal, *geometry, settings, &SILENT)?,
-        };
-        let mut shots = shots(settings, legal, *geometry)?;
-        let spans = Place::spans(held);
-        shots.iter_mut().try_for_each(|shot| shot.cut(settings.window, &spans, *geometry, self.direction))?;
-        let mut windows = vec![];
-        for (i, (pass, canvas)) in settings.passes.iter().zip(&canvases).enumerate() {
-            let Grid { height, width, .. } = geometry.grid(*canvas);
-            for (shot, window) in shots.iter().flat_map(|shot| shot.windows.iter().map(move |window| (shot, window))) {
-                let plane = height * width;
-                let (steps, evaluations) = self.evaluations(pass, window.frames * plane)?;
-                let tokens = (window.frames + self.beside(shot, window)) * plane;
-                windows.push(Window { pass: i, tokens, steps, evaluations });
-            }
-        }
-        // before it is read: where pictures are resized last, a clip's may be as large as those of the last pass
-        let largest = canvases.last().filter(|_| settings.recipe.resizes_last()).copied().unwrap_or(legal);
-        let picture = (largest.width * largest.height).max(legal.width * legal.height) * 3;
-        Ok(Task {
-            clip: settings.clip,
-            legal,
-            windows,
-            canvases,
-            scenes: shots.iter().map(|shot| shot.grid.frames).collect(),
-            prompts: self.prompts.iter().map(|&tokens| settings.encoded_tokens(tokens)).collect(),
-            held: held.iter().map(|place| place.count).collect(),
-            pictures: held.iter().map(|h| h.bytes.unwrap_or(h.count * picture) as u64).sum(),
-            context: self.context,
-            enlarging: settings.enlarging(),
-        })
-    }
-
-    /// Steps of a pass over a video of `tokens`, and evaluations of the transformer in them.
-    fn evaluations(&self, pass: &Pass, tokens: usize) -> Result<(usize, usize)> {
-        let Settings { convention, recipe, .. } = self.settings;
-        let schedule = pass.levels.schedule(&self.scheduler, convention, recipe, tokens)?;
-        let guidance = schedule.sigmas[..schedule.steps()].iter().map(|&sigma| pass.guidance.at(sigma));
-        let each = guidance.map(|at| 1 + usize::from(at.needs_negative()) + usize::from(at.needs_stg()));
-        Ok((schedule.steps(), each.sum()))
-    }
-
-    /// Latent frames beside a window, of what is held there at a later frame than its first.
-    fn beside(&self, shot: &Shot, window: &crate::windows::Window) -> usize {
-        let first_frame = window.start * self.geometry.time;
-        let fresh = window.fresh(self.direction);
-        let here = self.held.iter().filter(|place| shot.holds(place.frame)).filter(|place| {
-            let frame = place.frame - shot.start;
-            frame > first_frame && fresh.contains(&self.geometry.latent_frame(frame))
-        });
-        let held: usize = here.map(|place| (self.geometry.latent_frame(place.count - 1) + 1).min(PREFIX)).sum();
-        // what a window that grows back goes on from stands at its end
-        held + if self.direction == Direction::Back { window.carried.min(PREFIX) } else { 0 }
-    }
-
-    /// The same with a clip of another size; `None` where that cannot be made.
-    fn resized(&self, clip: Extent) -> Option<Task> {
-        let before = self.settings.clip.frames;
-        let held = self.held.iter().map(|place| match place.frame + place.count {
-            // what the clip ends with moves with its end
-            end if end >= before && place.frame > 0 => {
-                Some(Place { frame: (place.frame + clip.frames).checked_sub(before)?, ..*place })
-            }
-            end => (end <= clip.frames).then_some(*place),
-        });
-        let held = held.collect::<Option<Vec<_>>>()?;
-        let room = clip.frames > self.context;
-        let settings = Settings { clip, ..self.settings.clone() };
-        let task = room.then(|| Sketch { settings, held, ..self.clone() }.task())?.ok()?;
-        (task.clip != self.settings.clip).then_some(task)
-    }
-}
-
-/// Where what is held stands.
-pub fn places(held: &[Held]) -> Vec<Place> {
-    let bytes = |held: &Held| held.frames.iter().map(|frame| frame.rgb.len()).sum();
-    held.iter().map(|h| Place { frame: h.frame, count: h.frames.len(), bytes: Some(bytes(h)) }).collect()
 }
 
 /// What is known of this machine's speed: its earlier runs, and how fast it is at each kind of work.
@@ -399,6 +272,7 @@ impl Outlook {
             output: Some(clip),
             disk: plan::least_disk(target, settings.least(clip)),
             downloads: vec![],
+            download_room: None,
             offer: self.offer(Time::sum(&times), &mut speeds),
             times,
             refusal: self.refusal.clone(),
@@ -459,217 +333,6 @@ pub fn encoder(request: &Request, compute: &Compute) -> Result<Option<Encoder>> 
     };
     let prompts = texts.map(tokens).collect::<Result<Vec<usize>>>()?;
     Ok(plan::encoder(entry, &prompts, |entry| store.find(entry), budget(request, compute), compute))
-}
-
-/// The catalogue's entry that a request names, and which of its files are not here.
-/// - `encoder`: the text encoder that is taken; `None` where one is given by path.
-fn absent(request: &Request, encoder: Option<&'static Entry>) -> Result<Option<(&'static Entry, Vec<&'static Entry>)>> {
-    let name = request.model.as_deref().unwrap_or(DEFAULT_MODEL);
-    let Some(entry) = catalogue::find(name).ok().filter(|entry| !entry.embedded) else { return Ok(None) };
-    let parts = Store::from_env()?.parts(entry, encoder);
-    let given = |kind: Kind| match kind {
-        Kind::TextEncoder => request.text_encoder.is_some() && encoder.is_none(),
-        Kind::Upscaler => request.upscaler.is_some() || !entry.run.in_two_passes(),
-        Kind::Model | Kind::Tokenizer => false,
-    };
-    let parts = parts.into_iter().filter(|(part, path)| path.is_none() && !given(part.kind));
-    let missing: Vec<&Entry> = parts.map(|(part, _)| part).collect();
-    Ok((!missing.is_empty()).then_some((entry, missing)))
-}
-
-/// A model of the catalogue of which something is not here: what there is to plan a run with it by.
-pub struct Absent {
-    known: Known,
-    missing: Vec<&'static Entry>,
-    compute: Compute,
-}
-
-impl Absent {
-    /// - `None` where the model is here, or is no name of the catalogue.
-    /// - Errors are the user's to mend: flags.
-    pub fn find(request: &Request) -> Result<Option<Self>> {
-        let compute = device::open(request.device.as_deref().unwrap_or("auto"), request.dtype)?;
-        let encoder = match request.text_encoder.as_deref().and_then(named_text_encoder) {
-            Some(entry) => Some(Encoder { entry, here: false, why: Some("as asked for".to_string()) }),
-            None => encoder(request, &compute)?,
-        };
-        let taken = encoder.as_ref().map(|encoder| encoder.entry);
-        let Some((entry, missing)) = absent(request, taken)? else { return Ok(None) };
-        if let Some(path) = request.text_encoder.as_deref().filter(|path| taken.is_none() && !path.exists()) {
-            bail!(
-                "--text-encoder: there is no file and no text encoder of the list called `{}`\n  fix: check the path, or see `reel models list`",
-                path.display()
-            )
-        }
-        request.check()?;
-        Ok(Some(Self { known: Known::of(request, entry, encoder, &compute)?, missing, compute }))
-    }
-
-    /// What the model says of clips.
-    pub fn facts(&self) -> ModelFacts {
-        self.known.facts()
-    }
-
-    /// Plans a run.
-    /// - `more`: what is held besides the request's own pictures. `written`: the clip that is written, where it is not the one
-    ///   that is made.
-    /// - Errors are the user's to mend: flags, files and sizes.
-    pub fn plan(
-        self,
-        request: &Request,
-        more: &[Place],
-        direction: Direction,
-        written: Option<Extent>,
-    ) -> Result<(Plan, Report)> {
-        let facts = self.facts();
-        let size = inputs::size_from_stills(request, default_size(&facts.defaults), facts.geometry)?;
-        let sketch = self.known.sketch(request, size, more, direction)?;
-        let settings = sketch.settings.clone();
-        let outlook = Outlook::new(self.known.model, sketch, request, &self.compute)?;
-        let target = outputs::target(request, &settings)?;
-        let mut report = outlook.report(&settings, &target, written.unwrap_or(settings.output()));
-        report.downloads.extend(self.missing.iter().map(|part| (part.name.clone(), part.size())));
-        Ok((outlook.plan, report))
-    }
-}
-
-/// A model as the catalogue knows it.
-struct Known {
-    model: Model,
-    entry: &'static Entry,
-    convention: Convention,
-}
-
-impl Known {
-    /// - `encoder`: its text encoder, where none is named. Errors on an entry whose sizes are unknown.
-    fn of(request: &Request, entry: &'static Entry, encoder: Option<Encoder>, compute: &Compute) -> Result<Self> {
-        let taken = encoder.as_ref().map(|encoder| encoder.entry);
-        let mut model = match entry.embedded {
-            true => Model::of(&Checkpoint::open(&Sources { model: &entry.name, ..Sources::default() })?, compute),
-            false => Model::of_entry(entry, taken, request.quantize.map(Quantize::blocks), compute)?,
-        };
-        model.text_encoder = encoder.map(|encoder| encoder.told());
-        model.scratch = request.quantize_scratch.clone().filter(|_| cfg!(unix) && model.quantised_anew);
-        model.quantised_anew &= request.quantize_cache.is_none();
-        if two_passes::is_wanted(request, &entry.run) {
-            let upscaler = entry.upscaler.as_deref().and_then(catalogue::named).and_then(Entry::size);
-            model.upscaler = Some((upscaler.unwrap_or(0), UPSCALER_WIDTH));
-        }
-        let convention = request.convention.unwrap_or_else(|| entry.run.convention(&model.vae));
-        Ok(Self { model, entry, convention })
-    }
-
-    fn facts(&self) -> ModelFacts {
-        let [time, space, _] = self.model.vae.strides();
-        let geometry = Geometry { time, space };
-        ModelFacts { geometry, defaults: self.entry.run.clone(), convention: self.convention }
-    }
-
-    /// What a request is planned from.
-    /// - `size`: where the request asks for none. `more`: what is held besides the request's own.
-    fn sketch(
-        &self,
-        request: &Request,
-        size: Option<(usize, usize)>,
-        more: &[Place],
-        direction: Direction,
-    ) -> Result<Sketch> {
-        let (geometry, two) = (self.facts().geometry, self.model.upscaler.is_some());
-        let (run, seed) = (&self.entry.run, request.seed.unwrap_or(0));
-        let settings = Settings::decide(request, run, None, self.convention, size, two, seed)?;
-        settings.passes.iter().try_for_each(|pass| pass.check(self.model.transformer.0.layers))?;
-        let tokenizer = Tokenizer::builtin_t5()?; // that of nearly all; for this it is near enough
-        let texts = settings.scenes.iter().map(|scene| scene.prompt.as_str()).chain(settings.negative.as_deref());
-        let texts = texts.map(|text| Ok(tokenizer.encode(text, settings.max_tokens())?.ids.len()));
-        let prompts = texts.collect::<Result<Vec<usize>>>()?;
-        let legal = geometry.legal(settings.clip);
-        let canvases = if two { canvases(legal, geometry, &settings, &SILENT)? } else { vec![legal] };
-        let preparation = Preparation::of(&settings, request, legal, &canvases, true);
-        let mut held = places(&inputs::held(request, &settings, (legal, &preparation), geometry, &SILENT)?);
-        held.extend(more);
-        let context = more.iter().map(|place| place.count).sum();
-        let scheduler = match self.convention {
-            Convention::Text => SchedulerConfig::token_shift(),
-            Convention::Condition => SchedulerConfig::plain(),
-        };
-        Ok(Sketch { settings, geometry, direction, prompts, held, context, scheduler })
-    }
-}
-
-/// What the catalogue's models take on this machine, with the clip that each makes by default.
-pub struct Entries {
-    compute: Compute,
-    speeds: Speeds,
-}
-
-/// What one stage of them takes.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StageOutlook {
-    pub stage: Stage,
-    /// Bytes, as a run is cut to what is free now.
-    pub memory: u64,
-    pub time: Time,
-}
-
-/// What one of them takes.
-#[derive(Clone, Debug, PartialEq)]
-pub struct EntryOutlook {
-    pub clip: Extent,
-    /// Bytes at the most, with all that is used more than once kept in memory.
-    pub memory: u64,
-    /// Bytes at the most, where memory is short: layers are opened at each step, which takes longer.
-    pub least_memory: u64,
-    /// Whether that can be had here; `None` where that is not known.
-    pub fits: Option<bool>,
-    pub time: Time,
-    pub stages: Vec<StageOutlook>,
-}
-
-impl Entries {
-    /// Opens the device that runs take by default, and the machine's history. What is not known of its speed is measured once,
-    /// in a second or two.
-    pub fn new() -> Result<Self> {
-        Ok(Self { compute: device::open("auto", Default::default())?, speeds: Speeds::of_machine(true) })
-    }
-
-    /// - `None` for what is no model, and for one whose sizes the catalogue does not know.
-    pub fn of(&mut self, entry: &'static Entry) -> Option<EntryOutlook> {
-        /// As long as people write them for these models.
-        const PROMPT: &str = "A woman with long brown hair walks along a beach at sunset, waves roll in behind her, and the camera follows her from the side";
-        if entry.kind != Kind::Model {
-            return None;
-        }
-        let request = Request { prompt: PROMPT.to_string(), model: Some(entry.name.clone()), ..Request::default() };
-        let encoder = encoder(&request, &self.compute).ok()?;
-        let known = Known::of(&request, entry, encoder, &self.compute).ok()?;
-        let sketch = known.sketch(&request, None, &[], Direction::Forward).ok()?;
-        let outlook = Outlook::new(known.model, sketch, &request, &self.compute).ok()?;
-        let Outlook { plan, model, .. } = &outlook;
-        let most = |choices: &Choices| {
-            let needs = plan::needs(model, &plan.task, choices, &self.compute);
-            needs.iter().map(Need::memory).max().unwrap_or(0)
-        };
-        let times = outlook.times(&plan.needs, &mut self.speeds);
-        let stages = plan.needs.iter().zip(&times).map(|(need, time)| StageOutlook {
-            stage: need.stage,
-            memory: need.memory(),
-            time: *time,
-        });
-        Some(EntryOutlook {
-            clip: plan.task.clip,
-            memory: most(&Choices::plenty(model, &plan.task, None, &self.compute)),
-            least_memory: most(&Choices::least(None)),
-            fits: (plan.budget != Budget::Unknown).then_some(outlook.refusal.is_none()),
-            time: Time::sum(&times),
-            stages: stages.collect(),
-        })
-    }
-}
-
-/// What a request holds, before any of it is read: a frame each.
-pub fn stills(request: &Request) -> Vec<Place> {
-    let count = request.image.iter().count() + request.keyframe.len() + request.last_image.iter().count();
-    vec![Place { frame: 0, count: 1, bytes: None }; count]
 }
 
 #[cfg(test)]

@@ -202,7 +202,11 @@ impl Pass {
         let guidance = &self.guidance;
         let named = || guidance.stg_blocks.values().iter().flatten();
         if let Some(block) = named().find(|&&block| block >= blocks) {
-            anyhow::bail!("--stg-blocks {block}: this model has the blocks 0 to {}", blocks - 1);
+            anyhow::bail!(
+                "--stg-blocks {block}: this model has the blocks 0 to {}\n  fix: name one in the middle or later, such as --stg-blocks {}",
+                blocks - 1,
+                blocks * 2 / 3
+            );
         }
         ensure!(
             !guidance.needs_stg() || named().next().is_some(),

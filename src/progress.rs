@@ -46,7 +46,7 @@ impl Progress {
             _ if self.quiet => {}
             Mode::None => {}
             Mode::Json => emit(json!({"event": "note", "text": shown::line(text)})),
-            _ => line(&painted(DIM, &shown::line(text))),
+            _ => line(&painted(DIM, &fitted(&shown::line(text), 2))),
         }
     }
 
@@ -66,7 +66,7 @@ impl Progress {
             }
             emit(event);
         } else if !self.quiet && self.mode != Mode::None {
-            line(&shown::line(text));
+            line(&fitted(&shown::line(text), 2));
         }
     }
 
@@ -326,6 +326,15 @@ fn emit(event: Value) {
     line(&shown::visible(&event.to_string()));
 }
 
+/// A line broken between words, where standard error is a terminal that is narrower.
+/// - `indent`: of what is below its first line.
+fn fitted(text: &str, indent: usize) -> String {
+    match terminal_size::terminal_size_of(std::io::stderr()) {
+        Some((columns, _)) if columns.0 > 0 => shown::wrapped(text, indent, columns.0.into()),
+        _ => text.to_string(),
+    }
+}
+
 /// A closed standard error is no reason to stop a run.
 fn line(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
@@ -390,14 +399,18 @@ fn has_colours() -> bool {
 pub fn error(error: &anyhow::Error, mode: Mode) {
     let (head, below) = told(error);
     if mode != Mode::Json {
+        /// Of what is broken: as wide as `error: ` and `  fix: `.
+        const INDENT: usize = 7;
         let below = below.iter().map(|line| {
-            let line = shown::line(line);
+            let line = fitted(&shown::line(line), INDENT);
             match line.strip_prefix("  fix:") {
                 Some(rest) => format!("\n  {}{rest}", painted(BOLD, "fix:")),
                 None => format!("\n{line}"),
             }
         });
-        return line(&format!("{} {}{}", painted(RED, "error:"), shown::line(&head), below.collect::<String>()));
+        let head = fitted(&format!("error: {}", shown::line(&head)), INDENT);
+        let head = head.strip_prefix("error:").unwrap_or(&head);
+        return line(&format!("{}{head}{}", painted(RED, "error:"), below.collect::<String>()));
     }
     let mut event = json!({"event": "error", "text": shown::line(&head)});
     for line in &below {

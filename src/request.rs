@@ -261,13 +261,16 @@ impl Request {
             let Some(list) = list else { continue };
             let name = || format!("--{flag} {}", list.iter().map(f64::to_string).collect::<Vec<_>>().join(","));
             ranges::check_list(flag, list.iter().copied()).map_err(|e| anyhow!("{}: {e}", name()))?;
-            if flag != "stg-blocks" {
-                Schedule::explicit(list).map_err(|e| anyhow!("{}: {e}", name()))?;
+            if flag == "stg-blocks" {
+                continue;
             }
+            let fix = || format!("--{flag} {}", falling(list, flag == "sigmas"));
+            Schedule::explicit(list).map_err(|e| anyhow!("{}: {e}\n  fix: such as {}", name(), fix()))?;
             ensure!(
                 flag != "second-sigmas" || list[0] < 1.0,
-                "{}: it has to begin below 1, where something of the first pass is left",
-                name()
+                "{}: it has to begin below 1, where something of the first pass is left\n  fix: such as {}",
+                name(),
+                fix()
             );
         }
         ensure!(frames.is_none() || seconds.is_none(), "--frames and --seconds say the same thing: give one of them");
@@ -414,6 +417,19 @@ impl Settings {
     pub fn encoded_tokens(&self, tokens: usize) -> usize {
         self.recipe.encoded_tokens(self.convention, tokens)
     }
+}
+
+/// Noise levels that fall, as near to what was given as can be: sorted, each once, and none that starts from nothing.
+/// - `from_noise`: whether 1 may be among them.
+fn falling(sigmas: &[f64], from_noise: bool) -> String {
+    let mut levels: Vec<f64> =
+        sigmas.iter().copied().filter(|&level| level > 0.0 && (level < 1.0 || from_noise)).collect();
+    levels.sort_by(|a, b| b.total_cmp(a));
+    levels.dedup();
+    if levels.is_empty() {
+        levels = vec![0.9, 0.6, 0.3];
+    }
+    levels.iter().map(f64::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// Blur and compression of the pictures that a run holds; 0 is none.

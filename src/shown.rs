@@ -74,6 +74,40 @@ pub fn lines(text: &str) -> String {
     shown
 }
 
+/// Breaks a line between words; a value in backticks only where it fits no line of its own. What is wider than a line stays one word.
+/// - `indent`: of the lines after the first. `columns`: the widest that a line may be.
+pub fn wrapped(text: &str, indent: usize, columns: usize) -> String {
+    let indent = if indent * 3 < columns { indent } else { 0 };
+    let mut words: Vec<String> = vec![];
+    let (mut quoted, mut begun) = (false, 0);
+    for word in text.split(' ') {
+        if !quoted {
+            begun = words.len();
+        }
+        words.push(word.to_string());
+        quoted ^= !word.matches('`').count().is_multiple_of(2);
+        let value = words[begun..].join(" ");
+        if !quoted && value.chars().count() <= columns - indent {
+            words.splice(begun.., [value]);
+        }
+    }
+    let (mut out, mut width) = (String::new(), 0);
+    for (i, word) in words.iter().enumerate() {
+        let count = word.chars().count();
+        if i > 0 && width + 1 + count > columns && !out.trim().is_empty() {
+            out.push('\n');
+            out.push_str(&" ".repeat(indent));
+            width = indent;
+        } else if i > 0 {
+            out.push(' ');
+            width += 1;
+        }
+        out.push_str(word);
+        width += count;
+    }
+    out
+}
+
 /// Leaves out the middle of what is longer than `most` characters: both ends say what it is.
 fn cut(text: &str, most: usize) -> String {
     let count = text.chars().count();
@@ -103,6 +137,20 @@ mod tests {
         {
             assert!(matches!(visible(plain), Cow::Borrowed(_)), "{plain}");
         }
+    }
+
+    #[test]
+    fn lines_break_between_words() {
+        assert_eq!(wrapped("one two three", 2, 13), "one two three");
+        assert_eq!(wrapped("one two three", 2, 9), "one two\n  three");
+        // what stands between backticks is copied as one
+        assert_eq!(wrapped("try `a b c` now", 2, 9), "try\n  `a b c`\n  now");
+        assert_eq!(wrapped("try `aa bb cc dd`", 2, 9), "try `aa\n  bb cc\n  dd`");
+        // spaces stay, and nothing breaks what has none
+        assert_eq!(wrapped("  fix: `a  b` c", 7, 80), "  fix: `a  b` c");
+        assert_eq!(wrapped("a-word-that-is-wide x", 0, 8), "a-word-that-is-wide\nx");
+        assert_eq!(wrapped("  fix: a-word-that-is-wide", 7, 24), "  fix:\n       a-word-that-is-wide");
+        assert_eq!((wrapped("", 2, 9), wrapped("x y", 7, 1)), (String::new(), "x\ny".to_string()));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::noise::Noise;
 use crate::passes::Pass;
 use crate::pixels::{self, Cut};
 use crate::plan::Choices;
-use crate::progress::{Progress, Stage};
+use crate::progress::{Progress, Stage, human_seconds};
 use crate::recipe::Recipe;
 use crate::request::Settings;
 use crate::sampler::{self, Schedule, State};
@@ -24,6 +24,7 @@ use crate::video::Frame;
 use crate::weights::open::Tensors;
 use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Tensor};
+use std::time::Instant;
 
 /// A checkpoint with where to run it and whom to tell.
 pub struct Stages<'a> {
@@ -176,23 +177,31 @@ impl Stages<'_> {
         decoder_input(latents, &self.statistics()?, drawn, tone_map, self.settings.recipe)
     }
 
+    /// Loads the decoder, which is then at hand for all scenes of a run.
+    pub fn decoder(&self) -> Result<Decoder> {
+        memory::release(); // of what the transformer was at work with
+        let Compute { device, stored, dtype, .. } = &self.compute;
+        let (config, tensors) = &self.checkpoint.vae;
+        let begun = Instant::now();
+        let decoder = Decoder::load(config, tensors.load(*stored, *dtype, device).pp("decoder"))?;
+        self.progress.detail(&format!("the decoder is loaded, in {}", human_seconds(begun.elapsed().as_secs_f64())));
+        Ok(decoder)
+    }
+
     /// Latents -> frames, handed to `sink` in their order. A device that runs out of memory gets smaller tiles; nothing but the
     /// decoding is done again.
-    /// - `latents`: of [`Stages::decoder_input`], all of a clip or a part of it. `legal`: the size of the whole; pictures of
+    /// - `decoder`: of [`Stages::decoder`]. `latents`: of [`Stages::decoder_input`], all of a clip or a part of it. `legal`: the size of the whole; pictures of
     ///   another size are brought to it. `clip`: the size that frames are then cropped to, and how many of them are wanted.
     ///   `after`: called with the number of frames done.
     pub fn decode(
         &self,
+        decoder: &Decoder,
         latents: &Tensor,
         legal: Extent,
         clip: Extent,
         mut sink: impl FnMut(Frame) -> Result<()>,
         mut after: impl FnMut(usize),
     ) -> Result<()> {
-        memory::release(); // of what the transformer was at work with
-        let Compute { device, stored, dtype, .. } = &self.compute;
-        let (config, tensors) = &self.checkpoint.vae;
-        let decoder = Decoder::load(config, tensors.load(*stored, *dtype, device).pp("decoder"))?;
         let (_, _, h, w, _) = latents.dims5()?;
         let (mut handed, mut done) = (0, 0);
         let attempt = |cut: &Cut| {
@@ -212,7 +221,7 @@ impl Stages<'_> {
                 after(usize::saturating_sub(now, done));
                 done = done.max(now);
             };
-            pixels::decode(&decoder, latents, (cut, self.checkpoint.geometry()), (legal, clip), start, sink, counted)
+            pixels::decode(decoder, latents, (cut, self.checkpoint.geometry()), (legal, clip), start, sink, counted)
         };
         let made = pixels::with_less(self.choices.decode, (h, w), attempt, |tiling| self.again(tiling))?;
         ensure!(made == clip.frames, "the decoder made {made} of {} frames", clip.frames);

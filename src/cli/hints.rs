@@ -6,6 +6,19 @@ use clap::Command;
 /// was given, or for what is before the bar.
 type Hint = (&'static [&'static str], &'static str, &'static str);
 
+const CUDA: &str = match cfg!(feature = "cuda") {
+    true => "--device cuda",
+    false => {
+        "--device cuda, in a build with it, as this one is not: in reel's source, `cargo build --release --features cuda`"
+    }
+};
+const METAL: &str = match cfg!(feature = "metal") {
+    true => "--device metal",
+    false => {
+        "--device metal, in a build with it, as this one is not: in reel's source, `cargo build --release --features metal`"
+    }
+};
+
 const FLAGS: &[Hint] = &[
     (
         &[
@@ -28,9 +41,9 @@ const FLAGS: &[Hint] = &[
         "guidance",
         "--guidance {X|}",
     ),
-    (&["--gpu", "--gpus", "--cuda", "--use-gpu", "--n-gpu-layers", "-ngl"], "device", "--device cuda"),
+    (&["--gpu", "--gpus", "--cuda", "--use-gpu", "--n-gpu-layers", "-ngl"], "device", CUDA),
     (&["--cpu", "--no-gpu", "--use-cpu"], "device", "--device cpu"),
-    (&["--mps", "--metal"], "device", "--device metal"),
+    (&["--mps", "--metal"], "device", METAL),
     (&["--fp16", "--half", "--float16"], "dtype", "--dtype f16"),
     (&["--bf16", "--bfloat16"], "dtype", "--dtype bf16"),
     (&["--fp32", "--float32", "--no-half"], "dtype", "--dtype f32"),

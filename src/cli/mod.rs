@@ -13,8 +13,10 @@ mod usage;
 
 use crate::device;
 use crate::folders::Folder;
+use crate::platform::arenas;
 use crate::platform::files::CannotWrite;
 use crate::platform::signals::{self, End};
+use crate::platform::streams;
 use crate::platform::threads;
 use crate::progress::{self, Mode, Progress};
 use crate::shown;
@@ -102,11 +104,13 @@ fn start_threads(asked: Option<u16>) -> Result<Option<String>, Failure> {
 
 /// Runs the program: parses, does, prints the one error.
 pub fn run() -> ExitCode {
+    arenas::spare_address_space();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            let _ = e.print(); // a closed terminal is no second error
-            return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
+            let printed = e.print().and_then(|()| std::io::stdout().flush());
+            // of what went to standard error nobody could be told
+            return if e.use_stderr() { ExitCode::from(2) } else { ended(written(printed), Mode::Auto) };
         }
         Err(e) => {
             let args: Vec<String> = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
@@ -151,6 +155,11 @@ pub fn run() -> ExitCode {
         }
         Verb::Licenses => print_exact(include_bytes!("../licenses.txt")),
     };
+    ended(done, mode)
+}
+
+/// Prints the one error, and says how the program ends.
+fn ended(done: Result<(), Failure>, mode: Mode) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::BadInput(e)) => {
@@ -192,14 +201,20 @@ fn print_data(text: &str) -> Result<(), Failure> {
     print_exact(lines.join("\n").as_bytes())
 }
 
-/// Bytes to standard output as they are. A reader that has had enough is no error.
+/// Bytes to standard output as they are.
 fn print_exact(data: &[u8]) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    match out.write_all(data).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::Failed(anyhow::Error::new(e).context("cannot write to standard output")))
-        }
-        _ => Ok(()),
+    written(out.write_all(data).and_then(|()| out.flush()))
+}
+
+/// What became of writing to standard output. A reader that has had enough is no error.
+fn written(done: std::io::Result<()>) -> Result<(), Failure> {
+    const FAILED: &str = "cannot write to standard output";
+    match done {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(e) => Err(Failure::Failed(anyhow::Error::new(e).context(FAILED))),
+        Ok(()) if streams::output_was_closed() => Err(Failure::Failed(anyhow::anyhow!("{FAILED}: it is closed"))),
+        Ok(()) => Ok(()),
     }
 }
 

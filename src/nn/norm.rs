@@ -199,6 +199,24 @@ mod tests {
         Ok(())
     }
 
+    /// Rows that are no whole number of registers, whose values lie far from zero and close together.
+    #[test]
+    fn a_large_mean_leaves_a_small_variance() -> Result<()> {
+        const EPS: f64 = 1e-5;
+        for d in [5, 32, 37] {
+            let row: Vec<f32> = (0..d).map(|i| 4096.0 + 0.25 * (i % 5) as f32).collect();
+            let x = Tensor::from_slice(&row, (1, d), &candle_core::Device::Cpu)?;
+            let normed: Vec<f32> = Bent::new(Norm::Layer, EPS).forward(&x, Math::F32)?.flatten_all()?.to_vec1()?;
+            let mean = row.iter().map(|&x| x as f64).sum::<f64>() / d as f64;
+            let variance = row.iter().map(|&x| (x as f64 - mean).powi(2)).sum::<f64>() / d as f64;
+            for (x, y) in row.iter().zip(normed) {
+                let right = (*x as f64 - mean) / (variance + EPS).sqrt();
+                assert!((y as f64 - right).abs() < 1e-2, "{d} values: {y} for {right}");
+            }
+        }
+        Ok(())
+    }
+
     #[test]
     fn plain_forms_have_gradients() -> Result<()> {
         let x = Var::from_tensor(&values(&[2, 5], 4)?)?;

@@ -18,7 +18,7 @@ mod work;
 pub use choose::{Budget, Choices, Chooser, Tiles, smaller_clips, tiling};
 pub use disk::{check_disk, least_disk};
 pub use encoder::{Encoder, encoder};
-pub use show::{Offer, Report, Time, rough_seconds};
+pub use show::{Offer, Report, Room, Time, rough_seconds};
 pub use weights::{Model, Products};
 pub use work::{Product, Work};
 

@@ -5,6 +5,7 @@ use crate::geometry::Extent;
 use crate::pixels::Cut;
 use crate::progress::{counted, human_bytes, human_seconds};
 use serde_json::{Value, json};
+use std::path::PathBuf;
 
 /// What else there is to say of a run, beside its plan.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +26,8 @@ pub struct Report {
     pub disk: Option<u64>,
     /// Files that are not here, and their bytes.
     pub downloads: Vec<(String, Option<u64>)>,
+    /// Where they go, what is free there, and what of them is still to come.
+    pub download_room: Option<Room>,
     /// How long each stage takes, by the plan's order.
     pub times: Vec<Time>,
     /// A smaller clip, where this one takes long.
@@ -33,6 +36,27 @@ pub struct Report {
     pub refusal: Option<String>,
     /// The text encoder that was chosen, and why, where none was named.
     pub encoder: Option<String>,
+}
+
+/// The disk that downloads go to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Room {
+    pub folder: PathBuf,
+    pub free: u64,
+    /// Bytes that are to come, as far as the catalogue knows.
+    pub need: u64,
+}
+
+impl Room {
+    pub fn fits(&self) -> bool {
+        self.need <= self.free
+    }
+
+    /// `; 1.20 TB are free in `FOLDER``.
+    fn describe(&self) -> String {
+        let fits = if self.fits() { "" } else { ": they do not fit" };
+        format!("; {} are free in `{}`{fits}", human_bytes(self.free), self.folder.display())
+    }
 }
 
 /// How long something takes, and how that is known.
@@ -229,7 +253,8 @@ impl Plan {
             (files, sizes) => {
                 let all =
                     sizes.map(|sizes| human_bytes(sizes.iter().sum())).unwrap_or_else(|| "size unknown".to_string());
-                text += &format!("download  {all}\n");
+                let room = report.download_room.as_ref().map(Room::describe).unwrap_or_default();
+                text += &format!("download  {all}{room}\n");
                 for (name, bytes) in files {
                     let size = bytes.map(human_bytes).unwrap_or_else(|| "size unknown".to_string());
                     text += &format!("          {name}: {size}\n");
@@ -342,6 +367,8 @@ impl Plan {
             "out": report.out, "disk": report.disk, "disk_at_least": report.disk,
             "scale": report.scale, "output": report.output.map(extent),
             "downloads": report.downloads.iter().map(|(name, bytes)| json!({"file": name, "bytes": bytes})).collect::<Vec<_>>(),
+            "download_free": report.download_room.as_ref().map(|room| room.free),
+            "download_fits": report.download_room.as_ref().map(Room::fits),
             "refusal": report.refusal, "text_encoder": report.encoder,
         })
     }
@@ -373,6 +400,14 @@ mod tests {
             said,
             ["1 s", "6 s", "40 s", "1 min", "1 min", "10 min", "40 min", "1 h", "2 h 10 min", "33 h", "12 days"]
         );
+    }
+
+    #[test]
+    fn downloads_are_held_against_the_disk() {
+        let room = |free| Room { folder: "/cache".into(), free, need: 6_340_000_000 };
+        assert_eq!(room(1_200_000_000_000).describe(), "; 1.20 TB are free in `/cache`");
+        assert!(room(6_340_000_000).fits());
+        assert_eq!(room(5_000_000_000).describe(), "; 5.00 GB are free in `/cache`: they do not fit");
     }
 
     #[test]

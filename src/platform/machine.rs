@@ -94,14 +94,24 @@ mod linux {
     }
 }
 
+/// Tells whether the shell limits the address space: `ulimit -v`.
+#[cfg(target_os = "linux")]
+pub fn is_address_space_limited() -> bool {
+    std::fs::read_to_string("/proc/self/limits").is_ok_and(|limits| soft_limit(&limits, "Max address space").is_some())
+}
+
+/// Returns a limit of `/proc/self/limits`; `None` where it is unlimited.
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
+fn soft_limit(limits: &str, name: &str) -> Option<u64> {
+    limits.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next())?.parse().ok()
+}
+
 /// Returns what the shell's limits leave; `None` where there are none.
 /// - `limits`, `status`: the files of these names in `/proc/self`.
 #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 fn limits_room(limits: &str, status: &str) -> Option<u64> {
-    let of = |limit: &str, used: &str| {
-        let soft = limits.lines().find_map(|line| line.strip_prefix(limit)?.split_whitespace().next())?;
-        Some(soft.parse::<u64>().ok()?.saturating_sub(entry(status, used).unwrap_or(0)))
-    };
+    let of =
+        |limit: &str, used: &str| Some(soft_limit(limits, limit)?.saturating_sub(entry(status, used).unwrap_or(0)));
     [of("Max address space", "VmSize:"), of("Max data size", "VmData:")].into_iter().flatten().min()
 }
 

@@ -1,7 +1,10 @@
-//! What the machine and its system give: files that appear whole or not at all, files in memory, memory and disk, threads, signals.
+//! What the machine and its system give: files that appear whole or not at all, files in memory, memory and disk, threads, signals,
+//! standard streams.
 
+pub mod arenas;
 pub mod files;
 pub mod machine;
 pub mod mapped;
 pub mod signals;
+pub mod streams;
 pub mod threads;

@@ -10,7 +10,10 @@ const FLAGS: &[(&[&str], &[&str])] = &[
     (&["--size", "axb"], &["--size", "`axb`", "704x480"]),
     (&["--size", "99999x64"], &["--size", "`99999x64`", "16384"]),
     (&["--size", "99999999999999999999x64"], &["--size", "1 to 16384"]),
-    (&["--size", "16384x16384", "--frames", "100000", "-o", "a.png"], &["memory", "fix: --"]),
+    (
+        &["--size", "16384x16384", "--frames", "100000", "--memory", "8GiB", "-o", "a.png"],
+        &["--memory allows", "fix: --size"],
+    ),
     (&["--memory", "3q"], &["--memory", "`3q`", "8GiB"]),
     (&["--memory", "0"], &["--memory", "`0`", "8GiB"]),
     (&["--memory", "-1GB"], &["--memory", "`-1GB`", "8GiB"]),
@@ -38,24 +41,26 @@ const FLAGS: &[(&[&str], &[&str])] = &[
     (&["--steps", "0"], &["--steps", "`0`", "1 to"]),
     (&["--steps", "-2"], &["--steps", "-2"]),
     (&["--steps", "4", "--sigmas", "1,0.5"], &["--steps", "--sigmas"]),
-    (&["--sigmas", "0.5,0.7"], &["--sigmas 0.5,0.7", "fall"]),
+    (&["--sigmas", "0.5,0.7"], &["--sigmas 0.5,0.7", "fall", "fix: such as --sigmas 0.7,0.5"]),
     (&["--sigmas", "0.5,0.5"], &["--sigmas 0.5,0.5", "below"]),
+    (&["--sigmas", "1,1"], &["--sigmas 1,1", "fix: such as --sigmas 1"]),
     (&["--sigmas", ""], &["--sigmas"]),
     (&["--sigmas", "1.5,0.5"], &["--sigmas", "`1.5`", "0 to 1"]),
     (&["--sigmas", "1,nan"], &["--sigmas", "`nan`"]),
     (&["--sigmas", "1,-0.5"], &["--sigmas", "`-0.5`"]),
-    (&["--sigmas", "0"], &["--sigmas 0"]),
+    (&["--sigmas", "0"], &["--sigmas 0", "fix: such as --sigmas 0.9,0.6,0.3"]),
     (&["--sigmas", "1,x"], &["--sigmas", "`x`"]),
     (&["--guidance", "nan"], &["--guidance", "`nan`"]),
     (&["--guidance", "-1"], &["--guidance", "`-1`"]),
     (&["--guidance-rescale", "2"], &["--guidance-rescale", "`2`", "0 to 1"]),
     (&["--stg", "-1"], &["--stg", "`-1`", "0 to"]),
     (&["--stg", "1"], &["--stg", "--stg-blocks", "fix:"]),
-    (&["--stg", "1", "--stg-blocks", "3,99"], &["--stg-blocks 99", "0 to"]),
+    (&["--stg", "1", "--stg-blocks", "3,99"], &["--stg-blocks 99", "0 to", "fix:", "such as --stg-blocks"]),
+    (&["--stg-blocks", "99"], &["--stg-blocks 99", "0 to", "fix:"]),
     (&["--stg-blocks", "-1"], &["--stg-blocks", "-1"]),
     (&["--cfg-star", "maybe"], &["--cfg-star", "`maybe`", "off"]),
     (&["--stochastic"], &["--stochastic"]),
-    (&["--second-sigmas", "1,0.5"], &["--second-sigmas 1,0.5", "below 1"]),
+    (&["--second-sigmas", "1,0.5"], &["--second-sigmas 1,0.5", "below 1", "fix: such as --second-sigmas 0.5"]),
     (&["--second-sigmas", "0.5,0.9"], &["--second-sigmas 0.5,0.9", "fall"]),
     (&["--adain", "2"], &["--adain", "`2`", "0 to 1"]),
     (&["--tone-map", "nan"], &["--tone-map", "`nan`", "0 to 1"]),
@@ -162,6 +167,11 @@ fn devices_that_this_build_lacks() {
     for device in ["cuda", "cuda:1", "metal"] {
         refused(&scratch, &["generate", "x", "--device", device], &["this build", "--device cpu", "--features"]);
     }
+    refused(
+        &scratch,
+        &["generate", "x", "--gpu"],
+        &["`--gpu`", "--device cuda", "`cargo build --release --features cuda`"],
+    );
 }
 
 #[test]
@@ -207,4 +217,10 @@ fn a_failing_standard_output_is_the_machines_fault() {
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
     let output = command(&scratch.0, &args).stdout(full).stderr(std::process::Stdio::piped()).output().unwrap();
     judge(&args, &output, 1, &["standard output"]);
+    for args in [&["--help"][..], &["--version"], &["generate", "--help"], &["models", "path", "--help"], &["licenses"]]
+    {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = command(&scratch.0, args).stdout(full).stderr(std::process::Stdio::piped()).output().unwrap();
+        judge(args, &output, 1, &["standard output"]);
+    }
 }

@@ -264,7 +264,12 @@ fn a_named_text_encoder_that_is_not_here() {
     let plan = reel(&scratch.0, &[&args("t5-xxl-q6_k"), &["--dry-run"][..]].concat());
     assert_eq!(plan.status.code(), Some(0), "{}", text(&plan.stderr));
     let said = text(&plan.stdout);
-    assert!(said.contains("download  10.8 GB") && said.contains("t5-xxl-q6_k: 3.91 GB"), "{said}");
+    assert!(
+        said.contains("download  10.8 GB; ")
+            && said.contains(" are free in `")
+            && said.contains("t5-xxl-q6_k: 3.91 GB"),
+        "{said}"
+    );
     refused(&scratch, &[&args("t5-xxl-nope"), &["--dry-run"][..]].concat(), &["`t5-xxl-nope`", "models list", "fix:"]);
 }
 

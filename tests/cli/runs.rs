@@ -527,3 +527,17 @@ fn a_long_run_offers_a_smaller_clip() {
     speed(1e5);
     assert!(plan(&[])["offer"].is_null());
 }
+
+/// Loading it takes seconds where it is large.
+#[test]
+fn scenes_share_one_decoder() {
+    let scratch = Scratch::new();
+    let args = ["--frames", "17", "--fps", "8", "--prompt-at", "1", "a blue cube", "-v", "-o", "a.gif"];
+    let args = [&["generate", "a red ball", "--seed", "7", "--steps", "1", "--size", "32x32"][..], &args].concat();
+    let said = works(&scratch, &args).1;
+    assert_eq!(said.matches("the decoder is loaded").count(), 1, "{said}");
+    // a scene has frames of its own
+    let whole = [&args[..args.len() - 1], &["b.png", "--dry-run", "--json"]].concat();
+    let plan: Value = serde_json::from_slice(&works(&scratch, &whole).0).unwrap();
+    assert_eq!(plan["scenes"], 2, "{plan}");
+}

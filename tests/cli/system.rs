@@ -179,6 +179,39 @@ fn closed_streams_and_missing_folders_are_no_end() {
     judge(&["selftest"], &output, 1, &["TMPDIR", "fix:"]);
 }
 
+/// What runs in less address space runs in more: no reserve grows with the limit. (It is told in kB.)
+#[test]
+#[cfg(target_os = "linux")]
+fn more_address_space_refuses_nothing_that_less_runs() {
+    let scratch = Scratch::new();
+    let runs = |limit: usize| {
+        let args = short(&["--threads", "8", "--force", "-o", "a.gif"]);
+        after(&format!("ulimit -v {limit}"), &scratch.0, &args).output().unwrap().status.success()
+    };
+    let (limits, mut least) = ([100_000, 125_000, 150_000, 200_000, 250_000, 300_000, 400_000, 600_000], None);
+    for limit in limits {
+        let done = runs(limit);
+        assert!(done || least.is_none(), "{limit} kB are refused, and {least:?} run");
+        least = least.or(done.then_some(limit));
+    }
+    assert!(least.is_some_and(|least| least <= 300_000), "{least:?}");
+}
+
+/// The library opens `/dev/null` in its place, which takes everything.
+#[test]
+fn a_closed_standard_output_is_an_error_where_something_goes_there() {
+    let scratch = Scratch::new();
+    let clip = short(&["-o", "-"]);
+    let plan = short(&["--dry-run"]);
+    for (args, code) in [(&clip[..], 2), (&plan, 1), (&["--help"], 1), (&["models", "list", "--json"], 1)] {
+        let output = after("exec >&-", &scratch.0, args).output().unwrap();
+        judge(args, &output, code, &["standard output", "closed"]);
+    }
+    // where it is not closed there is nothing to say
+    let output = after("exec >/dev/null", &scratch.0, &clip).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+}
+
 /// Pipes are not waited for, and what has no end is not read.
 #[test]
 fn pipes_and_devices_are_no_files() {

@@ -77,6 +77,26 @@ fn wrong_bytes_are_never_given_a_name() {
     assert_eq!(server.requests("GET").len(), 1, "a whole wrong file is not fetched over and over");
     scratch.assert_nothing();
     assert!(!scratch.partial(&bytes).exists(), "nothing of it can be gone on from");
+    assert!(!any_file(&scratch.0.join("data")), "not even a record");
+}
+
+/// What was pulled before keeps the record that it had.
+#[test]
+fn a_pull_that_fails_leaves_the_record_of_before() {
+    let (scratch, bytes, newer) = (Scratch::new(), content(LEN), content(LEN + 2));
+    let good = hub(&bytes, |_, _, reply| reply);
+    pull(&scratch.store(&good), &entry("x", None)).unwrap();
+    let record = scratch.0.join("data/weights/x.json");
+    let before = std::fs::read(&record).unwrap();
+    std::fs::remove_file(scratch.pointer()).unwrap();
+    let gone = hub(&newer, gets(|_, _| Reply::status(404)));
+    pull(&scratch.store(&gone), &entry("x", None)).unwrap_err();
+    assert_eq!(std::fs::read(&record).unwrap(), before);
+    // of what broke off the record says whose it is
+    let broken = hub(&newer, gets(|before, reply| reply.cut(if before == 0 { 300_007 } else { 0 })));
+    pull(&scratch.store(&broken), &entry("x", None)).unwrap_err();
+    assert!(scratch.partial(&newer).exists());
+    assert!(std::fs::read_to_string(&record).unwrap().contains(&sha256(&newer)));
 }
 
 #[test]
@@ -485,7 +505,9 @@ fn a_hub_out_of_reach_leaves_the_addresses_and_what_to_do_with_the_files() {
     let address = format!("http://{free}/{REPO}/resolve/main/sub/{SERVED}");
     let words = ["`x` and `t5` are not here", "2 times over", &address, "/resolve/main/t5/t5.gguf"];
     assert_words(&error, &words);
-    assert_words(&error, &["--model \"weights one.bin\"", "--text-encoder t5.gguf", "HTTPS_PROXY", "HF_ENDPOINT"]);
+    assert_words(&error, &["--model \"weights one.bin\"", "--text-encoder t5.gguf", "HTTPS_PROXY"]);
+    assert_words(&error, &[&format!("correct HF_ENDPOINT, which is `http://{free}`"), "unset it"]);
+    assert!(!error.contains("mirror"), "the mirror that is set is the one that is away: {error}");
     assert_eq!(error.lines().count(), 3, "{error}");
     // what the catalogue knows is at the hub itself, whatever mirror is set
     let error = pull(&away, &entry("x", None)).unwrap_err();

@@ -50,18 +50,19 @@ pub unsafe fn bend<V: Simd, E: Element>(how: &Bend, x: &[f32], y: &mut [MaybeUni
             Some((norm, eps)) => {
                 let mid = if norm == Norm::Layer { sum::<V>(x, d, |x| x) / d as f32 } else { 0.0 };
                 let middle = V::splat(mid);
+                // the zeros that fill up the last register are off by the mean, so what does not fill one is summed by itself
+                let whole = if norm == Norm::Layer { d - d % V::LANES } else { d };
                 let square = sum::<V>(
                     x,
-                    d,
+                    whole,
                     #[inline(always)]
                     |x| {
                         let x = x.sub(middle);
                         x.mul(x)
                     },
                 );
-                // the zeros that fill up the last register are off by the mean, too
-                let beyond = (d.next_multiple_of(V::LANES) - d) as f32 * mid * mid;
-                (mid, ((square - beyond) / d as f32 + eps).sqrt().recip())
+                let square = (whole..d).fold(square, |sum, i| sum + (*x.add(i) - mid) * (*x.add(i) - mid));
+                (mid, (square / d as f32 + eps).sqrt().recip())
             }
             None => (0.0, 1.0),
         };

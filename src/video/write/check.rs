@@ -2,6 +2,7 @@
 
 use super::{Format, Rate, Sizing, Target, frames};
 use crate::platform::files::{AtomicFile, folder_of};
+use crate::platform::streams;
 use anyhow::{Result, bail, ensure};
 use std::io::{ErrorKind, IsTerminal};
 use std::path::PathBuf;
@@ -88,6 +89,10 @@ pub fn place(target: &Target, force: bool) -> Result<()> {
         ensure!(
             !std::io::stdout().is_terminal(),
             "`-` would write raw video to the terminal\n  fix: pipe it, as in `... -o - | ffplay -`, or give -o FILE"
+        );
+        ensure!(
+            !streams::output_was_closed(),
+            "`-` is standard output, which is closed\n  fix: pipe it, as in `... -o - | ffplay -`, or give -o FILE"
         );
         return Ok(());
     }

@@ -3,6 +3,7 @@
 use super::cache::Folder;
 use super::hub::{self, Hub, Meta, Trouble};
 use super::record::Record;
+use super::settings::HUB;
 use super::transfer::{Ended, Wanted, fetch, hash_file, hash_of_git, is_git_hash, pause};
 use super::{State, Store, short};
 use crate::platform::machine::free_disk;
@@ -179,8 +180,15 @@ impl Store {
             match (wait, most) {
                 (Some(wait), _) => pause(&why, rest.unwrap_or(*wait), |text| progress.note(text)),
                 (None, Some(_)) => {
-                    let fix = "set HTTPS_PROXY where the network has a proxy, or HF_ENDPOINT to a mirror";
-                    bail!(self.elsewhere(&format!("{}: {why}, {failed} times over", not_here(missing)), fix, missing))
+                    // an address that was set and does not answer is no way out
+                    let fix = match self.settings.endpoint == HUB {
+                        true => "set HTTPS_PROXY where the network has a proxy, or HF_ENDPOINT to a mirror".to_string(),
+                        false => format!(
+                            "correct HF_ENDPOINT, which is `{}`, or unset it, which asks {HUB}; or set HTTPS_PROXY where the network has a proxy",
+                            self.settings.shown_endpoint()
+                        ),
+                    };
+                    bail!(self.elsewhere(&format!("{}: {why}, {failed} times over", not_here(missing)), &fix, missing))
                 }
                 (None, None) => {
                     bail!("cannot ask for `{}`: {why}, {failed} times over\n  fix: try again later", entry.name)
@@ -222,7 +230,23 @@ impl Store {
         Ok(())
     }
 
-    fn fetch(
+    /// Fetches one file. A pull of which nothing is left leaves no record either: the one of before is put back.
+    fn fetch(&self, hub: &Hub, item: Item, accept_hash: bool, progress: &Progress, stage: &mut Bytes) -> Result<()> {
+        let (entry, folder) = (item.entry, self.folder(&item.remote));
+        let before = self.record(entry);
+        let done = self.fetch_recorded(hub, item, accept_hash, progress, stage);
+        let is_left = |etag: &str| [folder.partial(etag), folder.blob(etag)].iter().any(|path| path.exists());
+        if done.is_err() && self.record(entry).is_some_and(|record| !is_left(&record.etag)) {
+            match before {
+                // where it cannot be written, what is there is only out of date
+                Some(before) => drop(before.write(&self.settings.data, &entry.name)),
+                None => Record::forget(&self.settings.data, &entry.name),
+            }
+        }
+        done
+    }
+
+    fn fetch_recorded(
         &self,
         hub: &Hub,
         mut item: Item,
