@@ -211,7 +211,7 @@ pub fn open(path: &Path) -> Result<Reader> {
     guarded(|| open_unnamed(path)).map_err(|error| named(path, error))
 }
 
-/// Width and height as shown; of a still from its header alone.
+/// Width and height as shown; of a still from its header alone, of a GIF without decoding it.
 pub fn size(path: &Path) -> Result<(usize, usize)> {
     let still = |format| guarded(|| still::size(path, format)).map_err(|error| named(path, error));
     match kind(path).map_err(|error| named(path, error))? {
@@ -219,6 +219,10 @@ pub fn size(path: &Path) -> Result<(usize, usize)> {
         Some(Kind::Jpeg) => still(ImageFormat::Jpeg),
         Some(Kind::Webp) => still(ImageFormat::WebP),
         Some(Kind::Bmp) => still(ImageFormat::Bmp),
+        Some(Kind::Gif) => {
+            let size = guarded(|| animation::size(path, ImageFormat::Gif)?.context("there are no frames in it"));
+            size.map_err(|error| named(path, error))
+        }
         _ => open(path).map(|reader| (reader.info.width, reader.info.height)),
     }
 }
