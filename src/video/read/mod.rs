@@ -41,7 +41,7 @@ mod y4m;
 pub(in crate::video) mod yuv;
 
 #[cfg(feature = "h264")]
-pub(in crate::video) use mp4::{Entry, Track};
+pub(in crate::video) use mp4::{Entry, SUMS, Track};
 pub use steady::Steady;
 
 /// What a file holds.
@@ -397,7 +397,7 @@ impl Reader {
         let Some(video) = self.spare.take() else { return Err(error) };
         let piped =
             film::take_over(&self.path, video, (self.stored.0, self.stored.1, self.starts.len()), self.at, &error);
-        let Some(piped) = piped? else { return Err(film::convert(&error.to_string())) };
+        let Some(piped) = piped? else { return Err(film::gave_up(&error)) };
         self.notes.push(format!("{error:#}: read with `ffmpeg` from there on"));
         self.source = Box::new(piped);
         Ok(())
