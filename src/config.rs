@@ -24,6 +24,17 @@ pub fn brief(text: &str) -> String {
     }
 }
 
+/// Adds a way out to what is wrong with a configuration, where there is none.
+pub fn with_fix(error: anyhow::Error) -> anyhow::Error {
+    // below the first line stand backtraces, where the environment asks for them
+    let said = error.chain().map(|cause| cause.to_string());
+    if said.clone().any(|cause| cause.contains("\n  fix:")) {
+        return error;
+    }
+    let said = said.map(|cause| cause.lines().next().unwrap_or_default().to_string()).collect::<Vec<_>>().join(": ");
+    anyhow::anyhow!("{said}\n  fix: correct it there, or fetch the file again; reel takes LTX-Video 0.9.0 to 0.9.8")
+}
+
 /// The keys of one JSON object, crossed off as they are read.
 pub struct Keys {
     what: String,

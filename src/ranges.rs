@@ -61,7 +61,7 @@ pub const RANGES: &[Range] = &[
     // output and machine
     range("scale", 1.0, 16.0),
     range("quality", 1.0, 100.0),
-    range("memory", 1.0, 1e18), // bytes
+    range("memory", 1_048_576.0, 1e18), // bytes
     range("vae-tile", 1.0, SIDE),
     range("vae-overlap", 0.0, SIDE),
     range("threads", 1.0, 1024.0),

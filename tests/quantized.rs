@@ -152,6 +152,35 @@ fn files_and_caches_give_the_same_bytes() {
     assert_eq!(kept(), 6);
 }
 
+/// A cache that cannot be written is refused before anything is computed, and a plan makes no folder.
+#[test]
+fn a_cache_that_cannot_be_written_is_refused_at_once() {
+    let scratch = Scratch::new("no-cache");
+    let run = |cache: &str, more: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_reel"));
+        command.args(["generate", "a red ball on the sand", "--quantize", "q8_0", "--quantize-cache"]).args(FLAGS);
+        command.args(["-o", &scratch.path("a.gif")]).args(more).env("XDG_CACHE_HOME", cache).env_remove("REEL_MODEL");
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let model = scratch.path("all.safetensors");
+    std::fs::write(&model, embedded::TINY).unwrap();
+    let file = scratch.path("file");
+    std::fs::write(&file, "").unwrap();
+    for cache in [file.clone(), format!("{file}/below")] {
+        let (code, said) = run(&cache, &["--model", &model]);
+        assert!(code == Some(2) && said.contains(&format!("`{cache}/reel`")), "{said}");
+        assert!(
+            said.contains("--quantize-cache") && said.contains("fix: ") && said.contains("XDG_CACHE_HOME"),
+            "{said}"
+        );
+    }
+    assert!(!std::path::Path::new(&scratch.path("a.gif")).exists());
+    let cache = scratch.path("cache");
+    let (code, said) = run(&cache, &["--model", &model, "--dry-run"]);
+    assert!(code == Some(0) && !std::path::Path::new(&cache).exists(), "{said}");
+}
+
 /// Blocks that do not stay in memory are quantised once, into a file that nobody sees again; and the clip is the same.
 #[test]
 #[cfg(unix)]

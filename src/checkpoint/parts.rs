@@ -261,9 +261,9 @@ fn open_transformer(path: &Path) -> Result<Option<FoundTransformer>> {
         return Ok(None);
     }
     let (what, config) = (tensors.what().to_string(), header_config(&tensors)?);
-    let json = match config.as_ref().map(|config| config["transformer"].clone()) {
-        Some(json) => json,
-        None => names::transformer_config_from_shapes(shapes(&transformer), &what)?,
+    let (json, place) = match config.as_ref().map(|config| config["transformer"].clone()) {
+        Some(json) => (json, format!("{what}: `config.transformer` in its header")),
+        None => (names::transformer_config_from_shapes(shapes(&transformer), &what)?, what),
     };
     let sigmas = config.and_then(|config| serde_json::from_value(config["allowed_inference_steps"].clone()).ok());
     let transformer = transformer.renamed(|name| Some(names::transformer_from_official(name)));
@@ -273,5 +273,5 @@ fn open_transformer(path: &Path) -> Result<Option<FoundTransformer>> {
             .any(|start| name.starts_with(start))
     };
     let transformer = transformer.renamed(|name| ours(name).then(|| name.to_string()));
-    Ok(Some((TransformerConfig::parse(&json, &what)?, sigmas, transformer)))
+    Ok(Some((TransformerConfig::parse(&json, &place)?, sigmas, transformer)))
 }

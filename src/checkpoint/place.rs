@@ -24,9 +24,10 @@ pub fn locate(model: &str, text_encoder: Option<&Path>, notes: &mut Vec<String>)
         Ok(entry) if entry.embedded => Ok(Place { entry: Some(entry), ..Place::default() }),
         Ok(entry) => pulled(entry, text_encoder, notes),
         Err(_) if path.exists() => Ok(Place { path: Some(path.to_path_buf()), ..Place::default() }),
+        Err(of_hub) if !catalogue::of_repository(model).is_empty() => Err(of_hub),
         Err(_) if model.contains(['/', '\\']) || model.ends_with(".safetensors") || model.ends_with(".gguf") => {
             bail!(
-                "there is no checkpoint at `{model}`: no such file or directory\n  fix: give --model a .safetensors or .gguf file, a directory, or a name of `reel models list`"
+                "there is no checkpoint at `{model}`: no such file or directory\n  fix: give --model a .safetensors or .gguf file, a directory, or a name of `reel models list`; what is on the hub under another name has to be downloaded first"
             )
         }
         Err(unknown) => Err(unknown),

@@ -184,7 +184,7 @@ fn child(spec: &Spec, device: &str) -> Result<Value> {
     flag("--quantize", cell.quantize.map(|kind| kind.name().to_string()));
     flag("--threads", spec.threads.map(|n| n.to_string()));
     flag("--steps", cell.steps.map(|n| n.to_string()).filter(|_| cell.part == Part::Run));
-    flag("--memory", cell.memory.map(|n| n.to_string()).filter(|_| cell.part == Part::Run));
+    flag("--memory", cell.memory.map(|n| format!("{n}b")).filter(|_| cell.part == Part::Run));
     flag("--warmup", Some(cell.warmup.to_string()));
     flag("--repeat", Some(cell.repeat.to_string()));
     let output = command.stderr(std::process::Stdio::inherit()).output().context("cannot run the program again")?;

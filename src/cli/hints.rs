@@ -21,18 +21,7 @@ const METAL: &str = match cfg!(feature = "metal") {
 
 const FLAGS: &[Hint] = &[
     (
-        &[
-            "--width",
-            "--height",
-            "-W",
-            "-H",
-            "--resolution",
-            "--res",
-            "--dimensions",
-            "--aspect-ratio",
-            "--ratio",
-            "-s",
-        ],
+        &["--width", "--height", "-W", "-H", "--resolution", "--res", "--dimensions", "--aspect-ratio", "--ratio"],
         "size",
         "--size {WxH|}",
     ),
@@ -134,6 +123,12 @@ const FLAGS: &[Hint] = &[
     (&["--crf", "--bitrate"], "quality", "--quality 1 to 100"),
     (&["--download", "--fetch"], "pull", "--pull"),
     (&["--num-threads", "--n-threads", "--jobs", "-j"], "threads", "--threads {N|}"),
+    (
+        &["--loop", "--looping", "--seamless", "--repeat"],
+        "",
+        "`reel loop CLIP` makes the end of a clip lead back to its start; .gif, .webp and .png play over and over by themselves",
+    ),
+    (&["--upscale", "--upscale-factor", "--enlarge"], "scale", "--scale {N|}"),
     (&["--silent"], "quiet", "-q"),
     (&["--debug"], "verbose", "-v"),
     (
@@ -176,6 +171,10 @@ const COMMANDS: &[(&[&str], &str)] = &[
     (&["continue", "prolong", "outpaint", "expand"], "`reel extend CLIP \"PROMPT\"`"),
     (&["interpolate", "join", "transition", "morph"], "`reel bridge A B \"PROMPT\"`"),
     (&["cycle", "repeat"], "`reel loop CLIP`"),
+    (
+        &["upscale", "enlarge", "upsample", "resize", "superres", "super-resolution"],
+        "`reel generate \"PROMPT\" --scale 2` enlarges what it makes; a clip that is there: `ffmpeg -i IN -vf scale=2*iw:-2 OUT`",
+    ),
     (&["test", "check", "doctor"], "`reel selftest`"),
     (&["benchmark"], "`reel bench`"),
     (&["version"], "`reel --version`"),
@@ -197,10 +196,14 @@ const MODELS: &[(&[&str], &str)] = &[
 /// What a flag that is none is called here.
 /// - `verb`: the command that it was given to; what that one does not take is no answer. `path`: how it is called.
 pub fn flag(typed: &str, verb: &Command, path: &str, args: &[String]) -> Option<String> {
+    let has = |flag: &str| verb.get_arguments().any(|arg| arg.get_long() == Some(flag));
+    if typed == "-s" && has("size") {
+        return Some(short_s(value(typed, args)));
+    }
     let name = typed.replace('_', "-").to_lowercase();
     let is = |hint: &&Hint| hint.0.contains(&typed) || hint.0.contains(&name.as_str());
     let &(_, flag, fix) = FLAGS.iter().find(is)?;
-    if !flag.is_empty() && !verb.get_arguments().any(|arg| arg.get_long() == Some(flag)) {
+    if !flag.is_empty() && !has(flag) {
         return None;
     }
     if flag == "size" {
@@ -218,6 +221,16 @@ pub fn flag(typed: &str, verb: &Command, path: &str, args: &[String]) -> Option<
         |value: &String| !value.is_empty() && value.chars().all(|c| c.is_alphanumeric() || "._/-:@,".contains(c));
     let given = value(typed, args).filter(plain).filter(|given| flag != "size" || given.contains('x'));
     Some(format!("{before}{}{after}", given.unwrap_or(placeholder.to_string())))
+}
+
+/// What `-s` means: the size in `ffmpeg`, the seed or the steps elsewhere.
+fn short_s(given: Option<String>) -> String {
+    let number = |text: &str| !text.is_empty() && text.len() < 20 && text.bytes().all(|b| b.is_ascii_digit());
+    match given {
+        Some(size) if size.split_once('x').is_some_and(|(w, h)| number(w) && number(h)) => format!("--size {size}"),
+        Some(n) if number(&n) => format!("--seed {n}, or --steps {n}"),
+        _ => "--size WxH, --seed N or --steps N".to_string(),
+    }
 }
 
 /// What was given with a flag: after it, or behind its `=`.

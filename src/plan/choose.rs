@@ -201,7 +201,7 @@ impl Chooser<'_> {
             fixes.insert(0, "leave out --vae-tile, or make it smaller".to_string());
         }
         if matches!(self.budget, Budget::Asked(_)) {
-            fixes.push(format!("--memory {}", rounded_up(need.memory())));
+            fixes.push(format!("--memory {}, with which all stages fit", rounded_up(self.least())));
         }
         if fixes.is_empty() {
             fixes.push("a smaller model, or a machine with more memory".to_string());
@@ -211,6 +211,29 @@ impl Chooser<'_> {
             human_bytes(need.memory().max(most + 1)),
             fixes.join(", or ")
         )
+    }
+
+    /// The least memory that the whole run can be cut to, as [`Chooser::choose`] cuts it.
+    fn least(&self) -> u64 {
+        let Self { model, task, compute, .. } = *self;
+        let mut choices = Choices::least(self.tiling);
+        let of = |choices: &Choices, stage: Stage| need(model, task, choices, compute, stage).map_or(0, |n| n.memory());
+        let text = of(&choices, Stage::Text);
+        let blocks = 0..=model.transformer.0.layers;
+        let denoise = blocks.map(|resident| of(&Choices { resident, ..choices }, Stage::Denoise)).min().unwrap_or(0);
+        let mut least = [u64::MAX; 2];
+        let space = geometry(model).space;
+        let (h, w) = (task.canvas().height / space, task.canvas().width / space);
+        loop {
+            for (least, stage) in least.iter_mut().zip([Stage::Encode, Stage::Decode]) {
+                *least = of(&choices, stage).min(*least);
+            }
+            match pixels::smaller(choices.decode.tiling, h, w).filter(|_| self.tiles == Tiles::Auto) {
+                Some(tiling) => choices = Choices::least(Some(tiling)),
+                None => break,
+            }
+        }
+        least.into_iter().fold(text.max(denoise), u64::max)
     }
 
     /// Whether a task can be cut to fit: as [`Chooser::choose`], without looking for a way out.

@@ -150,7 +150,8 @@ impl Model {
         {
             json[key] = value.with_context(unknown)?.into();
         }
-        let transformer = TransformerConfig::parse(&json, name)?;
+        json["cross_attention_dim"] = (known.heads.unwrap_or(0) * known.head_dim.unwrap_or(0)).into(); // of every release
+        let transformer = TransformerConfig::parse(&json, &format!("the entry `{}` of the catalogue", entry.name))?;
         let text = T5Config::parse(&config("t5-xxl").with_context(unknown)?, "t5-xxl")?;
         // 0.9.0 is the only release in f32; the text encoder is f16
         let own = if known.vae.as_deref() == Some("0.9.0") { DType::F32 } else { DType::BF16 };

@@ -181,7 +181,11 @@ fn room<'a>(limits: impl Iterator<Item = &'a str>, used: &str, stat: &str) -> Op
     Some(limit.saturating_sub(used))
 }
 
+/// The fewest bytes that are taken for bytes where no unit is given: fewer are gigabytes that lack theirs.
+const LEAST_BARE: f64 = 1048576.0;
+
 /// `8GiB`, `8 GB`, `512MiB`, `8G` (as GiB), or plain bytes, to bytes.
+/// - Errors on small numbers without a unit, which would be bytes.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, f64); 12] = [
         ("kib", 1024.0),
@@ -208,6 +212,9 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     let bytes = number * factor;
     if !(bytes.is_finite() && (1.0..=1e18).contains(&bytes)) {
         return Err(wrong());
+    }
+    if unit.is_none() && bytes < LEAST_BARE {
+        return Err(format!("without a unit it is bytes; write {number}GiB or {number}MiB"));
     }
     Ok(bytes as u64)
 }
@@ -243,8 +250,12 @@ mod tests {
 
     #[test]
     fn sizes_are_read() {
-        let sizes = ["8GiB", "8gb", "512 MiB", "1.5G", "123456", "7b"].map(|text| parse_size(text).unwrap());
-        assert_eq!(sizes, [8 << 30, 8_000_000_000, 512 << 20, 3 << 29, 123_456, 7]);
+        let sizes = ["8GiB", "8gb", "512 MiB", "1.5G", "1234567", "7b"].map(|text| parse_size(text).unwrap());
+        assert_eq!(sizes, [8 << 30, 8_000_000_000, 512 << 20, 3 << 29, 1_234_567, 7]);
+        for bare in ["8", "1.5", "1048575"] {
+            let error = parse_size(bare).unwrap_err();
+            assert!(error.contains(&format!("write {bare}GiB")), "{error}");
+        }
         for wrong in ["", "GiB", "-1GB", "8GBs", "inf", "nan", "0", "1e30"] {
             assert!(parse_size(wrong).is_err(), "{wrong}");
         }

@@ -3,7 +3,7 @@
 //! - positions are a learnt bias on the scores, a function of the distance alone, owned by the first layer and used by all;
 //! - its layers are opened one after the other while it runs, so the 19 GB of XXL in f32 are never in memory at once.
 
-use crate::config::Keys;
+use crate::config::{Keys, with_fix};
 use crate::nn::attention::Attention;
 use crate::nn::linear::{Linear, Then};
 use crate::nn::matrix::Matrix;
@@ -35,6 +35,10 @@ impl T5Config {
     /// Reads the `config.json` of transformers' T5.
     /// - Defaults: transformers `models/t5/configuration_t5.py`, `T5Config.__init__`.
     pub fn parse(json: &Value, what: &str) -> anyhow::Result<Self> {
+        Self::read(json, what).map_err(with_fix)
+    }
+
+    fn read(json: &Value, what: &str) -> anyhow::Result<Self> {
         let mut keys = Keys::new(json, what)?;
         // about training, decoding and the file itself
         keys.ignore(&[
@@ -94,13 +98,22 @@ impl T5Config {
     fn checked(self, what: &str) -> anyhow::Result<Self> {
         ensure!(
             self.buckets >= 4 && self.max_distance > self.buckets / 4,
-            "{what}: {} position buckets up to a distance of {} do not work out (`relative_attention_num_buckets`)",
+            "{what}: `relative_attention_num_buckets` is {} and `relative_attention_max_distance` {}: there have to be at least 4 of the former, and the latter has to be above a quarter of it",
             self.buckets,
             self.max_distance
         );
-        let sizes = [self.vocab, self.d_model, self.d_kv, self.d_ff, self.heads, self.buckets];
-        ensure!(sizes.iter().all(|size| (1..=MOST).contains(size)), "{what}: the text encoder's sizes are {sizes:?}");
-        ensure!((1..=MOST_LAYERS).contains(&self.layers), "{what}: the text encoder has {} layers", self.layers);
+        let sizes = [
+            ("vocab_size", self.vocab, MOST),
+            ("d_model", self.d_model, MOST),
+            ("d_kv", self.d_kv, MOST),
+            ("d_ff", self.d_ff, MOST),
+            ("num_heads", self.heads, MOST),
+            ("relative_attention_num_buckets", self.buckets, MOST),
+            ("num_layers", self.layers, MOST_LAYERS),
+        ];
+        for (key, size, most) in sizes {
+            ensure!((1..=most).contains(&size), "{what}: `{key}` is {size}, and reel takes 1 to {most}");
+        }
         Ok(self)
     }
 

@@ -293,14 +293,43 @@ pub fn find(name: &str) -> Result<&'static Entry> {
             };
             Err(anyhow!("`{name}` is {what}, not a model\n  fix: {flag}"))
         }
-        None => Err(unknown(name, "model", models())),
+        None => Err(repository(name, |entry| match entry.kind {
+            Kind::TextEncoder => format!("--text-encoder {}", entry.name),
+            _ => format!("--model {}", entry.name),
+        })
+        .unwrap_or_else(|| unknown(name, "model", models()))),
     }
 }
 
 /// The entry of that name, of whatever kind.
 /// - Errors as [`find`].
 pub fn find_any(name: &str) -> Result<&'static Entry> {
-    named(name).ok_or_else(|| unknown(name, "name", entries().iter()))
+    let by_repository = || repository(name, |entry| format!("`reel models pull {}`", entry.name));
+    named(name).ok_or_else(|| by_repository().unwrap_or_else(|| unknown(name, "name", entries().iter())))
+}
+
+/// The entries whose files are in a repository of the hub, `owner/name` or its address; those go first that [`find`] would offer.
+pub fn of_repository(name: &str) -> Vec<&'static Entry> {
+    let name = name.split_once("://").map_or(name, |(_, rest)| rest);
+    let name = ["huggingface.co/", "hf.co/"].iter().find_map(|hub| name.strip_prefix(hub)).unwrap_or(name);
+    let name = name.split('/').take(2).collect::<Vec<_>>().join("/");
+    let is_in = |entry: &Entry| entry.repo.as_ref().is_some_and(|repo| repo.eq_ignore_ascii_case(&name));
+    let mut found: Vec<(usize, &Entry)> = entries().iter().enumerate().filter(|(_, entry)| is_in(entry)).collect();
+    found.sort_by_key(|(at, entry)| (entry.kind != Kind::Model, entry.age(*at)));
+    found.into_iter().map(|(_, entry)| entry).collect()
+}
+
+/// What is to be said of a repository's name where one of the catalogue is wanted; `None` where no entry comes from it.
+/// - `say`: how an entry is asked for.
+fn repository(name: &str, say: impl Fn(&Entry) -> String) -> Option<anyhow::Error> {
+    let found = of_repository(name);
+    let (first, rest) = found.split_first()?;
+    let others: Vec<String> = rest.iter().map(|entry| format!("`{}`", entry.name)).collect();
+    let others = if others.is_empty() { String::new() } else { format!("; also there: {}", others.join(", ")) };
+    Some(anyhow!(
+        "`{name}` is a repository on the hub, and names are those of `reel models list`\n  fix: {}{others}",
+        say(first)
+    ))
 }
 
 /// How near a name is to what was asked for, nearest first.

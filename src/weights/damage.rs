@@ -1,10 +1,13 @@
-//! Damage that no header shows: parts of a file that were never written and so are zeros, and values that are no numbers. Small
-//! models are looked through; of large ones a few places of each tensor are read, and one that looks empty is read whole.
+//! Damage that no header shows: parts of a file that were never written and so are zeros, and values that are no numbers, or
+//! become none when they are multiplied. Small models are looked through; of large ones a few places of each tensor are read, and
+//! one that looks empty is read whole.
 
-use super::open::{Entry, Raw, Tensors};
+use super::open::{Entry, Raw, Tensors, Type};
 use super::scaled::widened;
 use crate::nn::matrix::Kind;
 use anyhow::{Result, bail};
+use candle_core::{DType, Device};
+use safetensors::tensor::Dtype;
 
 /// Bytes of weights that are looked through at once.
 const SMALL: usize = 64 << 20;
@@ -63,12 +66,36 @@ impl Tensors {
         self.entries.iter().find_map(damaged)
     }
 
+    /// The most that a value of the product of two matrices can be, by the lengths of the rows of the one and of the columns of the
+    /// other: the product itself is never made.
+    /// - `left`: (n, rank). `right`: (rank, m).
+    pub(super) fn most_of_product(&self, left: &str, right: &str) -> Result<f64> {
+        let squares = |name: &str| -> Result<Vec<Vec<f64>>> {
+            let shape = self.shape(name).unwrap_or_default().to_vec();
+            let values = self.load(None, DType::F32, &Device::Cpu).get(shape, name)?.to_vec2::<f32>()?;
+            Ok(values.into_iter().map(|row| row.into_iter().map(|x| f64::from(x).powi(2)).collect()).collect())
+        };
+        let rows = squares(left)?.iter().map(|row| row.iter().sum::<f64>()).fold(0.0, f64::max);
+        let mut columns = vec![];
+        for row in squares(right)? {
+            columns.resize(row.len(), 0.0);
+            columns.iter_mut().zip(row).for_each(|(sum, square)| *sum += square);
+        }
+        Ok((rows * columns.into_iter().fold(0.0, f64::max)).sqrt())
+    }
+
     fn no_numbers(&self, name: &str) -> anyhow::Error {
         anyhow::anyhow!(
             "{} is damaged: `{name}` has values that are no numbers (NaN or infinite)\n  {FIX}",
             self.what()
         )
     }
+}
+
+/// The largest number that a layer can hold whose weights are of this type. What is kept in 8 bits or less is computed in bf16 at
+/// the least.
+pub(super) fn largest(dtype: Type) -> f64 {
+    if dtype == Type::Plain(Dtype::F16) { f64::from(half::f16::MAX) } else { f64::from(half::bf16::MAX) }
 }
 
 /// Whether it is more than a vector, or a vector of another shape, either of which may well be zeros.

@@ -3,11 +3,12 @@
 
 mod peft;
 
+use super::damage::largest;
 use super::open::Tensors;
 use crate::models::ltx::names;
 use crate::nn::kernel::Math;
 use crate::nn::linear::{Linear, Lora};
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use peft::Settings;
 use std::collections::BTreeMap;
@@ -124,6 +125,14 @@ impl Adapter {
                 "{what}: `adapter_config.json` is not beside it, so its strength is not known: it is added as with an alpha of its rank"
             )
         });
+        let most = |layer: &str, of: &str| {
+            transformer.entries.get(&format!("{layer}.{of}")).map_or(f64::INFINITY, |entry| largest(entry.dtype))
+        };
+        let beyond = |what_goes: String, factor: f64, most: f64| {
+            anyhow!(
+                "{what}: {what_goes}, times {factor}, can go beyond what the weights' type holds, {most:e}\n  fix: give a smaller scale, --lora FILE:SCALE, or fetch the file again"
+            )
+        };
         let mut layers = BTreeMap::new();
         for (layer, Pair { down, up, rank, alpha }) in pairs {
             let factor = match (alpha, &settings) {
@@ -133,11 +142,24 @@ impl Adapter {
             };
             // what is multiplied by nothing is left out, and so changes nothing
             if scale * factor != 0.0 {
-                layers.insert(layer, (down, up, scale * factor));
+                let (factor, most) = (scale * factor, most(&layer, "weight"));
+                if file.most_of_product(&up, &down)? * factor.abs() > most {
+                    return Err(beyond(format!("the product of `{up}` and `{down}`"), factor, most));
+                }
+                layers.insert(layer, (down, up, factor));
             }
         }
         if scale == 0.0 {
             biases.clear();
+        }
+        for (layer, bias) in &biases {
+            let shape = file.shape(bias).unwrap_or_default().to_vec();
+            let values = file.load(None, DType::F32, &Device::Cpu).get(shape, bias)?.flatten_all()?.to_vec1::<f32>()?;
+            let largest = values.into_iter().fold(0.0, |most: f64, x| most.max(f64::from(x).abs()));
+            let most = most(layer, "bias");
+            if largest * scale.abs() > most {
+                return Err(beyond(format!("`{bias}`"), scale, most));
+            }
         }
         Ok(Self { file, layers, biases, scale, remark })
     }

@@ -11,7 +11,9 @@ use crate::nn::kernel::pack::Rows;
 use crate::nn::matrix::{Kind, rows};
 use crate::nn::paired;
 use crate::platform::files::{self, AtomicFile};
-use anyhow::{Context, Result};
+use crate::platform::machine::free_disk;
+use crate::progress::human_bytes;
+use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::{DType, bail};
 use safetensors::tensor::Dtype;
 use std::hash::{Hash, Hasher};
@@ -104,11 +106,12 @@ impl Tensors {
     }
 
     /// The same tensors, to be kept quantised in `folder` and taken from there. What lies there already is used from now on.
-    /// - Errors when it cannot be read.
+    /// - Errors when it cannot be read, and when what is missing cannot be written there.
     pub fn with_cache(mut self, folder: &Path, form: Form) -> Result<Self> {
         self.cache = Some(Cache { folder: folder.to_path_buf(), form, keep: true });
-        match self.cached_file().filter(|file| file.is_file()) {
-            Some(file) => self.taken_from(&file),
+        match self.cached_file() {
+            Some(file) if file.is_file() => self.taken_from(&file),
+            Some(file) => check_place(folder, &file, self.written_bytes()).map(|()| self),
             None => Ok(self),
         }
     }
@@ -125,7 +128,7 @@ impl Tensors {
         let (Some(file), Some(cache)) = (self.cached_file(), &self.cache) else { return Ok(self.clone()) };
         if !file.is_file() {
             std::fs::create_dir_all(&cache.folder)
-                .with_context(|| format!("cannot make the folder `{}`", cache.folder.display()))?;
+                .map_err(|error| anyhow!("{}: {error}\n  {FIX}", not_kept(&cache.folder)))?;
             files::sweep(&cache.folder);
             let made = AtomicFile::create(&file, false)?;
             self.write_gguf(&made, &cache.form, begin(self.entries.len()))?;
@@ -220,6 +223,15 @@ impl Tensors {
         (most.1 * 2 > self.elements()).then_some(most.0)
     }
 
+    /// The bytes that all take in a file, the large matrices as blocks.
+    fn written_bytes(&self) -> u64 {
+        let bytes = |(name, entry): (&String, &Entry)| match self.becomes(name, entry) {
+            Some(kind) => kind.size(entry.shape.iter().product()),
+            None => entry.raw().bytes.len(),
+        };
+        self.entries.iter().map(bytes).sum::<usize>() as u64
+    }
+
     /// The bytes that each takes as [`Tensors::load`] keeps it, by name.
     pub fn kept_bytes(&self, stored: Option<DType>, compute: DType) -> impl Iterator<Item = (&str, u64)> {
         let stored = stored.or((self.elements() <= SMALL).then_some(compute));
@@ -246,6 +258,33 @@ impl Tensors {
         };
         self.entries.iter().filter(left).map(|(name, _)| name.as_str()).collect()
     }
+}
+
+/// Checks that `file` of the cache, of so many bytes, can be written, before the long part. Leaves nothing behind.
+fn check_place(folder: &Path, file: &Path, bytes: u64) -> Result<()> {
+    // what is missing of the folder is made when there is something to keep
+    let there = folder.ancestors().find(|folder| folder.symlink_metadata().is_ok()).unwrap_or(folder);
+    let tried = if there == folder { file.to_path_buf() } else { there.join(file.file_name().unwrap_or_default()) };
+    AtomicFile::create(&tried, false).map(drop).map_err(|error| {
+        let why = error.to_string();
+        anyhow!("{}: {}\n  {FIX}", not_kept(folder), why.lines().next().unwrap_or_default())
+    })?;
+    let free = free_disk(folder).unwrap_or(u64::MAX);
+    ensure!(
+        bytes <= free,
+        "{}: they take {}, and {} are free there\n  {FIX}",
+        not_kept(folder),
+        human_bytes(bytes),
+        human_bytes(free)
+    );
+    Ok(())
+}
+
+const FIX: &str =
+    "fix: make room or permission there, set XDG_CACHE_HOME to another folder, or leave --quantize-cache out";
+
+fn not_kept(folder: &Path) -> String {
+    format!("--quantize-cache cannot keep quantised weights in `{}`", folder.display())
 }
 
 /// What the matrix of that name becomes where the layers become `kind`; `None`: it stays as it is.

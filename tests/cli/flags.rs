@@ -16,6 +16,7 @@ const FLAGS: &[(&[&str], &[&str])] = &[
     ),
     (&["--memory", "3q"], &["--memory", "`3q`", "8GiB"]),
     (&["--memory", "0"], &["--memory", "`0`", "8GiB"]),
+    (&["--memory", "8"], &["--memory", "`8`", "unit", "8GiB"]),
     (&["--memory", "-1GB"], &["--memory", "`-1GB`", "8GiB"]),
     (&["--memory", "10MB"], &["encoding the prompt", "--memory allows 10.0 MB", "fix: ", "MiB"]),
     (&["--memory", "100MB", "--size", "1024x1024"], &["of memory", "--memory allows", "--size", "MiB"]),

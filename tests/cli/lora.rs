@@ -73,6 +73,34 @@ fn loras_that_do_not_fit() {
     );
 }
 
+/// Each factor is a number, and their product is none.
+#[test]
+fn a_product_beyond_all_numbers_is_refused() {
+    let scratch = Scratch::new();
+    let write = |name: &str, key: &str, value: f32| {
+        let bytes = value.to_le_bytes().repeat(4 * 192);
+        let view = |shape: &[usize]| TensorView::new(Dtype::F32, shape.to_vec(), &bytes).unwrap();
+        let tensors =
+            [(format!("{Q}.lora_A.weight"), view(&[4, 192])), (format!("{Q}.lora_B.weight"), view(&[192, 4]))];
+        let row = TensorView::new(Dtype::F32, vec![192], &bytes[..4 * 192]).unwrap();
+        let bias = (key == "bias").then(|| (format!("{Q}.diff_b"), row));
+        let tensors = tensors.into_iter().filter(|_| bias.is_none()).chain(bias.clone());
+        safetensors::serialize_to_file(tensors, None, &scratch.path(name)).unwrap();
+    };
+    write("huge.safetensors", "product", 1e20);
+    write("bias.safetensors", "bias", 1e38);
+    write("half.safetensors", "product", 50.0); // the model's weights are in f16
+    let words = ["the LoRA", "huge.safetensors", "to_q.lora_B.weight` and `", "to_q.lora_A.weight`", "fix: "];
+    refused(&scratch, &["generate", "x", "--lora", "huge.safetensors", "-o", "a.gif"], &words);
+    refused(&scratch, &["generate", "x", "--lora", "bias.safetensors:9", "-o", "a.gif"], &["to_q.diff_b`", "fix: "]);
+    refused(
+        &scratch,
+        &["generate", "x", "--lora", "half.safetensors:100", "-o", "a.gif"],
+        &["half.safetensors", "100"],
+    );
+    assert!(reel(&scratch.0, &["generate", "x", "--lora", "half.safetensors", "--dry-run"]).status.success());
+}
+
 #[test]
 fn flags_that_name_no_lora() {
     let scratch = Scratch::new();

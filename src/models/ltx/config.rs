@@ -3,8 +3,8 @@
 
 mod vae;
 
-use crate::config::{Keys, brief};
-use anyhow::{Result, bail, ensure};
+use crate::config::{Keys, brief, with_fix};
+use anyhow::{Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 pub use vae::{Down, DownBlock, UpBlock, VaeConfig, VaeVersion};
 
@@ -43,6 +43,10 @@ impl TransformerConfig {
 
     /// - Defaults: diffusers `models/transformers/transformer_ltx.py`, `LTXVideoTransformer3DModel.__init__`, at 58eb52c.
     pub fn parse(json: &Value, what: &str) -> Result<Self> {
+        Self::read(json, what).map_err(with_fix)
+    }
+
+    fn read(json: &Value, what: &str) -> Result<Self> {
         let mut keys = Keys::new(json, what)?;
         keys.ignore(&LABELS);
         // left over in Lightricks' files from the PixArt code they grew from; none reaches the computation
@@ -90,17 +94,28 @@ impl TransformerConfig {
             "{what}: `positional_embedding_max_pos` is {:?}, and its values have to be above 0",
             config.max_pos
         );
-        ensure!(config.width().is_multiple_of(2), "{what}: {} channels cannot be turned in pairs", config.width());
+        let Self { heads, head_dim, .. } = config;
+        check_width(heads, head_dim).map_err(|why| {
+            anyhow!("{what}: `num_attention_heads` is {heads} and `attention_head_dim` {head_dim}: {why}")
+        })?;
         ensure!(
             config.cross_attention_dim == config.width(),
-            "{what}: `cross_attention_dim` is {}, and {} heads of {} channels make {}",
+            "{what}: `cross_attention_dim` is {}, and has to be `num_attention_heads` times `attention_head_dim`, {heads} x {head_dim} = {}",
             config.cross_attention_dim,
-            config.heads,
-            config.head_dim,
             config.width()
         );
         Ok(config)
     }
+}
+
+/// Holds the width of the residual stream to what reel can compute.
+/// - Errors say what it has to be, without names and numbers.
+pub fn check_width(heads: usize, head_dim: usize) -> std::result::Result<(), String> {
+    let width = heads.saturating_mul(head_dim);
+    if (2..=MOST_CHANNELS).contains(&width) && width.is_multiple_of(2) {
+        return Ok(());
+    }
+    Err(format!("their product has to be even and at most {MOST_CHANNELS}, not {width}"))
 }
 
 impl TransformerConfig {
@@ -140,6 +155,10 @@ impl SchedulerConfig {
     /// - Source: diffusers `schedulers/scheduling_flow_match_euler_discrete.py` (defaults), at 58eb52c; LTX-Video
     ///   `schedulers/rf.py`, `RectifiedFlowScheduler`, at 5260738.
     pub fn parse(json: &Value, what: &str) -> Result<Self> {
+        Self::read(json, what).map_err(with_fix)
+    }
+
+    fn read(json: &Value, what: &str) -> Result<Self> {
         let mut keys = Keys::new(json, what)?;
         let class = json["_class_name"].as_str().unwrap_or("missing").to_string();
         keys.ignore(&LABELS);
@@ -212,5 +231,74 @@ impl SchedulerConfig {
     /// - Source: LTX-Video `schedulers/rf.py`, `sd3_resolution_dependent_timestep_shift`, at 5260738.
     pub fn token_shift() -> Self {
         Self { sampler: None, shift: 1.0, dynamic: Some([0.95, 2.05, 1024.0, 4096.0]), terminal: Some(0.1) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::ltx::upscaler::UpscalerConfig;
+    use crate::text::t5::T5Config;
+
+    /// Whatever is wrong, an error names the file, the key, the value and what is taken.
+    #[test]
+    fn what_is_wrong_is_said_with_file_key_and_value() {
+        type Parse = fn(&Value, &str) -> Result<()>;
+        let transformer: Parse = |json, what| TransformerConfig::parse(json, what).map(drop);
+        let scheduler: Parse = |json, what| SchedulerConfig::parse(json, what).map(drop);
+        let vae: Parse = |json, what| VaeConfig::parse(json, what).map(drop);
+        let text: Parse = |json, what| T5Config::parse(json, what).map(drop);
+        let upscaler: Parse = |json, what| UpscalerConfig::parse(json, what).map(drop);
+        let diffusers = |key: &str, value: Value| json!({"_class_name": "AutoencoderKLLTXVideo", key: value});
+        let official = |key: &str, value: Value| {
+            let mut json = json!({"_class_name": "CausalVideoAutoencoder", "blocks": [["res_x", 3]]});
+            json[key] = value;
+            json
+        };
+        let wide: Vec<Value> = (0..8).map(|_| json!(["compress_all", {"multiplier": 16}])).collect();
+        let cases = [
+            (transformer, json!({"cross_attention_dim": 96}), &["`cross_attention_dim` is 96", "32 x 64 = 2048"][..]),
+            (transformer, json!({"num_attention_heads": 0}), &["`num_attention_heads` has the value 0", "1 to 16384"]),
+            (transformer, json!({"num_layers": 4000}), &["`num_layers`", "4000", "1 to 1024"]),
+            (
+                transformer,
+                json!({"num_attention_heads": 5, "attention_head_dim": 7, "cross_attention_dim": 35}),
+                &["`num_attention_heads` is 5 and `attention_head_dim` 7", "even", "35"],
+            ),
+            (transformer, json!({"in_channels": "many"}), &["`in_channels` is \"many\"", "does not fit"]),
+            (transformer, json!({"norm_eps": 0}), &["`norm_eps` is 0", "above 0"]),
+            (transformer, json!({"qk_norm": "none"}), &["`qk_norm` is `\"none\"`", "rms_norm"]),
+            (transformer, json!({"positional_embedding_max_pos": [20, 0, 1]}), &["max_pos` is [20.0, 0.0", "above 0"]),
+            (transformer, json!([]), &["is not a JSON object"]),
+            (scheduler, json!({"_class_name": "Euler"}), &["`_class_name` is `Euler`", "FlowMatchEuler"]),
+            (
+                vae,
+                diffusers("decoder_inject_noise", json!([true])),
+                &["`decoder_inject_noise` has 1 entries", "have 5"],
+            ),
+            (vae, diffusers("layers_per_block", json!([4, 3])), &["`layers_per_block` has 1 entries", "have 4"]),
+            (vae, diffusers("block_out_channels", json!([])), &["`block_out_channels` make 0 blocks", "1 to 16"]),
+            (vae, diffusers("upsample_factor", json!([3, 1, 1, 1])), &["`upsample_factor` has 3", "divide 256"]),
+            (
+                vae,
+                diffusers("spatio_temporal_scaling", json!([true, true, false, false])),
+                &["shrinks by 4x16x16", "`patch_size`", "8x32x32"],
+            ),
+            (vae, official("encoder_blocks", json!(wide)), &["block `compress_all`"]),
+            (vae, official("latent_channels", json!(0)), &["`latent_channels` has the value 0", "1 to 16384"]),
+            (
+                text,
+                json!({"relative_attention_num_buckets": 3}),
+                &["`relative_attention_num_buckets` is 3", "at least 4"],
+            ),
+            (text, json!({"num_layers": 0}), &["`num_layers` has the value 0", "1 to 1024"]),
+            (upscaler, json!({"mid_channels": 33}), &["`mid_channels` is 33", "multiple of 32"]),
+        ];
+        for (parse, json, words) in cases {
+            let error = parse(&json, "`ck/config.json`").unwrap_err().to_string();
+            assert!(error.starts_with("`ck/config.json`") && error.contains("\n  fix: "), "{json}: {error}");
+            assert!(error.lines().count() <= 3, "{error}");
+            words.iter().for_each(|word| assert!(error.contains(word), "{json}: no `{word}` in\n{error}"));
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! - its norms span the whole clip, so it cannot be run over groups of frames;
 //! - the enlarging convolution looks at each frame by itself, unless time is enlarged too.
 
-use crate::config::Keys;
+use crate::config::{Keys, with_fix};
 use crate::nn::activation::silu;
 use crate::nn::conv3d::{Around, Conv3d};
 use crate::nn::group_norm::GroupNorm;
@@ -37,6 +37,10 @@ pub struct UpscalerConfig {
 impl UpscalerConfig {
     /// - Defaults: diffusers `pipelines/ltx/modeling_latent_upsampler.py`, `LTXLatentUpsamplerModel`, at 58eb52c.
     pub fn parse(json: &Value, what: &str) -> anyhow::Result<Self> {
+        Self::read(json, what).map_err(with_fix)
+    }
+
+    fn read(json: &Value, what: &str) -> anyhow::Result<Self> {
         let mut keys = Keys::new(json, what)?;
         keys.only("_class_name", &[json!("LatentUpsampler"), json!("LTXLatentUpsamplerModel")])?;
         keys.ignore(&["_diffusers_version", "_name_or_path"]);
@@ -57,11 +61,11 @@ impl UpscalerConfig {
         );
         anyhow::ensure!(
             config.enlarges_space || config.enlarges_time,
-            "{what}: neither `spatial_upsample` nor `temporal_upsample` is set"
+            "{what}: `spatial_upsample` and `temporal_upsample` are false, and one of them has to be true"
         );
         anyhow::ensure!(
             config.across_time || !config.enlarges_time,
-            "{what}: `temporal_upsample` with `dims` 2, which no upscaler has"
+            "{what}: `temporal_upsample` is true and `dims` 2, and has to be 3 with it"
         );
         Ok(config)
     }

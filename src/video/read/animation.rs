@@ -59,10 +59,12 @@ enum After {
 
 /// Pixels of a canvas: 8K. About 20 bytes for each are in use while a layer is laid.
 const MOST_CANVAS: usize = 1 << 25;
-/// Pixels of all frames together: 2,000 frames of 1920x1080, half a minute of work. A file of a few bytes can ask for any.
+/// Pixels of all frames together: 2,000 frames of 1920x1080, most of a minute of work. A file of a few bytes can ask for any.
 const MOST_WORK: u64 = 1 << 32;
-/// Pixels of all frames that are decoded once when the file is opened, to find what is damaged: a second or two of work.
-const CHECKED_WORK: u64 = 1 << 28;
+/// Pixels of all frames that are decoded once when the file is opened, to find what is damaged: less than a second of work.
+const CHECKED_WORK: u64 = 1 << 26;
+/// What a frame costs besides its pixels, in pixels: reading it and setting its decoder up.
+const FRAME_WORK: u64 = 256;
 /// Frames, of any size: a day at 12 a second.
 const MOST_LAYERS: usize = 1 << 20;
 /// Bytes of one layer: more than its pixels take uncompressed.
@@ -96,17 +98,20 @@ impl Index {
             width * height <= MOST_CANVAS,
             "it claims {width}x{height} pixels, too many for an animation\n  fix: {fix}"
         );
-        let drawn: u64 = self.layers.iter().map(|layer| (layer.width * layer.height) as u64).sum();
-        let fits = drawn.max(self.work()) <= MOST_WORK;
-        ensure!(fits, "it claims {frames} frames of {width}x{height} pixels, too many for an animation\n  fix: {fix}");
+        ensure!(
+            self.work() <= MOST_WORK,
+            "it claims {frames} frames of {width}x{height} pixels, too many for an animation\n  fix: {fix}"
+        );
         let large = self.layers.iter().position(|layer| layer.bytes.end - layer.bytes.start > MOST_BYTES);
         ensure!(large.is_none(), "its frame {} is larger than any picture", large.unwrap_or(0));
         Ok(())
     }
 
-    /// Pixels of all frames.
+    /// What decoding all frames costs, in pixels.
     fn work(&self) -> u64 {
-        (self.width * self.height) as u64 * self.layers.len() as u64
+        let canvas = self.width * self.height;
+        // a layer may be larger than what is seen of it
+        self.layers.iter().map(|layer| (layer.width * layer.height).max(canvas) as u64 + FRAME_WORK).sum()
     }
 
     /// Whether nothing of what was laid before shows through.
@@ -282,6 +287,12 @@ fn name(format: ImageFormat) -> &'static str {
         ImageFormat::WebP => "WebP",
         _ => "APNG",
     }
+}
+
+/// Width and height, from the index alone.
+/// - None for a still, which a GIF never is here.
+pub fn size(path: &Path, format: ImageFormat) -> Result<Option<(usize, usize)>> {
+    Ok(Index::read(path, format)?.map(|index| (index.width, index.height)))
 }
 
 /// Checks the index, and decodes the frames once to find what is damaged: all of them where they are not many and large,

@@ -10,8 +10,11 @@ use anyhow::{Context, Result, bail, ensure};
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// What `ffmpeg` says about a file.
 pub struct Probe {
@@ -37,13 +40,88 @@ const PASSTHROUGH: [Passthrough; 3] = [
     &["-vsync", "0", "-enc_time_base", "-1"],
 ];
 
+/// How long an `ffmpeg` may give nothing while it is waited for. It gives a line or a picture for every frame that it decodes, or
+/// one in [`SIGN_EVERY`]: a frame of 8K takes it seconds on an old machine, and a disk that has to wake up or a network half a
+/// minute more. What is silent for longer has hung.
+const SILENCE: Duration = Duration::from_secs(120);
+
+/// While it decodes frames that are not wanted it gives one picture in so many, as a sign that it is at work.
+const SIGN_EVERY: usize = 64;
+
+/// Bytes that are taken out of its pipe at once, and how often before they are asked for.
+const BLOCK: usize = 64 << 10;
+const BLOCKS: usize = 16;
+
 /// What its talk may fill; the rest is read and dropped, so that it never waits for us.
 const MOST_TALK: usize = 256 << 10;
 
 /// A child that ends with us, and what it says on standard error.
 struct Running {
     child: Child,
-    talk: Option<JoinHandle<String>>,
+    reader: JoinHandle<()>,
+    talk: Arc<Mutex<Vec<u8>>>,
+}
+
+/// What comes out of a pipe, which is not waited for without end.
+struct Output {
+    blocks: Receiver<std::io::Result<Vec<u8>>>,
+    block: Vec<u8>,
+    /// What of the block has been read.
+    read: usize,
+    silence: Duration,
+}
+
+impl Output {
+    /// - `silence`: how long nothing may come while it is waited for.
+    fn new(mut pipe: impl Read + Send + 'static, silence: Duration) -> std::io::Result<Output> {
+        let (send, blocks) = sync_channel(BLOCKS);
+        std::thread::Builder::new().spawn(move || {
+            loop {
+                let mut block = vec![0; BLOCK];
+                let result = pipe.read(&mut block).map(|n| {
+                    block.truncate(n);
+                    block
+                });
+                let last = !result.as_ref().is_ok_and(|block| !block.is_empty());
+                let again = result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Interrupted);
+                // without a receiver nobody wants more; the pipe closes
+                if !again && (send.send(result).is_err() || last) {
+                    break;
+                }
+            }
+        })?;
+        Ok(Output { blocks, block: Vec::new(), read: 0, silence })
+    }
+}
+
+impl Read for Output {
+    fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
+        if self.read == self.block.len() {
+            self.block = match self.blocks.recv_timeout(self.silence) {
+                Ok(block) => block?,
+                Err(RecvTimeoutError::Disconnected) => return Ok(0), // the end was read before
+                Err(RecvTimeoutError::Timeout) => {
+                    let seconds = self.silence.as_secs_f64();
+                    let said = format!("`ffmpeg` gave nothing for {seconds} seconds, and was ended");
+                    return Err(std::io::Error::new(ErrorKind::TimedOut, said));
+                }
+            };
+            self.read = 0;
+        }
+        let n = to.len().min(self.block.len() - self.read);
+        to[..n].copy_from_slice(&self.block[self.read..][..n]);
+        self.read += n;
+        Ok(n)
+    }
+}
+
+/// What to do about an `ffmpeg` that hangs.
+fn hangs(error: &std::io::Error) -> Result<()> {
+    ensure!(
+        error.kind() != ErrorKind::TimedOut,
+        "{error}\n  fix: see whether `ffmpeg -i IN -f null -` gets through the file, or convert it on another machine"
+    );
+    Ok(())
 }
 
 impl Drop for Running {
@@ -62,7 +140,7 @@ impl Running {
         mode: Passthrough,
         level: &str,
         output: &[&str],
-    ) -> Result<Option<(Running, ChildStdout)>> {
+    ) -> Result<Option<(Running, Output)>> {
         let mut input = OsString::from("file:");
         input.push(path);
         let map = format!("0:V:{video}");
@@ -95,24 +173,52 @@ impl Running {
         let (Some(stdout), Some(mut stderr)) = (child.stdout.take(), child.stderr.take()) else {
             bail!("`ffmpeg` has no pipes")
         };
-        let talk = std::thread::Builder::new().spawn(move || {
-            let (mut kept, mut block) = (Vec::new(), [0; 4096]);
+        let talk = Arc::new(Mutex::new(Vec::new()));
+        let kept = talk.clone();
+        let reader = std::thread::Builder::new().spawn(move || {
+            let mut block = [0; 4096];
             while let Ok(n @ 1..) = stderr.read(&mut block) {
+                let Ok(mut kept) = kept.lock() else { break };
                 let room = MOST_TALK.saturating_sub(kept.len()).min(n);
                 kept.extend_from_slice(&block[..room]);
             }
-            String::from_utf8_lossy(&kept).into_owned()
         });
-        let mut running = Running { child, talk: None };
-        running.talk = Some(talk.context("cannot read what `ffmpeg` says")?);
-        Ok(Some((running, stdout)))
+        let output = reader.and_then(|reader| Ok((reader, Output::new(stdout, SILENCE)?)));
+        let (reader, output) = match output {
+            Ok(both) => both,
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(error).context("cannot read what `ffmpeg` says");
+            }
+        };
+        Ok(Some((Running { child, reader, talk }, output)))
     }
 
-    /// Waits for the end. Returns whether it went well, and what was said.
+    /// Waits for the end, which is not far once its output has ended. Returns whether it went well, and what was said.
     fn finish(&mut self) -> Result<(bool, String)> {
-        let status = self.child.wait()?;
-        let talk = self.talk.take().and_then(|talk| talk.join().ok()).unwrap_or_default();
-        Ok((status.success(), talk))
+        let fine = within(SILENCE, || self.child.try_wait().transpose()).transpose()?.is_some_and(|end| end.success());
+        let _ = self.child.kill(); // one that does not end
+        // a child of its own may still hold the pipe
+        within(LAST_WORDS, || self.reader.is_finished().then_some(()));
+        let talk = self.talk.lock().map(|talk| String::from_utf8_lossy(&talk).into_owned()).unwrap_or_default();
+        Ok((fine, talk))
+    }
+}
+
+/// How long its last words are waited for once it has ended.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Asks again and again until there is an answer; `None` where none comes in time.
+fn within<T>(most: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    let begun = Instant::now();
+    let mut pause = Duration::from_micros(200);
+    loop {
+        match ask() {
+            None if begun.elapsed() < most => std::thread::sleep(pause),
+            answer => return answer,
+        }
+        pause = (pause * 2).min(Duration::from_millis(20));
     }
 }
 
@@ -121,7 +227,9 @@ impl Running {
 pub fn probe(path: &Path, video: usize) -> Result<Option<Probe>> {
     for mode in PASSTHROUGH {
         // `framecrc` prints one line a frame: stream, decoding time, time, duration, size, checksum.
-        let started = Running::start(path, video, mode, "info", &["-f", "framecrc", "-"])?;
+        // Each is to come as soon as it is decoded: see `SILENCE`.
+        let output = ["-flush_packets", "1", "-f", "framecrc", "-"];
+        let started = Running::start(path, video, mode, "info", &output)?;
         let Some((mut running, stdout)) = started else { return Ok(None) };
         let listing = Listing::read(stdout)?;
         let (fine, talk) = running.finish()?;
@@ -171,7 +279,8 @@ impl Listing {
     fn read(listing: impl Read) -> Result<Listing> {
         let mut found = Listing { tick: 1.0, ..Listing::default() };
         for line in BufReader::new(listing).lines() {
-            found.line(&line?);
+            let line = line.or_else(|error| hangs(&error).and_then(|()| Err(error.into())))?;
+            found.line(&line);
             ensure!(found.times.len() <= MOST_FRAMES, "it holds more than {MOST_FRAMES} frames");
         }
         Ok(found)
@@ -211,7 +320,7 @@ pub struct Piped {
     interlaced: bool,
     frames: usize,
     at: usize,
-    running: Option<(Running, ChildStdout)>,
+    running: Option<(Running, Output)>,
 }
 
 impl Piped {
@@ -231,18 +340,26 @@ impl Piped {
         }
     }
 
-    fn start(&mut self) -> Result<(Running, ChildStdout)> {
+    fn start(&mut self) -> Result<(Running, Output)> {
         let mut filters = Vec::new();
         if self.interlaced {
             filters.push("bwdif=mode=send_frame:deint=interlaced".to_string());
         }
-        filters.push(format!("select='gte(n,{})'", self.at));
+        filters.push(format!("select='gte(n,{})+not(mod(n,{SIGN_EVERY}))'", self.at));
         // Without a tag `ffmpeg` takes BT.601 for any size.
         if untagged(self.width, self.height) == 1 && !self.tagged {
             filters.push("scale=in_color_matrix=bt709".to_string());
         }
-        let output = ["-vf", &filters.join(","), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"];
-        Running::start(&self.path, self.video, self.passthrough, "error", &output)?.context("there is no `ffmpeg`")
+        let filters = filters.join(",");
+        let output = ["-vf", &filters, "-flush_packets", "1", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"];
+        let started = Running::start(&self.path, self.video, self.passthrough, "error", &output)?;
+        let (running, mut output) = started.context("there is no `ffmpeg`")?;
+        let signs = self.at.div_ceil(SIGN_EVERY) as u64;
+        let bytes = signs * (self.width * self.height * 3) as u64;
+        match std::io::copy(&mut (&mut output).take(bytes), &mut std::io::sink()) {
+            Ok(_) => Ok((running, output)), // what is missing is missed at the next frame
+            Err(error) => hangs(&error).and_then(|()| Err(error.into())),
+        }
     }
 }
 
@@ -257,7 +374,8 @@ impl Source for Piped {
             None => self.start()?,
         };
         let mut rgb = vec![0; self.width * self.height * 3];
-        if stdout.read_exact(&mut rgb).is_err() {
+        if let Err(error) = stdout.read_exact(&mut rgb) {
+            hangs(&error)?;
             drop(stdout);
             let (_, talk) = running.finish()?;
             bail!("`ffmpeg` gave no frame {}: {}", self.at, last_line(&talk));
@@ -278,6 +396,27 @@ impl Source for Piped {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(unix)]
+    fn one_that_hangs_is_not_waited_for() -> Result<()> {
+        let mut child = Command::new("sh").args(["-c", "echo abc; exec sleep 600"]).stdout(Stdio::piped()).spawn()?;
+        let mut output = Output::new(child.stdout.take().context("a pipe")?, Duration::from_millis(300))?;
+        let mut bytes = [0; 4];
+        output.read_exact(&mut bytes)?;
+        assert_eq!(&bytes, b"abc\n");
+        let error = output.read(&mut bytes).err().context("it is waited for")?;
+        child.kill()?;
+        child.wait()?;
+        let error = hangs(&error).err().context("it hangs")?.to_string();
+        assert!(error.contains("gave nothing for 0.3 seconds") && error.contains("fix: "), "{error}");
+        // what ends is no hang
+        let mut whole = Vec::new();
+        Output::new(&b"all of it"[..], Duration::from_secs(9))?.read_to_end(&mut whole)?;
+        assert_eq!(whole, b"all of it");
+        assert_eq!(within(Duration::from_millis(5), || None::<()>), None);
+        Ok(())
+    }
 
     #[test]
     fn its_list_is_understood() -> Result<()> {

@@ -15,6 +15,11 @@ pub fn convert(what: &str) -> anyhow::Error {
     anyhow!("{what} is not decoded here, and there is no `ffmpeg`\n  fix: {CONVERT}")
 }
 
+/// An error of our decoder in the middle of a film, where nothing can take over.
+pub fn gave_up(error: &anyhow::Error) -> anyhow::Error {
+    anyhow!("{error:#}, and there is no `ffmpeg` to go on with\n  fix: copy or make it again, or {CONVERT}")
+}
+
 /// The command that makes all frames one size.
 pub fn one_size(width: usize, height: usize) -> String {
     format!("`ffmpeg -i IN -vf scale={width}:{height} -c:v libx264 -crf 10 -pix_fmt yuv420p OUT.mp4`")
@@ -45,7 +50,7 @@ pub fn mp4(path: &Path) -> Result<Reader> {
 }
 
 #[cfg(feature = "h264")]
-fn ours(path: &Path, file: File, track: Track) -> Result<Reader> {
+fn ours(path: &Path, mut file: File, track: Track) -> Result<Reader> {
     use anyhow::bail;
     if let Some(entry) = track.entries.iter().find(|entry| !matches!(&entry.format, b"avc1" | b"avc3")) {
         bail!("{}", mp4::codec(entry.format));
@@ -56,6 +61,7 @@ fn ours(path: &Path, file: File, track: Track) -> Result<Reader> {
     let tick = 1.0 / f64::from(track.timescale);
     let (orientation, slanted) = (track.orientation, track.slanted);
     let shape = track.entries.iter().find_map(|entry| entry.shape);
+    let damaged = track.damaged(&mut file)?;
     let source = super::h264::H264::open(file, track)?;
     let shape = shape.or(source.shape()).map(|shape| if super::lies(orientation) { shape.turned() } else { shape });
     let remarks = Remarks { shape, hdr: source.hdr(), ..Remarks::default() };
@@ -76,6 +82,15 @@ fn ours(path: &Path, file: File, track: Track) -> Result<Reader> {
     };
     let mut reader = Reader::new(clip, remarks);
     reader.spare = Some(index);
+    if let Some((first, rest)) = damaged.split_first() {
+        let which = match rest.len() {
+            0 => format!("its frame {first} is damaged"),
+            more => format!("{} of its frames are damaged, the first of them {first}", more + 1),
+        };
+        reader
+            .notes
+            .push(format!("{which}: the data are not what was written, and pictures from there on may look wrong"));
+    }
     if slanted {
         reader.notes.push("its turn by less than a quarter is not followed".to_string());
     }

@@ -41,7 +41,7 @@ mod y4m;
 pub(in crate::video) mod yuv;
 
 #[cfg(feature = "h264")]
-pub(in crate::video) use mp4::{Entry, Track};
+pub(in crate::video) use mp4::{Entry, SUMS, Track};
 pub use steady::Steady;
 
 /// What a file holds.
@@ -211,7 +211,7 @@ pub fn open(path: &Path) -> Result<Reader> {
     guarded(|| open_unnamed(path)).map_err(|error| named(path, error))
 }
 
-/// Width and height as shown; of a still from its header alone.
+/// Width and height as shown; of a still from its header alone, of a GIF without decoding it.
 pub fn size(path: &Path) -> Result<(usize, usize)> {
     let still = |format| guarded(|| still::size(path, format)).map_err(|error| named(path, error));
     match kind(path).map_err(|error| named(path, error))? {
@@ -219,6 +219,10 @@ pub fn size(path: &Path) -> Result<(usize, usize)> {
         Some(Kind::Jpeg) => still(ImageFormat::Jpeg),
         Some(Kind::Webp) => still(ImageFormat::WebP),
         Some(Kind::Bmp) => still(ImageFormat::Bmp),
+        Some(Kind::Gif) => {
+            let size = guarded(|| animation::size(path, ImageFormat::Gif)?.context("there are no frames in it"));
+            size.map_err(|error| named(path, error))
+        }
         _ => open(path).map(|reader| (reader.info.width, reader.info.height)),
     }
 }
@@ -393,7 +397,7 @@ impl Reader {
         let Some(video) = self.spare.take() else { return Err(error) };
         let piped =
             film::take_over(&self.path, video, (self.stored.0, self.stored.1, self.starts.len()), self.at, &error);
-        let Some(piped) = piped? else { return Err(film::convert(&error.to_string())) };
+        let Some(piped) = piped? else { return Err(film::gave_up(&error)) };
         self.notes.push(format!("{error:#}: read with `ffmpeg` from there on"));
         self.source = Box::new(piped);
         Ok(())

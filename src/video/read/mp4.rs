@@ -11,6 +11,8 @@ use super::sps::{self, Sps};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use image::metadata::Orientation;
 use std::fs::File;
+#[cfg(feature = "h264")]
+use std::io::{BufRead, BufReader};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
@@ -34,7 +36,13 @@ pub struct Track {
     pub sound: bool,
     /// Frames are shown twice, backwards or held still by the edit list, which is not done here.
     pub edited: bool,
+    /// CRC-32 of each sample, where our own writer noted it: see [`SUMS`].
+    pub sums: Option<Vec<u32>>,
 }
+
+/// What a `uuid` box in the index begins with that holds the CRC-32 of each sample. H.264 has none, and most damage decodes, to
+/// other pictures.
+pub const SUMS: [u8; 16] = *b"reel sums CRC-32";
 
 /// A sample description: how some of the samples are coded.
 #[derive(Clone, Debug, Default)]
@@ -61,6 +69,40 @@ pub struct Avc {
     pub sets: Vec<Vec<u8>>,
     /// The box's contents, as they stand.
     pub body: Vec<u8>,
+}
+
+#[cfg(feature = "h264")]
+impl Track {
+    /// The frames whose samples are not what was written, as far as that is known.
+    pub fn damaged(&self, file: &mut File) -> Result<Vec<usize>> {
+        let Some(sums) = &self.sums else { return Ok(Vec::new()) };
+        let mut damaged = Vec::new();
+        for (frame, &(sample, _)) in self.shown.iter().enumerate() {
+            if self.samples[sample].sum(file)? != sums[sample] {
+                damaged.push(frame);
+            }
+        }
+        Ok(damaged)
+    }
+}
+
+#[cfg(feature = "h264")]
+impl Sample {
+    /// Its CRC-32.
+    pub fn sum(&self, file: &mut File) -> Result<u32> {
+        file.seek(SeekFrom::Start(self.offset))?;
+        let mut bytes = BufReader::new(file.take(self.size.into()));
+        let mut crc = crc32fast::Hasher::new();
+        loop {
+            let block = bytes.fill_buf()?;
+            if block.is_empty() {
+                return Ok(crc.finalize());
+            }
+            crc.update(block);
+            let n = block.len();
+            bytes.consume(n);
+        }
+    }
 }
 
 #[cfg(feature = "h264")]
@@ -208,6 +250,7 @@ fn track(moov: &[u8], fragments: &[(u64, Vec<u8>)], length: u64) -> Result<Track
             Some(edts) => child(edts, b"elst")?.map(edits).transpose()?.unwrap_or_default(),
             None => Vec::new(),
         };
+        let sums = sums(&boxes, samples.len()).filter(|_| index == 0 && fragments.is_empty());
         let (shown, end, edited) = show(&samples, &edits, timescale, scale);
         return Ok(Track {
             index,
@@ -220,9 +263,17 @@ fn track(moov: &[u8], fragments: &[(u64, Vec<u8>)], length: u64) -> Result<Track
             end,
             sound,
             edited,
+            sums,
         });
     }
     bail!("there are no pictures in it{}\n  fix: give a film with pictures", if sound { ", only sound" } else { "" })
+}
+
+/// The sums of so many samples; none where the index has none, or of another number.
+fn sums(boxes: &[(Name, &[u8])], samples: usize) -> Option<Vec<u32>> {
+    let sums = boxes.iter().filter(|(name, _)| name == b"uuid").find_map(|(_, body)| body.strip_prefix(&SUMS))?;
+    let sums: Vec<u32> = sums.as_chunks::<4>().0.iter().map(|bytes| u32::from_be_bytes(*bytes)).collect();
+    (sums.len() == samples).then_some(sums)
 }
 
 /// Of `mvhd` and `mdhd`.

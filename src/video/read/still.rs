@@ -16,8 +16,10 @@ use std::path::Path;
 const MOST_BYTES: f64 = 900e6;
 /// Bytes of a file that is read into memory whole: JPEG, of the largest cameras.
 const LARGEST_FILE: u64 = 128 << 20;
-/// Pixels times passes over them: ten passes over 50 million, some seconds of work.
+/// Pixels times passes over them: ten passes over 50 million, two to four seconds of work.
 const MOST_PASSES: usize = 1 << 29;
+/// Passes that the decoder makes over any picture.
+const MOST_SCANS: usize = 100;
 /// The same, up to which a whole JPEG is decoded twice to see whether data is missing inside.
 const CHECKED_PASSES: usize = 1 << 25;
 
@@ -40,7 +42,12 @@ fn decoder(input: Box<dyn Input>, format: ImageFormat, outline: Outline) -> Resu
          `ffmpeg -i IN -vf scale=4096:-2 OUT.png`",
         bytes / 1e9
     );
-    ensure!(outline.scans.saturating_mul(pixels) <= MOST_PASSES, "it claims {} passes over its pixels", outline.scans);
+    let fits = outline.scans <= MOST_SCANS && outline.scans.saturating_mul(pixels) <= MOST_PASSES;
+    ensure!(
+        fits,
+        "it claims {} passes over its {width}x{height} pixels, too many for a picture\n  fix: save it as PNG, or as JPEG that is not progressive",
+        outline.scans
+    );
     Ok(decoder)
 }
 
@@ -293,6 +300,17 @@ mod tests {
         std::fs::write(folder.path("a.jpg"), header)?;
         let error = open(&folder.path("a.jpg")).err().context("an error")?.to_string();
         assert!(error.contains("GB to decode"), "{error}");
+        // a small one with more passes than any picture has, and a large one with as many as would take long
+        for (side, passes) in [([0, 64], 101), ([0x1b, 0x58], 40)] {
+            let mut file = header[..header.len() - 2].to_vec();
+            [7, 9].into_iter().for_each(|at| file[at..at + 2].copy_from_slice(&side));
+            let scan = file.split_off(file.len() - 14);
+            file.extend(scan.repeat(passes));
+            file.extend(b"\xff\xd9");
+            std::fs::write(folder.path("b.jpg"), file)?;
+            let error = open(&folder.path("b.jpg")).err().context("an error")?.to_string();
+            assert!(error.contains(&format!("{passes} passes")) && error.contains("fix: save"), "{error}");
+        }
         Ok(())
     }
 }

@@ -40,6 +40,8 @@ pub struct Mp4 {
     sps: Vec<u8>,
     pps: Vec<u8>,
     sizes: Vec<u32>,
+    /// CRC-32 of each sample.
+    sums: Vec<u32>,
     keys: Vec<u32>,
     /// As `Track::order`.
     order: Vec<i32>,
@@ -144,6 +146,7 @@ impl Mp4 {
             sps: Vec::new(),
             pps: Vec::new(),
             sizes: Vec::new(),
+            sums: Vec::new(),
             keys: Vec::new(),
             order: Vec::new(),
             copied: Vec::new(),
@@ -206,13 +209,14 @@ impl Mp4 {
             self.begin(false)?;
         }
         self.out.write_all(&sample).with_context(|| self.partial.failed())?;
-        self.count(u32::try_from(sample.len())?, 0, None);
+        self.count((u32::try_from(sample.len())?, crc32fast::hash(&sample)), 0, None);
         Ok(())
     }
 
     /// Notes a sample that has been written.
-    fn count(&mut self, size: u32, order: i32, entry: Option<usize>) {
+    fn count(&mut self, (size, sum): (u32, u32), order: i32, entry: Option<usize>) {
         self.sizes.push(size);
+        self.sums.push(sum);
         self.order.push(order);
         match self.parts.last_mut() {
             Some((count, last)) if *last == entry => *count += 1,
@@ -300,7 +304,9 @@ impl Mp4 {
             self.begin(true)?;
         }
         let mut run = first.offset..first.offset; // samples that lie side by side go over at once
-        for (sample, order) in samples.iter().zip(order) {
+        for (i, (sample, order)) in samples.iter().zip(order).enumerate() {
+            // what was damaged before stays known as damaged
+            let sum = track.sums.as_ref().map_or_else(|| sample.sum(&mut file), |sums| Ok(sums[i]))?;
             if sample.offset != run.end {
                 self.transfer(&mut file, run, path)?;
                 run = sample.offset..sample.offset;
@@ -309,7 +315,7 @@ impl Mp4 {
             if sample.sync {
                 self.keys.push(self.sizes.len() as u32 + 1);
             }
-            self.count(sample.size, order, Some(places[sample.entry]));
+            self.count((sample.size, sum), order, Some(places[sample.entry]));
         }
         self.transfer(&mut file, run, path)?;
         Ok(Some(count))
@@ -341,8 +347,13 @@ impl Mp4 {
         // each frame shown earlier or later than the one before
         let order: Vec<i32> = if copying { (0..self.frames as i32).collect() } else { Vec::new() };
         let part = [(self.frames, 0)];
-        let track =
-            Track { keys: &keys, order: &order, lead: copying.into(), ..self.track(&entries, &part, &sizes, 1 << 32) };
+        let track = Track {
+            keys: &keys,
+            order: &order,
+            lead: copying.into(),
+            sums: &sizes,
+            ..self.track(&entries, &part, &sizes, 1 << 32)
+        };
         let slack = if copying { SLACK } else { 0 };
         Ok((mp4_boxes::header(&track).len() + slack + FREE + LONG_MDAT) as u64)
     }
@@ -363,6 +374,7 @@ impl Mp4 {
             order: &self.order,
             lead: self.order.iter().min().map_or(0, |&least| least.min(0).unsigned_abs()),
             sizes,
+            sums: &self.sums,
             keys: &self.keys,
             chunk: self.rate.gop() as usize,
             start,

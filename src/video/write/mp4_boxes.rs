@@ -4,6 +4,7 @@
 //! No box carries a date. Source: ISO/IEC 14496-12 (boxes), 14496-15 (`avc1`, `avcC`).
 
 use super::mp4_tags::Tags;
+use crate::video::read::SUMS;
 
 /// A sample description: what its boxes hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,8 +52,9 @@ pub struct Track<'a> {
     pub order: &'a [i32],
     /// Frames that the first one waits for, so that none is shown before it is decoded: the least of `order`, negated.
     pub lead: u32,
-    /// Bytes of each sample.
+    /// Bytes of each sample, and their CRC-32.
     pub sizes: &'a [u32],
+    pub sums: &'a [u32],
     /// Samples that can be started from, counted from 1.
     pub keys: &'a [u32],
     /// Samples in a chunk: what a player reads at once.
@@ -109,7 +111,8 @@ pub fn header(track: &Track) -> Vec<u8> {
         lead => atom(b"edts", &[&table(b"elst", 1, &[duration, lead * frame, 0x10000])]), // all of it, from there on
     };
     let trak = atom(b"trak", &[&atom(b"tkhd", &[&tkhd.concat()]), &edits, &mdia]);
-    [ftyp, atom(b"moov", &[&atom(b"mvhd", &[&mvhd.concat()]), &trak])].concat()
+    let sums = atom(b"uuid", &[&SUMS, &words(track.sums)]);
+    [ftyp, atom(b"moov", &[&atom(b"mvhd", &[&mvhd.concat()]), &trak, &sums])].concat()
 }
 
 /// `stbl`: how each sample is coded, how long it lasts, how big it is and where.
@@ -240,6 +243,7 @@ mod tests {
             order: &[],
             lead: 0,
             sizes: &sizes,
+            sums: &[],
             keys: &[1],
             chunk: 4,
             start: 1000,

@@ -339,6 +339,7 @@ fn frames_shown_out_of_order_stay_in_time() -> Result<()> {
         order: &order,
         lead: 1,
         sizes: &sizes,
+        sums: &[],
         keys: &keys,
         chunk: 2,
         start: 0,

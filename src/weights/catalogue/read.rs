@@ -1,7 +1,9 @@
 //! `weights.toml` -> entries, strictly: whatever is wrong is said with its line.
 
 use super::{Catalogue, Entry, Kind, Match, PassDefaults, RunDefaults};
+use crate::config::brief;
 use crate::guidance::ByLevel;
+use crate::models::ltx::config::check_width;
 use crate::platform::files;
 use crate::ranges;
 use anyhow::{Result, anyhow};
@@ -262,8 +264,13 @@ impl Match {
     fn check(&self) -> Result<(), String> {
         let Self { name: _, vae, layers, heads, head_dim, distilled: _ } = self;
         numbers("match", &[("layers", whole(layers)), ("heads", whole(heads)), ("head_dim", whole(head_dim))])?;
+        if let (Some(heads), Some(head_dim)) = (heads, head_dim) {
+            check_width(*heads, *head_dim)
+                .map_err(|why| format!("`match.heads` is {heads} and `match.head_dim` {head_dim}: {why}"))?;
+        }
         ensure(vae.as_deref().is_none_or(|vae| ["0.9.0", "0.9.1", "0.9.5"].contains(&vae)), || {
-            "`match.vae` is 0.9.0, 0.9.1 or 0.9.5".to_string()
+            let vae = brief(vae.as_deref().unwrap_or_default());
+            format!("`match.vae` is `{vae}`, and has to be 0.9.0, 0.9.1 or 0.9.5")
         })
     }
 }

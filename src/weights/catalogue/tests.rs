@@ -69,6 +69,12 @@ fn what_is_wrong_is_said_with_its_line() {
         ("[x.run]\nconvention = 'new'\n", 7, "`text` or `condition`"),
         ("[x.run]\nrecipe = 'new'\n", 7, "`lightricks` or `diffusers`"),
         ("[x.match]\nname = 'x'\n\nlayers = 4000000000\n", 9, "`match.layers` is 4000000000: it has to be 1 to 1024"),
+        (
+            "[x.match]\nvae = '0.9.5'\nlayers = 3\nheads = 5\nhead_dim = 7\n",
+            9,
+            "`match.heads` is 5 and `match.head_dim` 7: their product has to be even and at most 16384, not 35",
+        ),
+        ("[x.match]\nname = 'x'\nvae = '0.9'\n", 8, "`match.vae` is `0.9`, and has to be 0.9.0"),
         ("bytes = 2000000000000000\n", 6, "`bytes` is 2000000000000000: it has to be"),
         ("[x.match]\nvae = '0.9.5'\n", 6, "`match` needs"),
         ("bytes = 1\nabout_bytes = 1\n", 6, "say the same thing"),
@@ -95,7 +101,7 @@ fn what_is_wrong_is_said_with_its_line() {
         assert!(error.contains(&format!("weights.toml`, line {line}: ")) && error.contains(words), "{more}: {error}");
         assert!(error.lines().count() == 2 && error.contains("\n  fix: "), "{error}");
     }
-    let alike = "[x.match]\nvae = '0.9.5'\nlayers = 3\nheads = 5\nhead_dim = 7\n[x.run]\nsteps = 3\n";
+    let alike = "[x.match]\nvae = '0.9.5'\nlayers = 3\nheads = 5\nhead_dim = 14\n[x.run]\nsteps = 3\n";
     let two = format!(
         "{GOOD}{alike}{}",
         format!("{GOOD}{alike}").replace("x]", "y]").replace("x.", "y.").replace("3\n", "4\n")

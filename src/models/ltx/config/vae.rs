@@ -1,7 +1,7 @@
 //! Sizes of the video autoencoder, by diffusers' keys or by Lightricks' lists of blocks.
 
 use super::{LABELS, MOST_CHANNELS, MOST_LAYERS, MOST_PATCH};
-use crate::config::{Keys, brief};
+use crate::config::{Keys, brief, with_fix};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
@@ -90,6 +90,10 @@ impl VaeVersion {
 impl VaeConfig {
     /// Reads diffusers' or Lightricks' form, told apart by `_class_name`.
     pub fn parse(json: &Value, what: &str) -> Result<Self> {
+        Self::read(json, what).map_err(with_fix)
+    }
+
+    fn read(json: &Value, what: &str) -> Result<Self> {
         let config = match json["_class_name"].as_str() {
             Some("AutoencoderKLLTXVideo") => Self::parse_diffusers(json, what)?,
             Some("CausalVideoAutoencoder") => Self::parse_official(json, what)?,
@@ -98,23 +102,35 @@ impl VaeConfig {
                 brief(other.unwrap_or("missing"))
             ),
         };
-        for (side, blocks) in [("encoder", config.encoder.len()), ("decoder", config.decoder.len())] {
+        let [lists, widths] = match json["_class_name"].as_str() {
+            Some("CausalVideoAutoencoder") => [
+                ["`encoder_blocks` (or `blocks`)", "`decoder_blocks` (or `blocks`)"],
+                ["`encoder_base_channels` with its blocks", "`decoder_base_channels` with its blocks"],
+            ],
+            _ => [["`block_out_channels`", "`decoder_block_out_channels`"]; 2],
+        };
+        for (key, blocks) in lists.into_iter().zip([config.encoder.len(), config.decoder.len()]) {
             ensure!(
                 (1..=MOST_BLOCKS).contains(&blocks),
-                "{what}: the {side} has {blocks} blocks, and reel takes 1 to {MOST_BLOCKS}"
+                "{what}: {key} make {blocks} blocks, and reel takes 1 to {MOST_BLOCKS}"
             );
         }
-        let widest = config.decoder.iter().map(|b| b.inputs.max(b.outputs)).max().unwrap_or(0);
-        ensure!(
-            config.decoder_width.max(widest) <= MOST_CHANNELS,
-            "{what}: the decoder has {} channels, and reel takes at most {MOST_CHANNELS}",
-            config.decoder_width.max(widest)
-        );
+        let widest = [
+            config.encoder.iter().map(|b| b.inputs.max(b.outputs)).max().unwrap_or(0),
+            config.decoder.iter().map(|b| b.inputs.max(b.outputs)).fold(config.decoder_width, usize::max),
+        ];
+        for (key, widest) in widths.into_iter().zip(widest) {
+            ensure!(
+                widest <= MOST_CHANNELS,
+                "{what}: {key} make {widest} channels, and reel takes at most {MOST_CHANNELS}"
+            );
+        }
         let [t, h, w] = config.strides();
         let ups = config.decoder.iter().filter(|b| b.up).count() as u32;
+        let (time, space) = (2usize.pow(ups), config.patch_size * 2usize.pow(ups));
         ensure!(
-            h == w && h == config.patch_size * 2usize.pow(ups) && t == 2usize.pow(ups),
-            "{what}: the encoder shrinks by {t}x{h}x{w} and the decoder does not undo that"
+            [t, h, w] == [time, space, space],
+            "{what}: the encoder shrinks by {t}x{h}x{w} (`patch_size` and its blocks), and has to shrink as the decoder grows, by {time}x{space}x{space}"
         );
         Ok(config)
     }
@@ -165,11 +181,20 @@ impl VaeConfig {
                 brief(other.unwrap_or("nothing"))
             ),
         };
-        ensure!(kinds.iter().all(|k| Some(k) == kinds.last()), "{what}: `down_block_types` mixes two kinds");
+        ensure!(
+            kinds.iter().all(|k| Some(k) == kinds.last()),
+            "{what}: `down_block_types` mixes two kinds, and has to be all of one"
+        );
         let stages = widths.len().saturating_sub(folded as usize);
-        ensure!(!layers.is_empty(), "{what}: `layers_per_block` is empty");
+        ensure!(
+            !layers.is_empty(),
+            "{what}: `layers_per_block` is empty, and has to have an entry a block and one more"
+        );
         let long_enough = |n: usize, key: &str| {
-            if n < stages { bail!("{what}: `{key}` has {n} entries for {stages} blocks") } else { Ok(()) }
+            if n < stages {
+                bail!("{what}: `{key}` has {n} entries for blocks, and has to have {stages}, by `block_out_channels`")
+            }
+            Ok(())
         };
         long_enough(layers.len().saturating_sub(1), "layers_per_block")?;
         long_enough(scaling.len(), "spatio_temporal_scaling")?;
@@ -195,22 +220,29 @@ impl VaeConfig {
         }
 
         let stages = up_widths.len();
-        let lengths = [
-            up_layers.len().saturating_sub(1),
-            up_scaling.len(),
-            noise.len().saturating_sub(1),
-            residual.len(),
-            factor.len(),
+        ensure!(stages > 0, "{what}: `decoder_block_out_channels` is empty, and has to have an entry a block");
+        let lists = [
+            ("decoder_layers_per_block", up_layers.len(), stages + 1),
+            ("decoder_spatio_temporal_scaling", up_scaling.len(), stages),
+            ("decoder_inject_noise", noise.len(), stages + 1),
+            ("upsample_residual", residual.len(), stages),
+            ("upsample_factor", factor.len(), stages),
         ];
-        ensure!(
-            stages > 0 && lengths.iter().all(|&n| n == stages),
-            "{what}: the decoder's lists have {lengths:?} entries for {stages} blocks"
-        );
+        for (key, entries, right) in lists {
+            ensure!(
+                entries == right,
+                "{what}: `{key}` has {entries} entries, and has to have {right}: `decoder_block_out_channels` has {stages}"
+            );
+        }
         let decoder_width = up_widths[stages - 1];
         let mut width = decoder_width;
         let mut decoder = vec![];
         for i in (0..stages).rev() {
-            ensure!(width.is_multiple_of(factor[i]), "{what}: `upsample_factor` {} does not divide {width}", factor[i]);
+            ensure!(
+                width.is_multiple_of(factor[i]),
+                "{what}: `upsample_factor` has {}, and has to divide {width} channels",
+                factor[i]
+            );
             let inputs = width / factor[i];
             width = up_widths[i] / factor[i];
             decoder.push(UpBlock {

@@ -34,6 +34,31 @@ fn written_animations_come_back() -> Result<()> {
     Ok(())
 }
 
+/// What is decoded when a file is opened is bounded by all that it costs: pixels that are seen, those that are not, and frames.
+#[test]
+fn large_and_long_files_are_not_decoded_to_be_opened() {
+    let work = |canvas: usize, layer: usize, count: usize| {
+        let layer = Layer {
+            x: 0,
+            y: 0,
+            width: layer,
+            height: layer,
+            seconds: 0.1,
+            replaces: true,
+            after: After::Stays,
+            transparent: None,
+            bytes: 0..9,
+        };
+        let index = Index { width: canvas, height: canvas, layers: vec![layer; count], ..Index::default() };
+        assert!(index.check().is_ok());
+        index.work()
+    };
+    assert!(work(640, 640, 100) <= CHECKED_WORK);
+    for (canvas, layer, count) in [(5792, 5792, 8), (5792, 1, 8), (1, 5792, 8), (1, 1, 1 << 20)] {
+        assert!(work(canvas, layer, count) > CHECKED_WORK, "{canvas} {layer} {count}");
+    }
+}
+
 #[test]
 fn what_is_missing_behind_the_last_frame_is_not_missed() -> Result<()> {
     let folder = Scratch::new("animation-end");
