@@ -3,20 +3,20 @@
 mod load;
 mod whole;
 
-use crate::checkpoint::Sources;
-use crate::device::{Compute, Quantize};
-use crate::geometry::Extent;
+use crate::job::geometry::Extent;
+use crate::models::bundle::Sources;
 use crate::models::ltx::transformer::Transformer;
 use crate::models::ltx::vae::{Decoder, Encoder, Pace};
+use crate::models::random;
+use crate::models::text::t5::T5;
 use crate::nn::kernel;
 use crate::nn::kernel::blocks::Blocks;
 use crate::nn::linear::Linear;
 use crate::nn::rope::Rope;
-use crate::noise::Noise;
-use crate::pixels::group;
+use crate::pipeline::decode::group;
+use crate::platform::device::{Compute, Quantize};
 use crate::platform::machine::peak_memory;
-use crate::text::t5::T5;
-use crate::weights::random;
+use crate::sampling::noise::Noise;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Tensor};
 use load::{Way, text, transformer, vae};

@@ -12,14 +12,15 @@ use reel::models::ltx::config::{TransformerConfig, VaeConfig};
 use reel::models::ltx::names;
 use reel::models::ltx::transformer::Transformer;
 use reel::models::ltx::vae::{Decoder, Encoder, LatentStatistics};
+use reel::models::random;
+use reel::models::text::t5::{T5, T5Config};
 use reel::nn::kernel::blocks::Blocks;
 use reel::nn::vars::{Source, Vars};
-use reel::noise::Noise;
 use reel::platform::files::AtomicFile;
-use reel::text::t5::{T5, T5Config};
+use reel::sampling::noise::Noise;
 use reel::weights::gguf::{self, Part};
 use reel::weights::open::Type;
-use reel::weights::{quantize, random};
+use reel::weights::quantize;
 use safetensors::tensor::Dtype;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -206,5 +207,11 @@ fn ltx_13b() {
 fn t5_xxl() {
     let config = T5Config::parse(&size("t5-xxl"), "t5").unwrap();
     let all = shapes(|vb| T5::load(&config, vb)?.touch());
-    blocks(folder().join("t5-xxl-random-Q6_K.gguf"), "t5encoder", Blocks::Q6K, &all, reel::text::names::to_llama);
+    blocks(
+        folder().join("t5-xxl-random-Q6_K.gguf"),
+        "t5encoder",
+        Blocks::Q6K,
+        &all,
+        reel::models::text::names::to_llama,
+    );
 }

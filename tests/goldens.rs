@@ -5,17 +5,17 @@ mod common;
 
 use candle_core::{DType, Device, IndexOp, Result, Tensor};
 use common::{Golden, assert_close, assert_within};
-use reel::condition::Tokens;
-use reel::geometry::{Geometry, Grid};
-use reel::guidance::Guidance;
+use reel::job::geometry::{Geometry, Grid};
+use reel::models::ltx::conditioning::Tokens;
 use reel::models::ltx::config::{SchedulerConfig, TransformerConfig, VaeConfig};
 use reel::models::ltx::transformer::{Block, Modulation, Transformer};
 use reel::models::ltx::vae::{Decoder, Encoder, Pace};
+use reel::models::text::t5::{T5, T5Config};
 use reel::nn::rope::Rope;
 use reel::nn::tiles::{Tiling, assemble};
-use reel::noise::Noise;
-use reel::sampler::{Schedule, Shift, euler};
-use reel::text::t5::{T5, T5Config};
+use reel::sampling::guidance::Guidance;
+use reel::sampling::noise::Noise;
+use reel::sampling::solver::{Schedule, Shift, euler};
 use serde_json::json;
 
 const LTX: Geometry = Geometry { time: 8, space: 32 };

@@ -4,13 +4,13 @@ mod common;
 
 use candle_core::{DType, Device, Result, Tensor};
 use common::{Clip, Golden, Scratch, generate, golden_path, reel, run};
-use reel::geometry::{Geometry, Grid};
+use reel::job::geometry::{Geometry, Grid};
 use reel::models::ltx::config::{TransformerConfig, VaeConfig};
 use reel::models::ltx::transformer::{Block, Modulation, Transformer};
 use reel::models::ltx::vae::{Decoder, Pace};
+use reel::models::text::t5::{T5, T5Config};
 use reel::nn::rope::Rope;
-use reel::noise::Noise;
-use reel::text::t5::{T5, T5Config};
+use reel::sampling::noise::Noise;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;

@@ -5,12 +5,12 @@ mod common;
 
 use candle_core::Tensor;
 use common::{Golden, Scratch, golden_path, numbers};
-use reel::generate::{Opened, Take};
+use reel::hub::catalogue::{self, Facts};
+use reel::job::request::{Keyframe, Request};
+use reel::job::windows::Direction;
 use reel::models::ltx::Convention;
-use reel::progress::{Mode, Progress};
-use reel::request::{Keyframe, Request};
-use reel::weights::catalogue::{self, Facts};
-use reel::windows::Direction;
+use reel::pipeline::{Opened, Take};
+use reel::platform::progress::{Mode, Progress};
 use serde_json::{Value, json};
 use std::path::Path;
 

@@ -1,12 +1,12 @@
 //! The plan against what really happens: bytes in use, as the allocator counts them, and operations, as the kernels do.
 //! One test alone, because both counts are the process's.
 
-use reel::generate::{Opened, Take};
+use reel::job::request::Request;
+use reel::job::windows::Direction;
 use reel::nn::kernel::{self, memory};
-use reel::plan::Stage;
-use reel::progress::{Mode, Progress};
-use reel::request::Request;
-use reel::windows::Direction;
+use reel::pipeline::{Opened, Take};
+use reel::planning::Stage;
+use reel::platform::progress::{Mode, Progress};
 
 /// Blocks below 1 MiB are not counted, and larger ones in steps of an eighth. Measured: 0.951 to 0.962.
 const MEMORY: std::ops::Range<f64> = 0.9..1.1;

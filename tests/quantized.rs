@@ -43,7 +43,7 @@ fn a_gguf_of_the_same_numbers_gives_the_same_bytes() {
     let config: serde_json::Value = serde_json::from_str(header.metadata("config").unwrap()).unwrap();
     let text = config["text_encoder"].to_string();
     as_gguf(&t5, names::TEXT_PREFIX, &[("general.architecture", "t5encoder"), ("config", &text)], |name| {
-        reel::text::names::to_llama(name)
+        reel::models::text::names::to_llama(name)
     });
     let tokenizer = scratch.path("tokenizer.json");
     std::fs::write(&tokenizer, header.metadata("tokenizer").unwrap()).unwrap();

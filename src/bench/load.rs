@@ -1,16 +1,16 @@
 //! What is timed: the parts of a model, or random weights of their sizes, and in what the CPU multiplies them.
 
 use super::{Cell, Part, Weights, random_size};
-use crate::checkpoint::Checkpoint;
-use crate::device::{Compute, Quantize};
-use crate::geometry::Geometry;
+use crate::job::geometry::Geometry;
+use crate::models::bundle::Checkpoint;
 use crate::models::ltx::config::{TransformerConfig, VaeConfig};
+use crate::models::random;
+use crate::models::text::t5::T5Config;
 use crate::nn::kernel::blocks::Blocks;
 use crate::nn::kernel::{Math, int8, peak};
 use crate::nn::vars::Vars;
-use crate::text::t5::T5Config;
+use crate::platform::device::{Compute, Quantize};
 use crate::weights::open::Tensors;
-use crate::weights::random;
 use anyhow::Result;
 use candle_core::DType;
 

@@ -2,19 +2,19 @@
 
 use super::load::Way;
 use super::{Cell, Row, Timed, Timer, Weights};
-use crate::device::Compute;
-use crate::generate::{Opened, Take};
-use crate::geometry::Extent;
+use crate::job::geometry::Extent;
+use crate::job::request::Request;
+use crate::job::windows::Direction;
 use crate::nn::kernel::Math;
-use crate::noise::Noise;
+use crate::pipeline::{Opened, Take};
+use crate::platform::device::Compute;
 use crate::platform::files::Scratch;
 use crate::platform::machine::peak_memory;
-use crate::progress::{Mode, Progress};
-use crate::request::Request;
+use crate::platform::progress::{Mode, Progress};
+use crate::sampling::noise::Noise;
 use crate::video::Frame;
 use crate::video::resize::Fit;
 use crate::video::write::{Target, Writer};
-use crate::windows::Direction;
 use anyhow::{Result, bail};
 
 /// The whole way, with everything that a user waits for but the file.

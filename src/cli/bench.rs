@@ -3,12 +3,12 @@
 use super::number::{sides, whole};
 use super::{Failure, print, print_data};
 use crate::bench::{Cell, Part, Row, Weights, parts, random_size, run};
-use crate::checkpoint::{Checkpoint, Sources};
-use crate::device::{self, Dtype, Quantize};
-use crate::geometry::Extent;
-use crate::progress::{counted, human_bytes};
-use crate::text::tokenizer::Tokenizer;
-use crate::weights::random;
+use crate::job::geometry::Extent;
+use crate::models::bundle::{Checkpoint, Sources};
+use crate::models::random;
+use crate::models::text::tokenizer::Tokenizer;
+use crate::platform::device::{self, Dtype, Quantize};
+use crate::platform::progress::{counted, human_bytes};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -215,7 +215,7 @@ impl Args {
             "--layers is for random weights: a model runs whole\n  fix: --random-weights, or leave it out"
         );
         let weights: Vec<Weights> = if self.random_weights.is_empty() {
-            vec![Weights::Model(model.unwrap_or_else(|| crate::generate::DEFAULT_MODEL.to_string()))]
+            vec![Weights::Model(model.unwrap_or_else(|| crate::pipeline::DEFAULT_MODEL.to_string()))]
         } else {
             self.random_weights.iter().map(|name| Weights::Random(name.to_lowercase())).collect()
         };
@@ -322,7 +322,7 @@ impl Args {
         };
         let checkpoint = Checkpoint::open(&sources)?;
         let run = checkpoint.run_defaults();
-        Ok((crate::request::default_size(&run), crate::request::default_frames(&run)))
+        Ok((crate::job::request::default_size(&run), crate::job::request::default_frames(&run)))
     }
 }
 
@@ -384,7 +384,7 @@ fn table(rows: &[Value]) -> String {
         text += &line(&|i| row[i].clone());
     }
     for stage in rows.iter().filter_map(|row| row["stages"].as_array()).flatten() {
-        let size = |key: &str| stage[key].as_u64().map(crate::progress::human_bytes).unwrap_or_default();
+        let size = |key: &str| stage[key].as_u64().map(crate::platform::progress::human_bytes).unwrap_or_default();
         text += &format!(
             "  {:8} planned {:>8}  measured {:>8}  {} s\n",
             word(&stage["stage"]),

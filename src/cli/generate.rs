@@ -3,11 +3,11 @@
 use super::making::{Making, Own, fetch, print_plan, prompt};
 use super::number::{real, whole};
 use super::{Failure, help};
-use crate::generate::Job;
-use crate::outlook::Absent;
-use crate::request::Keyframe;
+use crate::job::request::Keyframe;
+use crate::job::windows::Direction;
+use crate::pipeline::Job;
+use crate::planning::forecast::Absent;
 use crate::video::resize::{Filter, Fit};
-use crate::windows::Direction;
 use std::path::PathBuf;
 
 /// Make a video from a prompt, and from stills and clips where there are any

@@ -259,7 +259,7 @@ pub fn command(path: &str, rest: &[String]) -> Option<String> {
     let is_prompt = path == "reel" && (typed.contains(' ') || words.len() > 2);
     let prompt =
         || words.iter().map(|word| word.as_str()).collect::<Vec<_>>().join(" ").replace(['"', '`', '$', '\\'], "");
-    is_prompt.then(|| format!("reel generate \"{}\"", crate::shown::beginning(&prompt(), 20)))
+    is_prompt.then(|| format!("reel generate \"{}\"", crate::platform::shown::beginning(&prompt(), 20)))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use super::making::{Making, Own, fetch, print_plan, prompt};
 use super::number::{real, whole};
 use super::{Failure, help};
-use crate::join::{Asked, Join};
+use crate::pipeline::join::{Asked, Join};
 use std::path::PathBuf;
 
 /// Flags of all three.

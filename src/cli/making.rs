@@ -2,13 +2,13 @@
 
 use super::number::{Seed, real, seed, sides, tiles, whole};
 use super::{Common, Failure, print, print_data};
-use crate::device::{Dtype, Quantize};
-use crate::folders::Folder;
+use crate::job::request::{Keyframe, Lora, Request, Scene};
 use crate::models::ltx::Convention;
-use crate::plan::{Plan, Report, Tiles};
+use crate::planning::{Plan, Report, Tiles};
+use crate::platform::device::{Dtype, Quantize};
+use crate::platform::folders::Folder;
 use crate::platform::machine;
-use crate::progress::Progress;
-use crate::request::{Keyframe, Lora, Request, Scene};
+use crate::platform::progress::Progress;
 use crate::video::resize::{Filter, Fit};
 use anyhow::{Context, ensure};
 use clap::builder::{OsStringValueParser, TypedValueParser};

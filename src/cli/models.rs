@@ -5,14 +5,14 @@ mod list;
 mod text;
 
 use super::{Common, Failure, print, print_exact};
-use crate::checkpoint::parts;
-use crate::device::Quantize;
-use crate::outlook;
-use crate::progress::{Progress, human_bytes};
-use crate::request::Request;
-use crate::weights::catalogue::{self, Entry, Kind};
-use crate::weights::pack;
-use crate::weights::store::{self, State, Store, Verdict};
+use crate::hub::catalogue::{self, Entry, Kind};
+use crate::hub::store::{self, State, Store, Verdict};
+use crate::job::request::Request;
+use crate::models::pack;
+use crate::models::parts;
+use crate::planning::forecast;
+use crate::platform::device::Quantize;
+use crate::platform::progress::{Progress, human_bytes};
 use anyhow::{Result, anyhow};
 use std::path::PathBuf;
 
@@ -120,11 +120,11 @@ pub fn run(verb: Verb) -> Result<(), Failure> {
 }
 
 /// How progress is shown by those of the verbs that take long.
-pub fn mode(verb: &Verb) -> crate::progress::Mode {
+pub fn mode(verb: &Verb) -> crate::platform::progress::Mode {
     match verb {
         Verb::Pull(args) => args.common.progress,
         Verb::Verify { common, .. } | Verb::Quantize { common, .. } => common.progress,
-        _ => crate::progress::Mode::Auto,
+        _ => crate::platform::progress::Mode::Auto,
     }
 }
 
@@ -164,8 +164,8 @@ pub fn pull_for(request: &Request, progress: &Progress) -> Result<(), Failure> {
     let mut parts = match (model, encoder) {
         (Some(model), None) => {
             let device = request.device.as_deref().unwrap_or("auto");
-            let compute = crate::device::open(device, request.dtype).map_err(Failure::BadInput)?;
-            let chosen = outlook::encoder(request, &compute).map_err(Failure::BadInput)?;
+            let compute = crate::platform::device::open(device, request.dtype).map_err(Failure::BadInput)?;
+            let chosen = forecast::encoder(request, &compute).map_err(Failure::BadInput)?;
             if let Some(chosen) = chosen.as_ref().filter(|chosen| !chosen.here && chosen.why.is_some()) {
                 progress.note(&format!("text encoder: {}", chosen.told()));
             }

@@ -1,10 +1,10 @@
 //! `reel selftest`: prompt to file on the embedded model, against the frames that it gave where it was made.
 
 use super::{Common, Failure, print, version};
-use crate::generate::{DEFAULT_MODEL, Job};
+use crate::job::request::Request;
+use crate::pipeline::{DEFAULT_MODEL, Job};
 use crate::platform::files::Scratch;
-use crate::progress::{Mode, Progress, counted, human_seconds};
-use crate::request::Request;
+use crate::platform::progress::{Mode, Progress, counted, human_seconds};
 use anyhow::{Context, Result, ensure};
 use image::AnimationDecoder;
 use std::io::Cursor;
@@ -32,7 +32,7 @@ fn request(out: &Path) -> Request {
         seed: Some(7),
         out: Some(out.to_path_buf()),
         device: Some("cpu".to_string()),
-        dtype: crate::device::Dtype::F32,
+        dtype: crate::platform::device::Dtype::F32,
         ..Default::default()
     }
 }
@@ -71,10 +71,10 @@ fn test() -> Result<(String, f64)> {
         report += &format!("peak memory: {} MB\n", peak / 1_000_000);
     }
     for (what, built, open) in [("cuda", cfg!(feature = "cuda"), "cuda"), ("metal", cfg!(feature = "metal"), "metal")] {
-        let state = match crate::device::open(open, Default::default()) {
+        let state = match crate::platform::device::open(open, Default::default()) {
             _ if !built => "not in this build".to_string(),
             Ok(_) => "opens".to_string(),
-            Err(e) => format!("does not open: {}", crate::device::first_line(&e.root_cause())),
+            Err(e) => format!("does not open: {}", crate::platform::device::first_line(&e.root_cause())),
         };
         report += &format!("{what}: {state}\n");
     }

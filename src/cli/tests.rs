@@ -1,7 +1,7 @@
 //! What the command line takes and refuses, flag by flag.
 
 use super::*;
-use crate::ranges;
+use crate::job::ranges;
 use clap::Arg;
 use std::any::TypeId;
 use std::path::PathBuf;

@@ -46,7 +46,7 @@ pub(crate) mod testing {
     /// Reproducible values in about [-2, 2], of any shape.
     pub fn values(shape: &[usize], seed: u64) -> Result<Tensor> {
         let n = shape.iter().product::<usize>();
-        let data: Vec<f32> = crate::noise::Noise::new(seed).normal(n);
+        let data: Vec<f32> = crate::sampling::noise::Noise::new(seed).normal(n);
         Tensor::from_vec(data, shape, &Device::Cpu)
     }
 

@@ -2,9 +2,13 @@
 //! standard streams.
 
 pub mod arenas;
+pub mod device;
 pub mod files;
+pub mod folders;
 pub mod machine;
 pub mod mapped;
+pub mod progress;
+pub mod shown;
 pub mod signals;
 pub mod streams;
 pub mod threads;

@@ -3,7 +3,7 @@
 
 use super::open::{Entry, Type};
 use super::scaled;
-use crate::config::brief;
+use crate::weights::config::brief;
 use safetensors::tensor::Dtype;
 use std::collections::BTreeMap;
 

@@ -1,20 +1,15 @@
-//! Where weights come from: the catalogue of models, the store of pulled files, files -> tensors, and packing a checkpoint into
-//! one file.
+//! Files of weights: safetensors and GGUF to tensors by name, mapped; quantising, LoRAs, the forms that other programs write.
 
-pub mod catalogue;
+pub mod config;
 mod damage;
 mod forms;
 pub mod gguf;
 pub mod lora;
 pub mod open;
-pub mod pack;
 pub mod quantize;
-pub mod random;
 mod scaled;
 mod source;
-pub mod store;
 
-use crate::config;
 use crate::platform::files::read_small_text;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};

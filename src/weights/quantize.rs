@@ -12,7 +12,7 @@ use crate::nn::matrix::{Kind, rows};
 use crate::nn::paired;
 use crate::platform::files::{self, AtomicFile};
 use crate::platform::machine::free_disk;
-use crate::progress::human_bytes;
+use crate::platform::progress::human_bytes;
 use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::{DType, bail};
 use safetensors::tensor::Dtype;
@@ -311,7 +311,7 @@ fn is_fine(name: &str) -> bool {
 
 /// Whether the blocks of that tensor are multiplied as the numbers in them, even where whole numbers are faster: [`FINE`], and
 /// those of the text encoder, which runs once a prompt and over few words, and whose activations lie far apart in size.
-pub(super) fn in_numbers(name: &str) -> bool {
+pub fn in_numbers(name: &str) -> bool {
     name.contains(LAYERS[1]) || is_fine(name)
 }
 

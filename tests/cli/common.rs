@@ -1,6 +1,7 @@
 //! Running the program, and broken checkpoints made from the embedded model.
 
-use reel::models::ltx::{config::VaeConfig, names};
+use reel::models::ltx::config::VaeConfig;
+use reel::models::ltx::names;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

@@ -2,7 +2,7 @@
 
 use crate::server::{COMMIT, Reply, Server, sha256};
 use crate::*;
-use reel::weights::store::{State, Verdict};
+use reel::hub::store::{State, Verdict};
 
 const OTHER: &str = "fedcba9876543210fedcba9876543210fedcba98";
 

@@ -2,7 +2,7 @@
 
 use crate::server::{COMMIT, Reply, Server, sha256, well_behaved};
 use crate::*;
-use reel::weights::catalogue::Kind;
+use reel::hub::catalogue::Kind;
 use std::io::{Read, Write};
 use std::sync::Mutex;
 
@@ -449,7 +449,7 @@ fn two_hashes_are_shown_and_one_is_chosen() {
     scratch.assert_whole(&bytes);
     // from now on the hub's word holds, here and offline
     let verdict = store.verify(&known, |_| {}).unwrap();
-    assert!(matches!(verdict, reel::weights::store::Verdict::Whole { .. }), "{verdict:?}");
+    assert!(matches!(verdict, reel::hub::store::Verdict::Whole { .. }), "{verdict:?}");
     pull(&store, &known).unwrap();
 }
 

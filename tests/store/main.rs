@@ -6,10 +6,10 @@ mod failures;
 mod program;
 mod server;
 
-use reel::progress::{Mode, Progress};
-use reel::weights::catalogue::Entry;
-use reel::weights::store::Store;
-use reel::weights::store::settings::{Settings, Token};
+use reel::hub::catalogue::Entry;
+use reel::hub::store::Store;
+use reel::hub::store::settings::{Settings, Token};
+use reel::platform::progress::{Mode, Progress};
 use server::{COMMIT, Server, sha256};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};

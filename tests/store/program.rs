@@ -178,7 +178,7 @@ fn from_nothing_to_a_clip() {
 
     let pulled = works(&scratch, &server, &["models", "pull", "mini"]);
     assert!(pulled.out.is_empty(), "standard output carries data");
-    let size = reel::progress::human_bytes(mini.model.len() as u64);
+    let size = reel::platform::progress::human_bytes(mini.model.len() as u64);
     let words = [
         "licence: Apache-2.0 (http://127.0.0.1",
         "LICENSE.txt)",
@@ -405,7 +405,7 @@ fn a_disk_that_takes_no_more_keeps_what_it_took() {
     });
     let said = told(shell.output().unwrap());
     assert_eq!(said.code, Some(1), "{}", said.talk);
-    let whole = reel::progress::human_bytes(mini.model.len() as u64);
+    let whole = reel::platform::progress::human_bytes(mini.model.len() as u64);
     assert_words(
         &said.talk,
         &[".incomplete`", "takes no file so long", &format!(" of {whole} are kept, and "), " are free"],
@@ -508,7 +508,7 @@ fn the_list_fits_a_terminal_and_says_where_to_start() {
     let (scratch, mini) = (Scratch::new(), Mini::new());
     let server = mini.serve(|_, _, reply| reply);
     let list = works(&scratch, &server, &["models", "list"]).out;
-    let about = reel::weights::catalogue::entries().iter().map(|entry| entry.about.clone());
+    let about = reel::hub::catalogue::entries().iter().map(|entry| entry.about.clone());
     let about = about.chain([reel::embedded::world().short.clone()]);
     let words: Vec<String> = about.flat_map(|text| text.split(' ').map(String::from).collect::<Vec<_>>()).collect();
     let shown: Vec<&str> = list.split_whitespace().map(|word| word.trim_end_matches(';')).collect();

@@ -5,11 +5,11 @@ use super::text::labelled;
 use super::{kind, named, named_state, open};
 use crate::cli::{Failure, columns, print, print_data};
 use crate::embedded;
-use crate::outlook::{Entries, EntryOutlook, StageOutlook};
-use crate::plan::rough_seconds;
-use crate::progress::human_bytes;
-use crate::weights::catalogue::{self, Entry, Kind};
-use crate::weights::store::{State, Store, size_of};
+use crate::hub::catalogue::{self, Entry, Kind};
+use crate::hub::store::{State, Store, size_of};
+use crate::planning::forecast::{Entries, EntryOutlook, StageOutlook};
+use crate::planning::rough_seconds;
+use crate::platform::progress::human_bytes;
 use serde_json::{Value, json};
 
 /// Prints what is known of `name`.

@@ -4,11 +4,11 @@ use super::text::wrapped;
 use super::{kind, named_state, open};
 use crate::cli::{Failure, columns, print, print_data};
 use crate::embedded;
-use crate::outlook::{Entries, EntryOutlook};
-use crate::plan::rough_seconds;
-use crate::progress::{Progress, human_bytes};
-use crate::weights::catalogue::{self, Entry, Kind};
-use crate::weights::store::{Found, State, Store, size_of};
+use crate::hub::catalogue::{self, Entry, Kind};
+use crate::hub::store::{Found, State, Store, size_of};
+use crate::planning::forecast::{Entries, EntryOutlook};
+use crate::planning::rough_seconds;
+use crate::platform::progress::{Progress, human_bytes};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 

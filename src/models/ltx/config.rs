@@ -3,7 +3,7 @@
 
 mod vae;
 
-use crate::config::{Keys, brief, with_fix};
+use crate::weights::config::{Keys, brief, with_fix};
 use anyhow::{Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 pub use vae::{Down, DownBlock, UpBlock, VaeConfig, VaeVersion};
@@ -238,7 +238,7 @@ impl SchedulerConfig {
 mod tests {
     use super::*;
     use crate::models::ltx::upscaler::UpscalerConfig;
-    use crate::text::t5::T5Config;
+    use crate::models::text::t5::T5Config;
 
     /// Whatever is wrong, an error names the file, the key, the value and what is taken.
     #[test]

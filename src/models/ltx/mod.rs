@@ -1,8 +1,12 @@
 //! LTX-Video, 0.9.0 to 0.9.8.
 
+pub mod conditioning;
 pub mod config;
+pub mod cost;
 pub mod names;
 pub mod transformer;
+pub mod two_passes;
+pub mod upscale;
 pub mod upscaler;
 pub mod vae;
 

@@ -4,12 +4,12 @@
 //! - its norms span the whole clip, so it cannot be run over groups of frames;
 //! - the enlarging convolution looks at each frame by itself, unless time is enlarged too.
 
-use crate::config::{Keys, with_fix};
 use crate::nn::activation::silu;
 use crate::nn::conv3d::{Around, Conv3d};
 use crate::nn::group_norm::GroupNorm;
 use crate::nn::stream::FRAMES;
 use crate::nn::vars::Vars;
+use crate::weights::config::{Keys, with_fix};
 use candle_core::{DType, Result, Tensor};
 use serde_json::{Value, json};
 

@@ -11,7 +11,7 @@ use super::pack::Rows;
 use super::product::{Finish, Gate, Line, Operand, Piece, product};
 use super::rows::{self, Act, Angles, Bend, Norm};
 use super::{Isa, Job, Math, dispatch_on, row_stride, simd};
-use crate::noise::Noise;
+use crate::sampling::noise::Noise;
 use half::{bf16, f16};
 use std::any::TypeId;
 use std::f64::consts::LN_2;

@@ -1,7 +1,7 @@
 //! What the trainer's settings say of a LoRA: PEFT's `LoraConfig`, which decides what the products are multiplied by. It comes in
 //! the header of the file, or as `adapter_config.json` beside it.
 
-use crate::config::{self, brief};
+use crate::weights::config::{self, brief};
 use crate::weights::open::Tensors;
 use crate::weights::read_json;
 use anyhow::{Context, Result, bail, ensure};

@@ -1,7 +1,7 @@
 //! Sizes of the video autoencoder, by diffusers' keys or by Lightricks' lists of blocks.
 
 use super::{LABELS, MOST_CHANNELS, MOST_LAYERS, MOST_PATCH};
-use crate::config::{Keys, brief, with_fix};
+use crate::weights::config::{Keys, brief, with_fix};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 

@@ -11,7 +11,7 @@ use crate::nn::stream::{FRAMES, Stream};
 use crate::nn::table::Table;
 use crate::nn::timestep::TimestepEmbedder;
 use crate::nn::vars::Vars;
-use crate::noise::Noise;
+use crate::sampling::noise::Noise;
 use candle_core::{Result, Tensor};
 
 /// Of the norms over channels, fixed in the source.

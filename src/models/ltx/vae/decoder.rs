@@ -9,7 +9,7 @@ use crate::nn::stream::{FRAMES, Stream};
 use crate::nn::table::Table;
 use crate::nn::timestep::TimestepEmbedder;
 use crate::nn::vars::Vars;
-use crate::noise::Noise;
+use crate::sampling::noise::Noise;
 use candle_core::{DType, Device, Result, Tensor};
 
 struct Stage {

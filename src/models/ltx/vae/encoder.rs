@@ -5,7 +5,7 @@ use crate::models::ltx::config::{Down, DownBlock, VaeConfig};
 use crate::nn::spread::{Order, gather};
 use crate::nn::stream::{FRAMES, Stream};
 use crate::nn::vars::Vars;
-use crate::noise::Noise;
+use crate::sampling::noise::Noise;
 use candle_core::{DType, Result, Tensor};
 
 /// Bounds of the logarithm of the variance.

@@ -1,6 +1,7 @@
 //! Every format against candle's reading of it, what is made against what candle makes, and products against plain ones.
 
 use super::*;
+use crate::models::random;
 use crate::nn::kernel::encode::encode;
 use crate::nn::kernel::memory::filled;
 use crate::nn::kernel::micro::Kernel;
@@ -8,8 +9,7 @@ use crate::nn::kernel::pack::Rows;
 use crate::nn::kernel::product::{Finish, Operand, product};
 use crate::nn::kernel::{Isa, Job, Math, dispatch_on};
 use crate::nn::matrix::ggml;
-use crate::noise::Noise;
-use crate::weights::random;
+use crate::sampling::noise::Noise;
 use candle_core::quantized::{QStorage, QTensor};
 use candle_core::{Device, Tensor};
 use std::borrow::Cow;

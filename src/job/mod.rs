@@ -1,0 +1,9 @@
+//! What was asked for and what was decided: plain data that serialises, its ranges and its arithmetic between pixels and latents.
+
+pub mod geometry;
+pub mod passes;
+pub mod ranges;
+pub mod recipe;
+pub mod request;
+pub mod scenes;
+pub mod windows;

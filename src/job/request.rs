@@ -1,0 +1,452 @@
+//! One job, as asked for and as decided. A request is what a person wrote, in the words of the flags, every range checked;
+//! it is serialisable, so it can be a manifest, a recipe or a line of a job file. Settings are what a run takes: the request,
+//! filled up from the model's entry in the catalogue and the convention's defaults.
+
+use crate::hub::catalogue::RunDefaults;
+use crate::job::geometry::Extent;
+use crate::job::passes::{self, Pass, Upscaling};
+use crate::job::ranges::{self, MOST_FRAMES, MOST_PIXELS};
+use crate::job::recipe::Recipe;
+use crate::models::bundle::Sources;
+use crate::models::ltx::Convention;
+use crate::planning::Tiles;
+use crate::platform::device::{Dtype, Quantize};
+use crate::sampling::solver::Schedule;
+use crate::video::resize::{Filter, Fit};
+use anyhow::{Result, anyhow, ensure};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// What was asked for; what is absent is decided by the model. Fields are named like the flags of `generate`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Request {
+    pub prompt: String,
+    pub model: Option<String>,
+    pub text_encoder: Option<PathBuf>,
+    pub tokenizer: Option<PathBuf>,
+    pub vae: Option<PathBuf>,
+    pub quantize: Option<Quantize>,
+    /// A folder of this machine to keep what was quantised in.
+    #[serde(skip)]
+    pub quantize_cache: Option<PathBuf>,
+    /// A folder of this machine for what is quantised and does not stay in memory, while the program runs.
+    #[serde(skip)]
+    pub quantize_scratch: Option<PathBuf>,
+    pub lora: Vec<Lora>,
+    pub convention: Option<Convention>,
+    pub negative: Option<String>,
+    /// Width and height in pixels.
+    pub size: Option<(usize, usize)>,
+    pub frames: Option<usize>,
+    pub seconds: Option<f64>,
+    pub fps: Option<f64>,
+    pub steps: Option<usize>,
+    pub sigmas: Option<Vec<f64>>,
+    pub guidance: Option<f64>,
+    pub guidance_rescale: Option<f64>,
+    pub stg: Option<f64>,
+    pub stg_blocks: Option<Vec<usize>>,
+    pub cfg_star: Option<bool>,
+    pub stochastic: Option<bool>,
+    /// A file or a directory, or `none`.
+    pub upscaler: Option<String>,
+    pub second_sigmas: Option<Vec<f64>>,
+    pub adain: Option<f64>,
+    pub tone_map: Option<f64>,
+    pub image: Option<PathBuf>,
+    pub last_image: Option<PathBuf>,
+    pub keyframe: Vec<Keyframe>,
+    pub fit: Fit,
+    pub image_crf: Option<u8>,
+    pub image_noise: Option<f64>,
+    pub prompt_at: Vec<Scene>,
+    pub window: Option<usize>,
+    pub no_drift_match: bool,
+    pub decode_timestep: Option<f64>,
+    pub decode_noise: Option<f64>,
+    pub seed: Option<u64>,
+    /// Times that the output is enlarged along each side; once where it is absent.
+    pub scale: Option<usize>,
+    pub scale_filter: Option<Filter>,
+    pub out: Option<PathBuf>,
+    pub quality: Option<u8>,
+    pub force: bool,
+    pub device: Option<String>,
+    pub dtype: Dtype,
+    /// Bytes, the most to use.
+    pub memory: Option<u64>,
+    pub vae_tile: Tiles,
+    /// Pixels that neighbouring tiles share.
+    pub vae_overlap: Option<usize>,
+}
+
+/// `--keyframe FILE@FRAME[:X]`: what to hold, from which frame on, how strongly.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keyframe {
+    pub file: PathBuf,
+    /// Negative counts from the end: -1 is the last frame.
+    pub frame: i64,
+    pub strength: f64,
+}
+
+impl std::str::FromStr for Keyframe {
+    type Err = String;
+
+    /// Reads from the right, so that a file name may hold `@` and `:`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "expected FILE@FRAME or FILE@FRAME:STRENGTH, such as still.png@-1:0.8".to_string();
+        let (file, place) = text.rsplit_once('@').ok_or_else(wrong)?;
+        let (frame, strength) = place.split_once(':').map_or((place, None), |(frame, x)| (frame, Some(x)));
+        let strength = strength.map_or(Ok(1.0), |x| x.parse::<f64>().map_err(|_| wrong()))?;
+        let frame = frame.parse::<i64>().map_err(|_| wrong())?;
+        if file.is_empty() {
+            return Err(wrong());
+        }
+        ranges::check("keyframe", frame as f64).map_err(|e| format!("frame {frame}: {e}"))?;
+        ranges::check("strength", strength).map_err(|e| format!("strength {strength}: {e}"))?;
+        Ok(Self { file: file.into(), frame, strength })
+    }
+}
+
+/// `--lora FILE[:SCALE]`: what to add to the transformer, how strongly.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lora {
+    pub file: PathBuf,
+    pub scale: f64,
+}
+
+impl std::str::FromStr for Lora {
+    type Err = String;
+
+    /// Reads from the right, so that a file name may hold `:`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let scaled = text.rsplit_once(':').and_then(|(file, scale)| Some((file, scale.parse::<f64>().ok()?)));
+        let (file, scale) = scaled.unwrap_or((text, 1.0));
+        if file.is_empty() {
+            return Err("expected FILE or FILE:SCALE, such as style.safetensors:0.8".to_string());
+        }
+        ranges::check("lora", scale).map_err(|e| format!("scale {scale}: {e}"))?;
+        Ok(Self { file: file.into(), scale })
+    }
+}
+
+/// `--prompt-at TIME PROMPT`: another prompt from then on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scene {
+    /// Seconds from the start of what is made.
+    pub at: f64,
+    pub prompt: String,
+}
+
+impl Request {
+    /// What `model` is put together from.
+    pub fn sources<'a>(&'a self, model: &'a str) -> Sources<'a> {
+        Sources {
+            model,
+            text_encoder: self.text_encoder.as_deref(),
+            tokenizer: self.tokenizer.as_deref(),
+            vae: self.vae.as_deref(),
+            quantize: self.quantize,
+            loras: &self.lora,
+            quantize_cache: self.quantize_cache.as_deref(),
+            quantize_scratch: self.quantize_scratch.as_deref(),
+        }
+    }
+
+    /// Whether there is a still or a clip to hold.
+    pub fn conditioned(&self) -> bool {
+        self.image.is_some() || self.last_image.is_some() || !self.keyframe.is_empty()
+    }
+
+    /// The frames that are asked for at `fps` a second; none where neither frames nor seconds are.
+    /// - Errors where seconds come to more than a clip has.
+    pub fn frames_at(&self, fps: f64) -> Result<Option<usize>> {
+        let Some(seconds) = self.seconds else { return Ok(self.frames) };
+        let frames = ((seconds * fps).round() as usize).max(1);
+        ensure!(
+            frames <= MOST_FRAMES,
+            "--seconds {seconds} at {fps} frames a second are {frames} frames; at most {MOST_FRAMES} are made\n  fix: --seconds {} or less",
+            (MOST_FRAMES as f64 / fps).floor().max(0.001)
+        );
+        Ok(Some(frames))
+    }
+
+    /// Checks every value that can be judged without the model.
+    /// - Errors name the flag, what it was given and what it takes.
+    pub fn check(&self) -> Result<()> {
+        // without `..`: a new number cannot be forgotten here
+        let Self {
+            prompt: _,
+            model: _,
+            text_encoder: _,
+            tokenizer: _,
+            vae: _,
+            quantize: _,
+            quantize_cache: _,
+            quantize_scratch: _,
+            lora,
+            convention: _,
+            negative: _,
+            size,
+            frames,
+            seconds,
+            fps,
+            steps,
+            sigmas,
+            guidance,
+            guidance_rescale,
+            stg,
+            stg_blocks,
+            cfg_star: _,
+            stochastic: _,
+            upscaler: _,
+            second_sigmas,
+            adain,
+            tone_map,
+            image: _,
+            last_image: _,
+            keyframe,
+            fit: _,
+            image_crf,
+            image_noise,
+            prompt_at,
+            window,
+            no_drift_match: _,
+            decode_timestep,
+            decode_noise,
+            seed: _, // any
+            out: _,
+            scale,
+            scale_filter: _,
+            quality,
+            force: _,
+            device: _,
+            dtype: _,
+            memory,
+            vae_tile,
+            vae_overlap,
+        } = self;
+        let whole = |n: &Option<usize>| n.map(|n| n as f64);
+        let pair = |pair: Option<(usize, usize)>| [pair.map(|(w, _)| w as f64), pair.map(|(_, h)| h as f64)];
+        let tile = match vae_tile {
+            Tiles::Of(width, height) => Some((*width, *height)),
+            _ => None,
+        };
+        let (size, tile) = (pair(*size), pair(tile));
+        let counts =
+            [("frames", whole(frames)), ("steps", whole(steps)), ("window", whole(window)), ("scale", whole(scale))];
+        let counts =
+            counts.into_iter().chain([("vae-overlap", whole(vae_overlap)), ("memory", memory.map(|n| n as f64))]);
+        let bytes = [("image-crf", image_crf.map(f64::from)), ("quality", quality.map(f64::from))];
+        let sides = [("size", size[0]), ("size", size[1]), ("vae-tile", tile[0]), ("vae-tile", tile[1])];
+        let times = [("seconds", *seconds), ("fps", *fps)]
+            .into_iter()
+            .chain(prompt_at.iter().map(|s| ("prompt-at", Some(s.at))));
+        let guided = [("guidance", *guidance), ("guidance-rescale", *guidance_rescale), ("stg", *stg)];
+        let shares = [("adain", *adain), ("tone-map", *tone_map), ("image-noise", *image_noise)];
+        let decoder = [("decode-timestep", *decode_timestep), ("decode-noise", *decode_noise)];
+        let held = keyframe.iter().flat_map(|k| [("keyframe", Some(k.frame as f64)), ("strength", Some(k.strength))]);
+        let added = lora.iter().map(|lora| ("lora", Some(lora.scale)));
+        let numbers = counts.chain(bytes).chain(sides).chain(times).chain(guided).chain(shares).chain(decoder);
+        for (flag, value) in numbers.chain(held).chain(added) {
+            let Some(value) = value else { continue };
+            ranges::check(flag, value).map_err(|e| anyhow!("--{flag} {value}: {e}"))?;
+        }
+        let blocks = stg_blocks.as_ref().map(|blocks| blocks.iter().map(|&n| n as f64).collect());
+        for (flag, list) in [("sigmas", sigmas), ("second-sigmas", second_sigmas), ("stg-blocks", &blocks)] {
+            let Some(list) = list else { continue };
+            let name = || format!("--{flag} {}", list.iter().map(f64::to_string).collect::<Vec<_>>().join(","));
+            ranges::check_list(flag, list.iter().copied()).map_err(|e| anyhow!("{}: {e}", name()))?;
+            if flag == "stg-blocks" {
+                continue;
+            }
+            let fix = || format!("--{flag} {}", falling(list, flag == "sigmas"));
+            Schedule::explicit(list).map_err(|e| anyhow!("{}: {e}\n  fix: such as {}", name(), fix()))?;
+            ensure!(
+                flag != "second-sigmas" || list[0] < 1.0,
+                "{}: it has to begin below 1, where something of the first pass is left\n  fix: such as {}",
+                name(),
+                fix()
+            );
+        }
+        ensure!(frames.is_none() || seconds.is_none(), "--frames and --seconds say the same thing: give one of them");
+        ensure!(steps.is_none() || sigmas.is_none(), "--steps and --sigmas say the same thing: give one of them");
+        ensure!(
+            prompt_at.windows(2).all(|w| w[0].at < w[1].at),
+            "--prompt-at: the times have to rise, each after the one before"
+        );
+        Ok(())
+    }
+}
+
+/// A run with nothing left open but what depends on the model's tensors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// The scenes in their order; the first begins at 0.
+    pub scenes: Vec<Scene>,
+    /// `None`: guidance does not ask for it.
+    pub negative: Option<String>,
+    pub convention: Convention,
+    pub recipe: Recipe,
+    pub clip: Extent,
+    pub fps: f64,
+    /// One, or two with the upscaler between.
+    pub passes: Vec<Pass>,
+    pub upscaling: Upscaling,
+    /// Whether each step draws fresh noise.
+    pub stochastic: bool,
+    pub image_noise: f64,
+    pub image_crf: u8,
+    /// Frames that the model makes at once; longer clips are made of overlapping windows.
+    pub window: usize,
+    pub drift_match: bool,
+    pub decode_timestep: f64,
+    pub decode_noise: f64,
+    pub seed: u64,
+    /// Times that the output is enlarged along each side.
+    pub scale: usize,
+    pub scale_filter: Filter,
+    pub quality: u8,
+}
+
+/// Diffusers' own defaults.
+/// - Source: diffusers `pipelines/ltx/pipeline_ltx.py` and `pipeline_ltx_condition.py`, `__call__`, at 58eb52c.
+const DIFFUSERS: (Extent, f64) = (Extent { width: 704, height: 512, frames: 161 }, 25.0);
+/// Visually lossless, or nearly.
+const QUALITY: u8 = 85;
+/// The longest clip that LTX-Video's README recommends to make at once.
+pub const WINDOW: usize = 257;
+
+impl Settings {
+    /// Fills a request up.
+    /// - `model`: run defaults of the model's entry. `allowed`: noise levels that the checkpoint itself names. `size`: width
+    ///   and height where none were asked for and a still or clip gives them. `two`: whether an upscaler goes between two passes.
+    /// - Errors when the clip comes out with no or too many frames.
+    pub fn decide(
+        request: &Request,
+        model: &RunDefaults,
+        allowed: Option<&[f64]>,
+        convention: Convention,
+        size: Option<(usize, usize)>,
+        two: bool,
+        seed: u64,
+    ) -> Result<Self> {
+        let (_, fps) = DIFFUSERS;
+        let fps = request.fps.or(model.fps).unwrap_or(fps);
+        let (width, height) = request.size.or(size).unwrap_or_else(|| default_size(model));
+        let frames = request.frames_at(fps)?.unwrap_or_else(|| default_frames(model));
+        let scale = request.scale.unwrap_or(1);
+        ensure!(
+            width.max(height) * scale <= MOST_PIXELS,
+            "--scale {scale}: {}x{} is more than {MOST_PIXELS} pixels a side\n  fix: --scale {}",
+            width * scale,
+            height * scale,
+            (MOST_PIXELS / width.max(height)).max(1)
+        );
+        let recipe = Recipe::decide(request.convention, model.recipe);
+        let passes = passes::decide(request, model, recipe, allowed, two)?;
+        let decode_timestep = request.decode_timestep.or(model.decode_timestep).unwrap_or(0.0);
+        // a given timestep takes its own noise along, unless the catalogue knows better for just that timestep
+        let known_noise =
+            model.decode_noise.filter(|_| request.decode_timestep.is_none_or(|t| Some(t) == model.decode_timestep));
+        let negative = request.negative.clone().or(model.negative.clone()).unwrap_or_default();
+        let guided = passes.iter().any(|pass| pass.guidance.needs_negative());
+        let mut scenes = request.prompt_at.clone();
+        if scenes.first().is_none_or(|scene| scene.at > 0.0) {
+            scenes.insert(0, Scene { at: 0.0, prompt: request.prompt.clone() });
+        }
+        // what another recipe puts on stills is not taken along
+        let own_noise = model.image_noise.filter(|_| recipe == model.recipe.unwrap_or_default());
+        let usual_noise = match convention {
+            Convention::Text => 0.0,
+            Convention::Condition => 0.15,
+        };
+        Ok(Self {
+            scenes,
+            negative: guided.then_some(negative),
+            convention,
+            recipe,
+            clip: Extent { width, height, frames },
+            fps,
+            passes,
+            upscaling: Upscaling::decide(request, model),
+            stochastic: request.stochastic.or(model.stochastic).unwrap_or(false),
+            image_noise: request.image_noise.or(own_noise).unwrap_or(usual_noise),
+            image_crf: image_crf(request, model),
+            window: request.window.or(model.window).unwrap_or(WINDOW),
+            drift_match: !request.no_drift_match,
+            decode_timestep,
+            decode_noise: request.decode_noise.or(known_noise).unwrap_or(decode_timestep),
+            seed,
+            scale,
+            scale_filter: request.scale_filter.unwrap_or_default(),
+            quality: request.quality.unwrap_or(QUALITY),
+        })
+    }
+
+    /// The clip as it is written.
+    pub fn output(&self) -> Extent {
+        let Extent { width, height, frames } = self.clip;
+        Extent { width: width * self.scale, height: height * self.scale, frames }
+    }
+
+    /// Returns a clip that takes as much of a disk as the output at least: enlarged N times it has N² times the pixels and no
+    /// more detail, which compresses to N times the bytes or more.
+    pub fn least(&self, output: Extent) -> Extent {
+        Extent { width: output.width / self.scale, ..output }
+    }
+
+    /// Bytes that a picture takes while it is enlarged and written; 0 where it is not.
+    pub fn enlarging(&self) -> u64 {
+        /// For each pixel of the output: it and what is half-way to it, of 3 bytes, and what a writer makes of it, of up to 4.
+        const BYTES: u64 = 10;
+        let Extent { width, height, .. } = self.output();
+        if self.scale > 1 { BYTES * width as u64 * height as u64 } else { 0 }
+    }
+
+    /// Tokens that a prompt is cut to.
+    pub fn max_tokens(&self) -> usize {
+        self.recipe.max_tokens(self.convention)
+    }
+
+    /// Tokens that the text encoder runs over, for a prompt of `tokens`.
+    pub fn encoded_tokens(&self, tokens: usize) -> usize {
+        self.recipe.encoded_tokens(self.convention, tokens)
+    }
+}
+
+/// Noise levels that fall, as near to what was given as can be: sorted, each once, and none that starts from nothing.
+/// - `from_noise`: whether 1 may be among them.
+fn falling(sigmas: &[f64], from_noise: bool) -> String {
+    let mut levels: Vec<f64> =
+        sigmas.iter().copied().filter(|&level| level > 0.0 && (level < 1.0 || from_noise)).collect();
+    levels.sort_by(|a, b| b.total_cmp(a));
+    levels.dedup();
+    if levels.is_empty() {
+        levels = vec![0.9, 0.6, 0.3];
+    }
+    levels.iter().map(f64::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// Blur and compression of the pictures that a run holds; 0 is none.
+pub fn image_crf(request: &Request, model: &RunDefaults) -> u8 {
+    request.image_crf.or(model.image_crf.map(|crf| crf as u8)).unwrap_or(0)
+}
+
+/// Width and height of a run that says neither.
+pub fn default_size(model: &RunDefaults) -> (usize, usize) {
+    let (extent, _) = DIFFUSERS;
+    (model.width.unwrap_or(extent.width), model.height.unwrap_or(extent.height))
+}
+
+/// Frames that a model makes by default.
+pub fn default_frames(model: &RunDefaults) -> usize {
+    model.frames.unwrap_or(DIFFUSERS.0.frames)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,249 @@
+//! Stills and clips that a video has to hold to: clean latents, how strongly each token is held, where it stands.
+
+use crate::job::geometry::{Geometry, Grid};
+use crate::models::ltx::Convention;
+use crate::models::ltx::vae::{LatentStatistics, Posterior};
+use crate::sampling::noise::Noise;
+use crate::sampling::solver::{euler, stochastic};
+use anyhow::{Result, ensure};
+use candle_core::{DType, Device, Tensor};
+
+/// Latent frames of a clip at a later frame that stand beside the video as tokens of their own.
+/// - Source: diffusers `pipelines/ltx/pipeline_ltx_condition.py`, `num_prefix_latent_frames`, at 58eb52c.
+pub const PREFIX: usize = 2;
+/// A strength of 1, to rounding.
+const HELD: f32 = 1.0 - 1e-6;
+
+/// Where clean latents come from.
+pub enum Clean {
+    /// A still or a clip through the encoder; its latents are drawn.
+    Encoded(Posterior),
+    /// Latents that the model made before: (1, f, h, w, c), normalised, f32.
+    Made(Tensor),
+}
+
+impl Clean {
+    /// (1, f, h, w, c), normalised, f32.
+    fn latents(&self, statistics: &LatentStatistics, noise: &mut Noise) -> Result<Tensor> {
+        Ok(match self {
+            Clean::Encoded(posterior) => statistics.normalise(&posterior.sample(noise)?)?,
+            Clean::Made(latents) => latents.clone(),
+        })
+    }
+}
+
+/// Latents to hold.
+pub struct Condition {
+    /// First pixel frame that they stand for.
+    pub frame: usize,
+    /// 1 holds them; less lets them be changed once the noise has fallen to 1 - strength.
+    pub strength: f64,
+    pub clean: Clean,
+}
+
+/// Latents that a pass begins from in place of pure noise.
+pub struct Start {
+    /// (1, f, h, w, c), normalised, f32.
+    pub latents: Tensor,
+    /// Noise level of its first step.
+    pub sigma: f64,
+}
+
+impl Start {
+    /// - `noise`: (1, tokens, c), as is what comes back.
+    /// - Source: diffusers `pipelines/ltx/pipeline_ltx_condition.py`, `prepare_latents`, at 58eb52c; LTX-Video has the same.
+    fn noised(&self, noise: &Tensor) -> Result<Tensor> {
+        let clean = self.latents.reshape(noise.shape())?;
+        Ok(((noise * self.sigma)? + (clean * (1.0 - self.sigma as f32) as f64)?)?)
+    }
+}
+
+/// What a video's tokens stand for.
+pub struct Layout {
+    pub convention: Convention,
+    pub geometry: Geometry,
+    pub grid: Grid,
+    pub fps: f64,
+    pub channels: usize,
+    pub device: Device,
+}
+
+/// A video's tokens on their way, with those that only condition it in front.
+pub struct Tokens {
+    /// (1, extra + video, c), f32: noise, with the conditions mixed in.
+    pub latents: Tensor,
+    /// How strongly each token is held; empty where nothing is.
+    pub strengths: Vec<f32>,
+    /// (seconds, rows, columns) of each token.
+    pub positions: Vec<[f32; 3]>,
+    /// Tokens in front that are no part of the video.
+    pub extra: usize,
+}
+
+impl Tokens {
+    /// Draws a video's noise and lays its conditions out in it.
+    /// - `start`: latents to begin from, under noise; `None`: nothing but noise.
+    /// - `noise`: drawn from as the reference does. `text`: first each still, then the video; `condition`: first the video,
+    ///   then for each condition its latents and, at later frames, the noise beside them.
+    /// - Source: diffusers `pipelines/ltx/pipeline_ltx_condition.py` and `pipeline_ltx_image2video.py`, `prepare_latents`,
+    ///   at 58eb52c.
+    pub fn new(
+        layout: &Layout,
+        conditions: &[Condition],
+        start: Option<&Start>,
+        statistics: &LatentStatistics,
+        noise: &mut Noise,
+    ) -> Result<Self> {
+        let Layout { convention, geometry, grid, fps, channels, device } = layout;
+        let positions = match convention {
+            Convention::Text => geometry.plain_positions(*grid, *fps),
+            Convention::Condition => geometry.causal_positions(*grid, *fps, 0),
+        };
+        let mut stills = vec![];
+        if *convention == Convention::Text {
+            for condition in conditions {
+                stills.push(condition.clean.latents(statistics, noise)?);
+            }
+        }
+        let latents = draw(noise, grid.tokens(), *channels)?.to_device(device)?;
+        let latents = match start {
+            Some(start) => start.noised(&latents)?,
+            None => latents,
+        };
+        let mut tokens = Self { latents, strengths: vec![], positions, extra: 0 };
+        if conditions.is_empty() {
+            return Ok(tokens);
+        }
+        let plane = grid.height * grid.width;
+        tokens.strengths = vec![0.0; grid.tokens()];
+        let (mut beside, mut beside_strengths, mut beside_positions) = (vec![], vec![], vec![]);
+        for (i, condition) in conditions.iter().enumerate() {
+            let latents = match stills.get(i) {
+                Some(still) => still.clone(),
+                None => condition.clean.latents(statistics, noise)?,
+            };
+            let (_, frames, _, _, c) = latents.dims5()?;
+            let flat = latents.reshape((1, frames * plane, c))?;
+            if condition.frame == 0 {
+                ensure!(frames <= grid.frames, "{frames} latent frames to hold in a clip of {}", grid.frames);
+                tokens.hold(&flat, 0, condition.strength)?;
+                continue;
+            }
+            if frames > PREFIX {
+                let start = (condition.frame / geometry.time + PREFIX) * plane;
+                let rest = flat.narrow(1, PREFIX * plane, (frames - PREFIX) * plane)?;
+                ensure!(start + rest.dim(1)? <= grid.tokens(), "a clip at frame {} does not fit", condition.frame);
+                tokens.hold(&rest, start, condition.strength)?;
+            }
+            let prefix = Grid { frames: frames.min(PREFIX), ..*grid };
+            let count = prefix.tokens();
+            let drawn = draw(noise, count, c)?.to_device(device)?;
+            beside.push(lerp(&drawn, &flat.narrow(1, 0, count)?, condition.strength)?);
+            beside_strengths.extend(std::iter::repeat_n(condition.strength as f32, count));
+            beside_positions.extend(geometry.causal_positions(prefix, *fps, condition.frame));
+        }
+        if !beside.is_empty() {
+            beside.push(tokens.latents);
+            tokens.latents = Tensor::cat(&beside, 1)?;
+            tokens.extra = beside_strengths.len();
+            beside_strengths.append(&mut tokens.strengths);
+            beside_positions.append(&mut tokens.positions);
+            (tokens.strengths, tokens.positions) = (beside_strengths, beside_positions);
+        }
+        Ok(tokens)
+    }
+
+    /// Mixes `clean` into the video's tokens from `start` on.
+    fn hold(&mut self, clean: &Tensor, start: usize, strength: f64) -> Result<()> {
+        let count = clean.dim(1)?;
+        let mixed = lerp(&self.latents.narrow(1, start, count)?, clean, strength)?;
+        let rest = start + count;
+        let after = self.latents.narrow(1, rest, self.latents.dim(1)? - rest)?;
+        self.latents = Tensor::cat(&[&self.latents.narrow(1, 0, start)?, &mixed, &after], 1)?;
+        self.strengths[start..rest].fill(strength as f32);
+        Ok(())
+    }
+
+    /// The held tokens with some noise on them, which helps motion to go on from a still.
+    /// - `latents`: the run's state. `scale`: `--image-noise`. `sigma`: noise level of the step.
+    /// - Draws for all tokens, whatever their strength, as the reference does.
+    pub fn with_noise(&self, latents: &Tensor, scale: f64, sigma: f64, noise: &mut Noise) -> Result<Tensor> {
+        let drawn = draw_like(latents, noise)?;
+        let noised = (&self.latents + (drawn * (scale * sigma * sigma))?)?;
+        let held: Vec<u8> = self.strengths.iter().map(|&s| (s > HELD) as u8).collect();
+        choose(&held, &noised, latents)
+    }
+
+    /// What the model is told of each token's noise at a step: its own, or the step's where that is lower.
+    /// - Returns one value where all are alike.
+    pub fn timesteps(&self, timestep: f32) -> Vec<f32> {
+        if self.strengths.is_empty() {
+            return vec![timestep];
+        }
+        self.strengths.iter().map(|s| timestep.min((1.0 - s) * 1000.0)).collect()
+    }
+
+    /// One step of every token from its own noise level to the next lower one of the schedule; held tokens stay.
+    /// - `sigmas`: the whole schedule. `timesteps`: of [`Tokens::timesteps`] at step `i`. `fresh`: noise for every token, where
+    ///   steps are stochastic (see [`stochastic`]).
+    /// - Source: diffusers `schedulers/scheduling_flow_match_euler_discrete.py`, `step` (per-token branch), and
+    ///   `pipelines/ltx/pipeline_ltx_condition.py`, `__call__`, at 58eb52c.
+    pub fn step(
+        &self,
+        latents: &Tensor,
+        velocity: &Tensor,
+        sigmas: &[f64],
+        i: usize,
+        timesteps: &[f32],
+        fresh: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        if self.strengths.is_empty() {
+            return match fresh {
+                Some(fresh) => stochastic(latents, velocity, fresh, sigmas[i], sigmas[i + 1]),
+                None => euler(latents, velocity, sigmas[i], sigmas[i + 1]),
+            };
+        }
+        const SLACK: f32 = 1e-6;
+        let sigmas: Vec<f32> = sigmas.iter().map(|&s| s as f32).collect();
+        let next = |own: f32| sigmas.iter().copied().filter(|&s| s < own - SLACK).fold(0.0, f32::max);
+        let own = || timesteps.iter().map(|t| t / 1000.0);
+        let each = |values: &mut dyn Iterator<Item = f32>| {
+            Tensor::from_iter(values, latents.device())?.reshape((1, (), 1)) // (1, tokens, 1)
+        };
+        let moved = match fresh {
+            Some(fresh) => {
+                let clean = (latents - velocity.broadcast_mul(&each(&mut own())?)?)?;
+                let (kept, noised) = (each(&mut own().map(|s| 1.0 - next(s)))?, each(&mut own().map(next))?);
+                (clean.broadcast_mul(&kept)? + fresh.broadcast_mul(&noised)?)?
+            }
+            None => (latents - velocity.broadcast_mul(&each(&mut own().map(|s| s - next(s)))?)?)?,
+        };
+        let free: Vec<u8> = self.strengths.iter().map(|s| (sigmas[i] - SLACK < 1.0 - s) as u8).collect();
+        choose(&free, &moved, latents)
+    }
+}
+
+/// Noise for `tokens`, drawn channel by channel as the reference does: (1, tokens, channels), f32, on the CPU.
+pub fn draw(noise: &mut Noise, tokens: usize, channels: usize) -> Result<Tensor> {
+    let drawn = Tensor::from_vec(noise.normal(channels * tokens), (1, channels, tokens), &Device::Cpu)?;
+    Ok(drawn.transpose(1, 2)?.contiguous()?)
+}
+
+/// Noise for every value of `latents`, drawn in the order in which they lie.
+pub fn draw_like(latents: &Tensor, noise: &mut Noise) -> Result<Tensor> {
+    let drawn = Tensor::from_vec(noise.normal(latents.elem_count()), latents.shape(), &Device::Cpu)?;
+    Ok(drawn.to_device(latents.device())?)
+}
+
+/// Token by token: `yes` where `mask` is 1, else `no`.
+fn choose(mask: &[u8], yes: &Tensor, no: &Tensor) -> Result<Tensor> {
+    let mask = Tensor::new(mask, yes.device())?.reshape((1, (), 1))?.broadcast_as(yes.shape())?;
+    Ok(mask.where_cond(yes, no)?)
+}
+
+/// a + w (b - a), rounded as torch rounds it.
+/// - Source: PyTorch `aten/src/ATen/native/Lerp.h`, `lerp`.
+fn lerp(a: &Tensor, b: &Tensor, w: f64) -> Result<Tensor> {
+    let difference = (b.to_dtype(DType::F32)? - a)?;
+    Ok(if w < 0.5 { (a + (difference * w)?)? } else { (b - (difference * (1.0 - w))?)? })
+}

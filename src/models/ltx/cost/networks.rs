@@ -1,0 +1,111 @@
+//! What the transformer and the text encoder take while they run, from shapes alone.
+
+use crate::models::ltx::config::TransformerConfig;
+use crate::models::ltx::cost::count::{Count, Widths};
+use crate::models::text::t5::T5Config;
+use crate::nn::attention::is_flash_head;
+use crate::nn::kernel::int8;
+use crate::nn::kernel::memory::taken;
+
+/// Scores that the plain form of attention holds at a time, with their exponentials and shares: see `nn::attention`.
+const PLAIN_SCORES: u64 = 3 * crate::nn::attention::SCORES as u64;
+
+/// Bytes that looking at one row of a mapped table brings into memory: the system reads pages around it too.
+const ROW: u64 = 64 << 10;
+
+/// One pass of the transformer over `tokens` tokens and a prompt of `text`.
+pub fn transformer(config: &TransformerConfig, tokens: usize, text: usize, widths: Widths) -> Count {
+    let (n, m, d) = (tokens as u64, text as u64, config.width() as u64);
+    let Widths { activation: a, operand: e, plain, flash, whole, .. } = widths;
+    let mut count = Count::default();
+    let latents = taken(n * config.in_channels as u64 * 4);
+    count.take_blocks(4 * latents); // state and noise, velocities of the two prompts
+    count.take_blocks(2 * taken(2 * n * d)); // sines and cosines
+    let (stream, narrow) = (taken(n * d * a), taken(n * d * e));
+    count.take_blocks(stream);
+    // attention: what the norm hands on; queries, keys, values; both turned, keys and values once more as panels; the answer
+    let panels = match plain {
+        true => {
+            // FlashAttention keeps one number for each head of each token instead of scores, and reads heads where they lie
+            let flash = flash && is_flash_head(config.head_dim);
+            let met =
+                if flash { 3 * stream + taken(n * config.heads as u64 * 4) } else { PLAIN_SCORES * a + 6 * stream };
+            // the normed ones and one that is turned, while the other is, in f32: itself, its halves, and both together
+            met.max(3 * stream + 3 * taken(n * d * 4))
+        }
+        false => 5 * narrow,
+    };
+    let attention = narrow + 2 * stream + narrow + panels;
+    // the MLP, while the stream is there as it came, after the first attention and after the second; what its first layer reads
+    // is gone when its second one rounds what that reads
+    let read = if whole { narrow.max(int8::size(4 * n * d)) } else { narrow };
+    let mlp = read + 2 * stream + taken(4 * n * d * e) + stream;
+    count.take_blocks(attention.max(mlp));
+    let (products, attention) = (6 * n * d * d + 8 * n * d * d, 2 * n * n * d + 2 * n * m * d);
+    let (layers, ends) = (config.layers as u64, n * d * (config.in_channels + config.out_channels) as u64);
+    count.attention = 2 * layers * attention;
+    count.operations = 2 * (layers * products + ends) + count.attention;
+    count
+}
+
+/// What the transformer keeps of prompts of `tokens`, from its first step on: `Context`.
+pub fn contexts(config: &TransformerConfig, tokens: &[usize], widths: Widths) -> Count {
+    let (d, layers) = (config.width() as u64, config.layers as u64);
+    let mut count = Count::default();
+    for &m in tokens {
+        let m = m as u64;
+        count.take(m * d * widths.activation);
+        count.take_blocks(layers * 2 * taken(m * d * widths.operand));
+        count.operations += 2 * (layers * 2 * m * d * d + m * d * (config.caption_channels as u64 + d));
+    }
+    count
+}
+
+/// The text encoder over prompts of `tokens`, layer by layer.
+pub fn text(config: &T5Config, tokens: &[usize], widths: Widths) -> Count {
+    let (d, inner, ff) = (config.d_model as u64, (config.heads * config.d_kv) as u64, config.d_ff as u64);
+    let mut count = Count::default();
+    let longest = tokens.iter().copied().max().unwrap_or(0) as u64;
+    for &n in tokens {
+        let n = n as u64;
+        count.take(n * d * widths.activation);
+        let layer = 4 * n * d * inner + 2 * n * n * inner + 3 * n * d * ff;
+        count.operations += 2 * config.layers as u64 * layer;
+        count.take_blocks(2 * taken(n * n * config.heads as u64 * widths.activation)); // the bias of its positions
+    }
+    count.take_blocks(tokens.iter().sum::<usize>() as u64 * ROW); // of the embedding
+    let n = longest;
+    count.take_blocks(n * (2 * d + 4 * inner) * widths.activation);
+    count.take_blocks(2 * taken(n * ff * widths.activation));
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// The most that a pass takes on a GPU, over `tokens` tokens in bf16.
+    fn peak(head_dim: usize, flash: bool, tokens: usize) -> u64 {
+        let heads = 31;
+        let width = heads * head_dim;
+        let json =
+            json!({ "num_attention_heads": heads, "attention_head_dim": head_dim, "cross_attention_dim": width });
+        let config = TransformerConfig::parse(&json, "a test").unwrap();
+        let widths = Widths { activation: 2, operand: 2, plain: true, fused: false, flash, whole: false };
+        transformer(&config, tokens, 128, widths).peak
+    }
+
+    #[test]
+    fn flash_attention_holds_no_scores_where_it_takes_the_heads() {
+        // tokens so few that next to the scores nothing else counts
+        let scores = 2 * PLAIN_SCORES;
+        let (flash, plain) = (peak(64, true, 99), peak(64, false, 99));
+        assert!(plain > scores && flash < scores / 8, "{flash} and {plain}");
+        for head_dim in [60, 520] {
+            assert_eq!(peak(head_dim, true, 999), peak(head_dim, false, 999));
+        }
+        // of a clip so long that its scores are the smaller part, what is turned remains
+        assert!(peak(128, true, 50_000) <= peak(128, false, 50_000));
+    }
+}

@@ -1,0 +1,188 @@
+//! Weights of the real sizes without a download: random numbers under the names that a constructor asks for, for timing.
+
+use crate::nn::kernel::Math;
+use crate::nn::kernel::blocks::Blocks;
+use crate::nn::matrix::{Kind, Matrix};
+use crate::nn::vars::{Source, Vars};
+use crate::sampling::noise::Noise;
+use crate::weights::quantize;
+use candle_core::{DType, Device, Result, Shape, Tensor};
+use half::{bf16, f16};
+use rayon::prelude::*;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Numbers that are repeated all over: enough that no cache holds them.
+const TILE: usize = 1 << 20;
+/// Their deviation: so small that values neither grow nor die from layer to layer.
+const DEVIATION: f32 = 0.02;
+
+struct Random {
+    stored: DType,
+    /// What the matrices of the layers are kept in.
+    layers: Kind,
+    tile: Arc<Vec<f32>>,
+}
+
+/// Random weights.
+/// - `stored`: what matrices are kept in, f32 or bf16; `quantize`: and those that quantising means. `compute` and `device` as
+///   for weights that are read from files.
+pub fn weights(stored: DType, quantize: Option<Blocks>, compute: DType, device: &Device) -> Vars {
+    let tile = Noise::new(0).normal(TILE).into_iter().map(|x| x * DEVIATION).collect();
+    let layers = quantize.map_or(Kind::Plain(stored), Kind::Blocks);
+    Vars::new(Random { stored, layers, tile: Arc::new(tile) }, compute, device.clone())
+}
+
+impl Random {
+    fn fill<T: Copy + Send + Sync>(&self, count: usize, zero: T, narrow: impl Fn(f32) -> T + Sync) -> Vec<T> {
+        let tile: Vec<T> = self.tile.iter().map(|x| narrow(*x)).collect();
+        let mut all = vec![zero; count];
+        all.par_chunks_mut(TILE).for_each(|part| part.copy_from_slice(&tile[..part.len()]));
+        all
+    }
+}
+
+impl Source for Random {
+    fn get(&self, shape: &Shape, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        let count = shape.elem_count();
+        let x = match shape.rank() {
+            // norms are about one, and so is the deviation of latents; a decoder's timestep is in thousandths
+            0 => Tensor::from_vec(vec![1000f32], (), device)?,
+            1 if name.ends_with("norm.weight") || name.contains("norm_") || name.ends_with("latents_std") => {
+                Tensor::from_vec(self.fill(count, 0.0, |x| 1.0 + x), shape.clone(), device)?
+            }
+            2.. if self.stored == DType::BF16 => {
+                return Tensor::from_vec(self.fill(count, bf16::ZERO, bf16::from_f32), shape.clone(), device);
+            }
+            _ => Tensor::from_vec(self.fill(count, 0.0, |x| x), shape.clone(), device)?,
+        };
+        x.to_dtype(if shape.rank() < 2 { dtype } else { self.stored })
+    }
+
+    fn contains(&self, _: &str) -> bool {
+        true
+    }
+
+    fn matrix(&self, outputs: usize, inputs: usize, name: &str, dtype: DType, device: &Device) -> Result<Matrix> {
+        let blocks_of = match self.layers {
+            Kind::Blocks(kind) => quantize::kind_of(name, kind),
+            Kind::Plain(_) => None,
+        };
+        match blocks_of.filter(|kind| inputs.is_multiple_of(kind.values())) {
+            Some(kind) => {
+                let math = if self.stored == DType::F32 { Math::F32 } else { Math::Bf16 };
+                let made = Matrix::made(kind, blocks(kind, outputs * inputs), outputs, inputs, math);
+                (if quantize::in_numbers(name) { made.in_numbers() } else { made }).to_device(device)
+            }
+            None => Ok(Matrix::new(self.get(&Shape::from((outputs, inputs)), name, dtype, device)?)),
+        }
+    }
+}
+
+/// Random blocks of so many values, of the same deviation.
+pub fn blocks(kind: Blocks, count: usize) -> Vec<u8> {
+    let tile = block_tile(kind);
+    let mut all = vec![0; kind.size(count)];
+    all.par_chunks_mut(tile.len()).for_each(|part| part.copy_from_slice(&tile[..part.len()]));
+    all
+}
+
+/// Any bits are quants and small scales; the scale of a block says how far they reach.
+fn block_tile(kind: Blocks) -> Vec<u8> {
+    // where a block's scale lies, and where its minimum, which is so many times larger that the mean is zero
+    let (scale_at, minimum) = match kind {
+        Blocks::Q4_0 | Blocks::Q5_0 | Blocks::Q8_0 | Blocks::Q8K => (0, None),
+        Blocks::Q4_1 => (0, Some((2, -7.5))),
+        Blocks::Q5_1 => (0, Some((2, -15.5))),
+        Blocks::Q2K => (80, Some((82, 1.5))),
+        Blocks::Q3K => (108, None),
+        Blocks::Q4K => (0, Some((2, 7.5))),
+        Blocks::Q5K => (0, Some((2, 15.5))),
+        Blocks::Q6K => (208, None),
+    };
+    let mut tile = vec![0u8; kind.size(TILE)];
+    let mut state = 0x2545_f491_4f6c_dd1du64;
+    for bytes in tile.chunks_mut(8) {
+        // Marsaglia's xorshift
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.copy_from_slice(&state.to_le_bytes()[..bytes.len()]);
+    }
+    let mut set = |scale: f32| {
+        for block in tile.chunks_mut(kind.bytes()) {
+            let half = |x: f32| f16::from_f32(x).to_le_bytes();
+            match kind {
+                Blocks::Q8K => block[..4].copy_from_slice(&scale.to_le_bytes()),
+                _ => block[scale_at..scale_at + 2].copy_from_slice(&half(scale)),
+            }
+            if let Some((at, times)) = minimum {
+                block[at..at + 2].copy_from_slice(&half(scale * times));
+            }
+        }
+        let mut values = vec![0f32; 64 * kind.values()];
+        kind.decode(&tile, 0, &mut values);
+        (values.iter().map(|x| x * x).sum::<f32>() / values.len() as f32).sqrt()
+    };
+    let deviation = set(1.0);
+    set(DEVIATION / deviation);
+    tile
+}
+
+/// A random matrix (outputs, inputs) by itself, such as a layer has.
+pub fn matrix(outputs: usize, inputs: usize, stored: DType, quantize: Option<Blocks>) -> Result<Matrix> {
+    let layer = weights(stored, quantize, DType::F32, &Device::Cpu).pp("transformer_blocks.0");
+    layer.matrix(outputs, inputs, "weight")
+}
+
+/// What random weights can be made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Transformer,
+    Text,
+    Vae,
+}
+
+/// Names of the sizes, what they are, and their `config.json`: those of the released checkpoints.
+/// - Source: diffusers `scripts/convert_ltx_to_diffusers.py`, `get_transformer_config` and `get_vae_config`, at 58eb52c; T5 v1.1
+///   XXL: transformers `models/t5`, config.json of google/t5-v1_1-xxl.
+pub fn sizes() -> Vec<(&'static str, Part, Value)> {
+    let transformer = |layers: usize, head_dim: usize| {
+        json!({
+            "num_layers": layers, "num_attention_heads": 32, "attention_head_dim": head_dim, "in_channels": 128, "out_channels": 128,
+            "cross_attention_dim": 32 * head_dim, "caption_channels": 4096, "qk_norm": "rms_norm_across_heads",
+        })
+    };
+    let vae_091 = json!({
+        "_class_name": "AutoencoderKLLTXVideo",
+        "decoder_block_out_channels": [256, 512, 1024], "decoder_layers_per_block": [5, 6, 7, 8],
+        "decoder_spatio_temporal_scaling": [true, true, true], "decoder_inject_noise": [true, true, true, false],
+        "upsample_residual": [true, true, true], "upsample_factor": [2, 2, 2], "timestep_conditioning": true,
+    });
+    let vae_095 = json!({
+        "_class_name": "AutoencoderKLLTXVideo",
+        "block_out_channels": [128, 256, 512, 1024, 2048],
+        "down_block_types": ["LTXVideo095DownBlock3D", "LTXVideo095DownBlock3D", "LTXVideo095DownBlock3D", "LTXVideo095DownBlock3D"],
+        "decoder_block_out_channels": [256, 512, 1024], "layers_per_block": [4, 6, 6, 2, 2],
+        "decoder_layers_per_block": [5, 5, 5, 5], "spatio_temporal_scaling": [true, true, true, true],
+        "decoder_spatio_temporal_scaling": [true, true, true], "decoder_inject_noise": [false, false, false, false],
+        "downsample_type": ["spatial", "temporal", "spatiotemporal", "spatiotemporal"],
+        "upsample_residual": [true, true, true], "upsample_factor": [2, 2, 2], "timestep_conditioning": true,
+        "spatial_compression_ratio": 32, "temporal_compression_ratio": 8,
+    });
+    vec![
+        ("2b", Part::Transformer, transformer(28, 64)),
+        ("13b", Part::Transformer, transformer(48, 128)),
+        (
+            "t5-xxl",
+            Part::Text,
+            json!({
+                "d_model": 4096, "d_kv": 64, "num_heads": 64, "d_ff": 10_240, "num_layers": 24, "vocab_size": 32_128,
+                "feed_forward_proj": "gated-gelu",
+            }),
+        ),
+        ("vae-0.9.0", Part::Vae, json!({ "_class_name": "AutoencoderKLLTXVideo" })),
+        ("vae-0.9.1", Part::Vae, vae_091),
+        ("vae-0.9.5", Part::Vae, vae_095), // of 0.9.5 to 0.9.8
+    ]
+}

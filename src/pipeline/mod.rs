@@ -1,0 +1,446 @@
+//! The story: a prompt is encoded, what it is to hold to is encoded, noise is drawn and denoised, latents are decoded, frames
+//! are written. Each stage is opened when it is needed and freed before the next (see `stages`).
+
+pub mod decode;
+mod denoise;
+pub mod inputs;
+pub mod join;
+pub mod outputs;
+mod remarks;
+pub mod stages;
+
+use crate::hub::catalogue::{Entry, RunDefaults};
+use crate::hub::store::Store;
+use crate::job::geometry::{Extent, Geometry};
+use crate::job::passes::Upscaling;
+use crate::job::recipe::Recipe;
+use crate::job::request::{Request, Settings, default_size, image_crf};
+use crate::job::scenes::{Shot, shots};
+use crate::job::windows::Direction;
+use crate::models::bundle::Checkpoint;
+use crate::models::ltx::Convention;
+use crate::models::ltx::two_passes;
+use crate::models::ltx::upscale::Upscaler;
+use crate::pipeline::inputs::{Held, Preparation};
+use crate::pipeline::stages::Stages;
+use crate::planning::forecast::{self, Outlook, Place, Sketch};
+use crate::planning::{self, Encoder, Model, Plan, Report, Stage};
+use crate::platform::device::{self, Compute};
+use crate::platform::progress::{Mode, Progress, counted, human_seconds};
+use crate::platform::shown;
+use crate::video::Frame;
+use crate::video::resize::{Fit, enlarge};
+use crate::video::write::{Clip, Format, Sizing, Target, Writer};
+use anyhow::Result;
+use candle_core::Tensor;
+use remarks::{beyond_world, idle_flags, say_quantized};
+use serde_json::json;
+use std::path::Path;
+use std::time::Instant;
+
+/// The model that is part of the program.
+pub const DEFAULT_MODEL: &str = crate::embedded::NAME;
+
+/// Words that are quoted of the end of a prompt that is not read.
+const UNREAD_WORDS: usize = 12;
+
+/// What there is to make, with everything checked and nothing loaded.
+pub struct Take {
+    pub settings: Settings,
+    /// Whether nobody named a seed.
+    drawn: bool,
+    checkpoint: Checkpoint,
+    compute: Compute,
+    /// The clip in whole latents.
+    legal: Extent,
+    /// What each pass makes: all of it, or first a smaller one.
+    canvases: Vec<Extent>,
+    /// Between two passes.
+    upscaler: Option<Upscaler>,
+    /// Tokens of each scene's prompt.
+    prompts: Vec<Vec<u32>>,
+    /// Tokens of the negative prompt, where guidance asks for it.
+    negative: Option<Vec<u32>>,
+    held: Vec<Held>,
+    shots: Vec<Shot>,
+    direction: Direction,
+    pub outlook: Outlook,
+}
+
+/// A model opened for a request, with its size of pictures known.
+pub struct Opened {
+    pub checkpoint: Checkpoint,
+    compute: Compute,
+    pub convention: Convention,
+    /// The text encoder that was chosen, where none was named.
+    encoder: Option<Encoder>,
+}
+
+/// What a model says of the clips that it makes.
+#[derive(Clone)]
+pub struct ModelFacts {
+    pub geometry: Geometry,
+    /// What a run takes where nothing else is said.
+    pub defaults: RunDefaults,
+    pub convention: Convention,
+}
+
+impl Opened {
+    /// Checks the request and opens its model.
+    pub fn new(request: &Request, progress: &Progress) -> Result<Self> {
+        let compute = device::open(request.device.as_deref().unwrap_or("auto"), request.dtype)?;
+        Self::with(request, compute, progress)
+    }
+
+    /// As [`Opened::new`], on a device that is open already.
+    pub fn with(request: &Request, compute: Compute, progress: &Progress) -> Result<Self> {
+        request.check()?;
+        if let Some(remark) = &compute.remark {
+            progress.note(remark);
+        }
+        let model = request.model.as_deref().unwrap_or(DEFAULT_MODEL);
+        let encoder = forecast::encoder(request, &compute)?.filter(|encoder| encoder.here);
+        let mut sources = request.sources(model);
+        sources.text_encoder = sources.text_encoder.or(encoder.as_ref().map(|encoder| Path::new(&encoder.entry.name)));
+        let checkpoint = Checkpoint::open(&sources)?;
+        if let Some(encoder) = encoder.as_ref().filter(|encoder| encoder.why.is_some()) {
+            progress.note(&format!("text encoder: {}", encoder.told()));
+        }
+        if let Some(quantize) = request.quantize {
+            say_quantized(&checkpoint, quantize, progress);
+        }
+        let own = checkpoint.run_defaults().convention(&checkpoint.vae.0);
+        let convention = request.convention.unwrap_or(own);
+        checkpoint.notes.iter().for_each(|note| progress.note(note));
+        if convention != own {
+            progress.note(&format!("--convention {convention}: this checkpoint was trained for `{own}`"));
+        }
+        if checkpoint.entry.is_none() {
+            progress.note(&format!(
+                "`{model}` is not in the catalogue: diffusers' defaults of the `{convention}` convention"
+            ));
+        }
+        Ok(Self { checkpoint, compute, convention, encoder })
+    }
+
+    pub fn geometry(&self) -> Geometry {
+        self.checkpoint.geometry()
+    }
+
+    /// What a run takes where nothing else is said.
+    pub fn run_defaults(&self) -> RunDefaults {
+        self.checkpoint.run_defaults()
+    }
+
+    pub fn facts(&self) -> ModelFacts {
+        ModelFacts { geometry: self.geometry(), defaults: self.run_defaults(), convention: self.convention }
+    }
+
+    /// How the footage of a join is made ready for the model: as every other picture that it holds.
+    /// - `legal`: size that the new part is made at.
+    pub fn join_preparation(&self, request: &Request, legal: Extent) -> Preparation {
+        let defaults = self.run_defaults();
+        let two = two_passes::is_wanted(request, &defaults);
+        let downscale = Upscaling::decide(request, &defaults).downscale;
+        let largest = if two { two_passes::sizes(legal, self.geometry(), downscale)[1] } else { legal };
+        Preparation {
+            clip: (legal.width, legal.height),
+            legal: (legal.width, legal.height),
+            largest: (largest.width, largest.height),
+            fit: Fit::Stretch,
+            crf: image_crf(request, &defaults),
+            recipe: Recipe::decide(request.convention, defaults.recipe),
+            moved: true,
+        }
+    }
+
+    /// Width and height that the model makes by default.
+    pub fn default_size(&self) -> (usize, usize) {
+        default_size(&self.run_defaults())
+    }
+}
+
+impl Take {
+    /// Fills the request up and reads what it holds to.
+    /// - `size`: of the pictures, where the request asks for none. `more`: what is to be held besides the request's own
+    ///   pictures, which [`Take::hold`] brings. `direction`: which way a clip longer than a window grows.
+    /// - Errors are the user's to mend: flags, files, sizes.
+    pub fn new(
+        opened: Opened,
+        request: &Request,
+        size: Option<(usize, usize)>,
+        more: &[Place],
+        direction: Direction,
+        progress: &Progress,
+    ) -> Result<Self> {
+        let Opened { checkpoint, compute, convention, encoder } = opened;
+        let seed = request.seed.unwrap_or_else(fresh_seed);
+        let defaults = checkpoint.run_defaults();
+        let allowed = checkpoint.allowed_sigmas.as_deref();
+        let channels = checkpoint.vae.0.latent_channels;
+        let here = |entry: &Entry| Store::from_env()?.sound(entry);
+        let upscaler = two_passes::upscaler(request, checkpoint.entry, channels, convention, here)?;
+        let settings = Settings::decide(request, &defaults, allowed, convention, size, upscaler.is_some(), seed)?;
+        let blocks = checkpoint.transformer.0.layers;
+        settings.passes.iter().try_for_each(|pass| pass.check(blocks))?;
+        if seed > u32::MAX as u64 {
+            progress.note(&format!("seed {seed}: torch's generator reads its low 32 bits, {}", seed as u32));
+        }
+        let geometry = checkpoint.geometry();
+        let legal = geometry.legal(settings.clip);
+        let mut shots = shots(&settings, legal, geometry)?;
+        let canvases = match &upscaler {
+            Some(_) => two_passes::canvases(legal, geometry, &settings, progress)?,
+            None => vec![legal],
+        };
+        let mut model = Model::of(&checkpoint, &compute);
+        model.text_encoder = encoder.map(|encoder| encoder.told());
+        model.upscaler = upscaler.as_ref().map(Upscaler::size);
+        // before anything of that size is made
+        shots.iter_mut().try_for_each(|shot| shot.cut(settings.window, &Place::spans(more), geometry, direction))?;
+        let mut sketch = Sketch {
+            settings: settings.clone(),
+            geometry,
+            direction,
+            prompts: vec![1],
+            held: [forecast::stills(request).as_slice(), more].concat(),
+            context: more.iter().map(|place| place.count).sum(),
+            scheduler: checkpoint.scheduler.clone(),
+        };
+        let first = Outlook::new(model.clone(), sketch.clone(), request, &compute)?;
+        let mut held = vec![];
+        if first.refusal.is_none() {
+            let preparation = Preparation::of(&settings, request, legal, &canvases, checkpoint.entry.is_some());
+            held = inputs::held(request, &settings, (legal, &preparation), geometry, progress)?;
+        }
+        sketch.held = [forecast::places(&held).as_slice(), more].concat();
+        if !sketch.held.is_empty() {
+            checkpoint.check_encoder()?;
+        }
+        idle_flags(request, &settings, &checkpoint, sketch.held.is_empty()).iter().for_each(|note| progress.note(note));
+        let size = request.size.filter(|_| more.is_empty()); // a join works at the footage's shape, and does not enlarge
+        beyond_world(&settings, size, checkpoint.entry).iter().for_each(|note| progress.note(note));
+        let encode = |text: &str, which: &str| {
+            let encoded = checkpoint.tokenizer.encode(text, settings.max_tokens())?;
+            if let Some(unread) = &encoded.unread {
+                let unread = shown::beginning(unread, UNREAD_WORDS);
+                let most = settings.max_tokens();
+                progress.note(&format!("the {which} is longer than {most} tokens; not read: “{unread}”"));
+            }
+            Ok::<_, anyhow::Error>(encoded.ids)
+        };
+        let prompts = settings.scenes.iter().map(|scene| encode(&scene.prompt, "prompt")).collect::<Result<_>>()?;
+        let negative = settings.negative.as_deref().map(|text| encode(text, "negative prompt")).transpose()?;
+        for shot in &mut shots {
+            shot.cut(settings.window, &Place::spans(&sketch.held), geometry, direction)?;
+        }
+        let prompts: Vec<Vec<u32>> = prompts;
+        sketch.prompts = prompts.iter().chain(&negative).map(Vec::len).collect();
+        let outlook = match first.refusal {
+            None => Outlook::new(model, sketch, request, &compute)?,
+            Some(_) => first,
+        };
+        Ok(Self {
+            settings,
+            drawn: request.seed.is_none(),
+            checkpoint,
+            compute,
+            legal,
+            canvases,
+            upscaler,
+            prompts,
+            negative,
+            held,
+            shots,
+            direction,
+            outlook,
+        })
+    }
+
+    /// Takes the pictures that [`Take::new`] was told of, before [`Take::latents`].
+    pub fn hold(&mut self, held: Held) {
+        self.held.push(held);
+    }
+
+    fn stages<'a>(&'a self, progress: &'a Progress) -> Stages<'a> {
+        Stages {
+            checkpoint: &self.checkpoint,
+            compute: &self.compute,
+            settings: &self.settings,
+            choices: &self.outlook.plan.choices,
+            progress,
+        }
+    }
+
+    /// Says what was decided for the user, once all is checked.
+    fn say(&self, progress: &Progress) {
+        if self.drawn {
+            progress.note(&format!("seed {}", self.settings.seed));
+        }
+        let (asked, legal) = (self.settings.clip, self.legal);
+        let made = format!("made as {}x{}, {}", legal.width, legal.height, counted(legal.frames, "frames"));
+        let text =
+            format!("{}x{}, {}: {made}, and cropped", asked.width, asked.height, counted(asked.frames, "frames"));
+        if (legal.width, legal.height) != (asked.width, asked.height) {
+            progress.note(&text);
+        } else if legal != asked && self.shots.len() == 1 {
+            progress.detail(&text);
+        }
+    }
+
+    /// Prompts and pictures -> what the decoder reads, (1, f, h, w, c) a scene.
+    /// - Errors are the machine's: memory, disk, device.
+    pub fn latents(&self, progress: &Progress) -> Result<Vec<Tensor>> {
+        self.say(progress);
+        let stages = self.stages(progress);
+        let place = if self.compute.device.is_cpu() { "the CPU" } else { "the GPU" };
+        let tokens: usize = self.shots.iter().map(|shot| shot.grid.tokens()).sum();
+        progress.detail(&format!("{} on {place}, {tokens} tokens", self.checkpoint.name));
+        self.outlook.say(progress);
+        let begun = Instant::now();
+        let prompts: Vec<Vec<u32>> = self.prompts.iter().chain(&self.negative).cloned().collect();
+        let texts = stages.encode_text(&prompts)?;
+        self.outlook.remember(Stage::Text, begun, progress);
+        let begun = Instant::now();
+        let clips: Vec<&[Frame]> = self.held.iter().map(|held| held.frames.as_slice()).collect();
+        let size = |canvas: &Extent| (canvas.width, canvas.height);
+        let posteriors = self.canvases.iter().map(|canvas| stages.encode_clips(&clips, size(canvas)));
+        let posteriors = posteriors.collect::<Result<_>>()?;
+        self.outlook.remember(Stage::Encode, begun, progress);
+        let begun = Instant::now();
+        let (latents, mut noise) = self.denoise(&stages, &texts, posteriors)?;
+        self.outlook.remember(Stage::Denoise, begun, progress);
+        latents.iter().map(|latents| stages.decoder_input(latents, &mut noise)).collect()
+    }
+
+    /// Decodes the clip and hands its frames over as they come.
+    /// - `latents`: of [`Take::latents`].
+    pub fn decode(
+        &self,
+        latents: &[Tensor],
+        progress: &Progress,
+        mut sink: impl FnMut(Frame) -> Result<()>,
+    ) -> Result<()> {
+        let begun = Instant::now();
+        let mut stage = progress.stage("decode", self.settings.clip.frames, "frames");
+        let stages = self.stages(progress);
+        let decoder = stages.decoder()?;
+        for (shot, latents) in self.shots.iter().zip(latents) {
+            let clip = Extent { frames: shot.frames, ..self.settings.clip };
+            stages.decode(&decoder, latents, self.legal, clip, &mut sink, |frames| stage.advance(frames))?;
+        }
+        stage.finish();
+        self.outlook.remember(Stage::Decode, begun, progress);
+        Ok(())
+    }
+
+    /// Decodes the frames from `first` to `last` by themselves, for a look at them: as in the whole clip but for what
+    /// neighbours further away would add.
+    /// - `latents`: of the scene that they lie in, which begins at frame 0.
+    pub fn look(&self, latents: &Tensor, first: usize, last: usize) -> Result<Vec<Frame>> {
+        /// Latent frames beside the wanted ones: the decoder's layers look about this far.
+        const MARGIN: usize = 2;
+        let geometry = self.checkpoint.geometry();
+        let from = geometry.latent_frame(first).saturating_sub(MARGIN);
+        let to = (geometry.latent_frame(last) + 1 + MARGIN).min(latents.dim(1)?);
+        let part = latents.narrow(1, from, to - from)?;
+        let clip = Extent { frames: (to - from - 1) * geometry.time + 1, ..self.settings.clip };
+        let mut frames = vec![];
+        let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
+        let push = |frame| {
+            frames.push(frame);
+            Ok(())
+        };
+        let stages = self.stages(&silent);
+        stages.decode(&stages.decoder()?, &part, self.legal, clip, push, |_| ())?;
+        let start = from * geometry.time; // the pixel frame that the part's first one stands for
+        Ok(frames.into_iter().skip(first - start).take(last + 1 - first).collect())
+    }
+}
+
+/// One `generate`: a take and where its frames go.
+pub struct Job {
+    take: Take,
+    target: Target,
+    force: bool,
+}
+
+impl Job {
+    /// Checks all that can be wrong before the long part.
+    /// - Errors are the user's to mend: flags, files, sizes, output.
+    pub fn prepare(request: &Request, progress: &Progress) -> Result<Self> {
+        outputs::check_named(request, &[])?;
+        let opened = Opened::new(request, progress)?;
+        let size = inputs::size_from_stills(request, opened.default_size(), opened.geometry())?;
+        let take = Take::new(opened, request, size, &[], Direction::Forward, progress)?;
+        let clip = take.settings.output();
+        let target = outputs::target(request, &take.settings)?;
+        outputs::check(request, &target, &[])?;
+        let Extent { width, height, frames } = clip;
+        let sizing = if take.settings.scale > 1 { Sizing::Scaled(take.settings.scale) } else { Sizing::Asked };
+        target.check_clip(&Clip { width, height, frames, fps: take.settings.fps }, sizing)?;
+        if take.outlook.fits().is_ok() {
+            planning::check_disk(&target, take.settings.least(clip))?; // else memory is what is wrong first
+        }
+        if request.quality.is_some() && !matches!(target.format, Format::Mp4 | Format::Webp) {
+            progress.note("--quality has no effect on a lossless format");
+        }
+        Ok(Self { take, target, force: request.force })
+    }
+
+    /// - Errors when the run does not fit the memory that there is.
+    pub fn fits(&self) -> Result<()> {
+        self.take.outlook.fits()
+    }
+
+    /// What the run will take.
+    pub fn plan(&self) -> (&Plan, Report) {
+        let settings = &self.take.settings;
+        (&self.take.outlook.plan, self.take.outlook.report(settings, &self.target, settings.output()))
+    }
+
+    /// Makes the clip and writes it.
+    /// - Errors are the machine's: memory, disk, device.
+    pub fn run(self, progress: &Progress) -> Result<()> {
+        self.fits()?;
+        let begun = Instant::now();
+        let settings = self.take.settings.clone();
+        let Extent { width, height, frames } = settings.output();
+        let mut writer = None;
+        let latents = self.take.latents(progress)?;
+        self.take.decode(&latents, progress, |frame| {
+            // opened with the first frame: a long run leaves no empty file lying about
+            let writer = match &mut writer {
+                Some(writer) => writer,
+                None => writer.insert(Writer::create(
+                    &self.target,
+                    width,
+                    height,
+                    settings.fps,
+                    frames,
+                    settings.quality,
+                    self.force,
+                )?),
+            };
+            writer.push(&enlarge(frame, settings.scale, settings.scale_filter))
+        })?;
+        if let Some(writer) = writer {
+            writer.finish()?;
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        let (out, seed) = (self.target.path.display(), settings.seed);
+        progress.done(
+            &format!("{out}: {width}x{height}, {}, seed {seed}, {}", counted(frames, "frames"), human_seconds(seconds)),
+            json!({"out": out.to_string(), "width": width, "height": height, "frames": frames, "fps": settings.fps,
+                   "seed": seed, "seconds": (seconds * 1000.0).round() / 1000.0}),
+        );
+        Ok(())
+    }
+}
+
+/// A seed below 2^32 from the system's randomness.
+fn fresh_seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    // the standard library seeds its hash maps from the system; no crate is needed for one number
+    std::hash::RandomState::new().build_hasher().finish() & 0xFFFF_FFFF
+}

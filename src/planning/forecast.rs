@@ -1,0 +1,360 @@
+//! What a run will take, told before it begins and remembered once it is done: the settings of a take become a plan, the plan is
+//! cut to the memory that there is and timed by what this machine did before, and finished stages go into its history.
+
+mod absent;
+mod entries;
+mod sketch;
+
+use crate::hub::catalogue::{self, Kind};
+use crate::hub::store::Store;
+use crate::job::geometry::{Extent, Geometry};
+use crate::job::recipe::Recipe;
+use crate::job::request::{Request, Settings};
+use crate::models::ltx::Convention;
+use crate::models::ltx::vae::Pace;
+use crate::models::text::tokenizer::Tokenizer;
+use crate::pipeline::DEFAULT_MODEL;
+use crate::pipeline::outputs;
+use crate::planning::history::{self, Run};
+use crate::planning::{self, Budget, Choices, Chooser, Encoder, Model, Need, Offer, Plan, Report, Requantised, Stage};
+use crate::planning::{Time, Work};
+use crate::platform::device::{self, Compute};
+use crate::platform::machine;
+use crate::platform::progress::{Mode, Progress, human_bytes};
+use crate::video::write::Target;
+pub use absent::Absent;
+use anyhow::Result;
+pub use entries::{Entries, EntryOutlook, StageOutlook};
+pub use sketch::{Place, Sketch, places, stills};
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::Instant;
+
+/// Of what is free, the share that is left alone: one in so many.
+const MARGIN: u64 = 20;
+
+/// Operations of a run from which the machine's speed is measured before it, where that is not known: some ten seconds' worth
+/// on a small machine, beside which the measuring is short.
+const MUCH: u64 = 1_000_000_000_000;
+/// Seconds of a run from which it says how long it takes, and from which it offers a smaller clip.
+const SAID_FROM: f64 = 10.0;
+const OFFER_FROM: f64 = 600.0;
+
+/// A plan, what it was made from, and whether it fits.
+pub struct Outlook {
+    pub plan: Plan,
+    model: Model,
+    sketch: Sketch,
+    compute: Compute,
+    /// Why it does not fit, and what would.
+    pub refusal: Option<String>,
+    /// Tiles were asked for.
+    tiled: bool,
+    /// The name of the output, where neither it nor the seed in it was given.
+    unnamed: Option<String>,
+    /// What each finished stage took, where that is watched: seconds and peak resident bytes.
+    watched: Option<Mutex<Vec<Watched>>>,
+}
+
+/// A stage, its seconds and its peak resident bytes.
+pub type Watched = (Stage, f64, Option<u64>);
+
+/// What a run may use.
+fn budget(request: &Request, compute: &Compute) -> Budget {
+    match request.memory {
+        Some(bytes) => Budget::Asked(bytes),
+        None if !compute.device.is_cpu() => Budget::Unknown,
+        None => machine::free_memory().map_or(Budget::Unknown, |free| Budget::Free(free - free / MARGIN)),
+    }
+}
+
+/// What is known of this machine's speed: its earlier runs, and how fast it is at each kind of work.
+pub struct Speeds {
+    place: Option<PathBuf>,
+    runs: Vec<Run>,
+    /// Whether what is not known may be measured, which takes a moment.
+    measures: bool,
+}
+
+impl Speeds {
+    /// Reads the machine's history.
+    pub fn of_machine(measures: bool) -> Self {
+        let place = history::place();
+        Self { runs: place.as_deref().map(history::read).unwrap_or_default(), place, measures }
+    }
+
+    /// Operations a second of a kind of work on the CPU, measured once and then kept in the history.
+    fn of(&mut self, work: Work) -> Option<f64> {
+        let mut run = Run {
+            stage: work.name(),
+            model: device::cpu_path().to_string(),
+            operations: 0,
+            seconds: 0.0,
+            threads: rayon::current_num_threads(),
+            operand: 0,
+            device: "cpu".to_string(),
+        };
+        if let Some(speed) = history::speed(&self.runs, &run) {
+            return Some(speed);
+        }
+        (run.operations, run.seconds) = work.measure().ok().filter(|_| self.measures)?;
+        if let Some(place) = &self.place {
+            let _ = history::add(place, &run); // it is measured again next time
+        }
+        self.runs.push(run.clone());
+        history::speed(&self.runs, &run)
+    }
+}
+
+impl Outlook {
+    /// Plans a run and cuts it to the memory that there is.
+    /// - Errors on what cannot be made, and on tiles that cannot be. What does not fit is no error here: see [`Outlook::fits`].
+    pub fn new(model: Model, sketch: Sketch, request: &Request, compute: &Compute) -> Result<Self> {
+        let [_, space, _] = model.vae.strides();
+        let tiling = planning::tiling(request.vae_tile, request.vae_overlap, space)?;
+        let (budget, task) = (budget(request, compute), sketch.task()?);
+        let chooser = Chooser {
+            model: &model,
+            task: &task,
+            resized: &|clip| sketch.resized(clip),
+            tiles: request.vae_tile,
+            tiling,
+            budget,
+            compute,
+        };
+        let (choices, refusal) = match chooser.choose() {
+            Ok(choices) => (choices, None),
+            Err(error) => (Choices::plenty(&model, &task, tiling, compute), Some(error.to_string())),
+        };
+        let needs = planning::needs(&model, &task, &choices, compute);
+        Ok(Self {
+            plan: Plan { task, needs, choices, budget, requantised: Requantised::of(&model, &choices) },
+            model,
+            sketch,
+            compute: compute.clone(),
+            refusal,
+            tiled: tiling.is_some(),
+            unnamed: outputs::unnamed(request).map(|path| path.display().to_string()),
+            watched: None,
+        })
+    }
+
+    /// - Errors when the run does not fit the memory that there is.
+    pub fn fits(&self) -> Result<()> {
+        match &self.refusal {
+            Some(refusal) => Err(anyhow::anyhow!("{refusal}")),
+            None => Ok(()),
+        }
+    }
+
+    /// Says how long the run takes, and how it is cut, where that costs time or changes pictures.
+    pub fn say(&self, progress: &Progress) {
+        self.say_time(progress);
+        let [_, space, _] = self.model.vae.strides();
+        self.plan
+            .remarks(self.model.transformer.0.layers, space, self.tiled)
+            .iter()
+            .for_each(|remark| progress.note(remark));
+        for need in &self.plan.needs {
+            progress.detail(&format!("{}: about {} of memory", need.stage.name(), human_bytes(need.memory())));
+        }
+        let Pace { group, parts } = self.plan.choices.decode.pace;
+        let parts = if parts > 1 { format!(", and what becomes of them in {parts} parts") } else { String::new() };
+        progress.detail(&format!("the decoder takes {group} latent frames at a time{parts}"));
+    }
+
+    /// Says how long the run takes, where that is known and not short.
+    fn say_time(&self, progress: &Progress) {
+        if progress.quiet || progress.mode == Mode::None {
+            return;
+        }
+        let operations: u64 = self.plan.needs.iter().map(|need| need.operations).sum();
+        let mut speeds = Speeds::of_machine(operations >= MUCH);
+        let time = Time::sum(&self.times(&self.plan.needs, &mut speeds));
+        if let (Some(said), true) = (time.describe(), time.seconds().is_some_and(|seconds| seconds >= SAID_FROM)) {
+            progress.note(&format!("time: {said}"));
+        }
+        if let Some(offer) = self.offer(time, &mut speeds) {
+            progress.note(&offer.describe());
+        }
+    }
+
+    /// How long each stage takes: as in earlier runs of the same kind, else by the machine's speed. What a GPU was not seen to
+    /// do is not known.
+    fn times(&self, needs: &[Need], speeds: &mut Speeds) -> Vec<Time> {
+        let time = |need: &Need| match history::forecast(&speeds.runs, &self.run(need, 0.0)) {
+            Some(seconds) => Time::Measured(seconds),
+            None if !self.compute.device.is_cpu() => Time::Unknown,
+            None => need.seconds(|work| speeds.of(work)).map_or(Time::Unknown, Time::Estimated),
+        };
+        needs.iter().map(time).collect()
+    }
+
+    /// The largest of some smaller clips that is made before long, where the run takes long; where none is, the smallest.
+    fn offer(&self, whole: Time, speeds: &mut Speeds) -> Option<Offer> {
+        let most = whole.seconds().filter(|&seconds| seconds > OFFER_FROM && self.refusal.is_none())?;
+        let tasks = offered_clips(self.plan.task.clip, self.sketch.geometry);
+        let mut offers = vec![];
+        for task in tasks.into_iter().filter_map(|clip| self.sketch.resized(clip)) {
+            let Choices { resident, .. } = self.plan.choices;
+            let choices = Choices { resident, ..Choices::plenty(&self.model, &task, None, &self.compute) };
+            let needs = planning::needs(&self.model, &task, &choices, &self.compute);
+            let time = Time::sum(&self.times(&needs, speeds));
+            let Some(seconds) = time.seconds() else { continue };
+            let offer = Offer { flags: task.flags_from(&self.plan.task), clip: task.clip, time };
+            if seconds <= OFFER_FROM {
+                return Some(offer); // the largest come first
+            }
+            offers.push((seconds, offer));
+        }
+        let least = offers.into_iter().min_by(|a, b| a.0.total_cmp(&b.0));
+        least.filter(|(seconds, _)| *seconds < most / 2.0).map(|(_, offer)| offer)
+    }
+
+    /// A stage as the history keeps it.
+    fn run(&self, need: &Need, seconds: f64) -> Run {
+        let planning::Products { transformer, text, vae } = self.model.products;
+        let cpu = self.compute.device.is_cpu();
+        Run {
+            stage: need.stage.name().to_string(),
+            model: self.model.name.rsplit(['/', '\\']).next().unwrap_or_default().to_string(), // no paths
+            operations: need.operations,
+            seconds,
+            threads: rayon::current_num_threads(),
+            operand: match need.stage {
+                Stage::Text => text.operand(&self.compute),
+                Stage::Denoise if cpu && transformer.is_int8() => 1,
+                Stage::Denoise => transformer.operand(&self.compute),
+                Stage::Encode | Stage::Decode => vae.operand(&self.compute),
+            },
+            device: if cpu { "cpu" } else { "gpu" }.to_string(),
+        }
+    }
+
+    /// From now on, measures each stage by itself instead of remembering it. The process's own peak is lost by that.
+    pub fn watch(&mut self) {
+        let _ = machine::forget_peak();
+        self.watched = Some(Mutex::default());
+    }
+
+    /// Stages that were watched: seconds and peak resident bytes.
+    pub fn watched(&self) -> Vec<Watched> {
+        self.watched.as_ref().and_then(|all| all.lock().ok()).map(|all| all.clone()).unwrap_or_default()
+    }
+
+    /// Adds a finished stage to the machine's history.
+    pub fn remember(&self, stage: Stage, begun: Instant, progress: &Progress) {
+        let seconds = begun.elapsed().as_secs_f64();
+        if let Some(Ok(mut all)) = self.watched.as_ref().map(Mutex::lock) {
+            let peak = machine::peak_memory().filter(|_| machine::forget_peak().is_ok());
+            return all.push((stage, seconds, peak));
+        }
+        let Some(need) = self.plan.need(stage).filter(|need| need.operations > 0) else { return };
+        let Some(place) = history::place() else { return };
+        if let Err(error) = history::add(&place, &self.run(need, seconds)) {
+            progress.detail(&format!("`{}` cannot be written ({error}): no forecast from this run", place.display()));
+        }
+    }
+
+    /// What `--dry-run` says beside the plan.
+    /// - `clip`: what is written.
+    pub fn report(&self, settings: &Settings, target: &Target, clip: Extent) -> Report {
+        let mut speeds = Speeds::of_machine(true);
+        let times = self.times(&self.plan.needs, &mut speeds);
+        Report {
+            model: self.model.name.clone(),
+            fps: settings.fps,
+            space: self.model.vae.strides()[1],
+            layers: self.model.transformer.0.layers,
+            tiled: self.tiled,
+            out: Some(self.unnamed.clone().unwrap_or_else(|| target.path.display().to_string())),
+            scale: settings.scale,
+            output: Some(clip),
+            disk: planning::least_disk(target, settings.least(clip)),
+            downloads: vec![],
+            download_room: None,
+            offer: self.offer(Time::sum(&times), &mut speeds),
+            times,
+            refusal: self.refusal.clone(),
+            encoder: self.model.text_encoder.clone(),
+        }
+    }
+}
+
+/// Clips to offer in place of one that takes long, the largest first: no longer than it, and in its shape. Pictures shrink at
+/// least as much as their number, and neither so far that little is left of them.
+fn offered_clips(clip: Extent, geometry: Geometry) -> Vec<Extent> {
+    /// Of the longer side, and of a clip.
+    const LEAST_PIXELS: usize = 384;
+    const LEAST_FRAMES: usize = 25;
+    const PARTS: usize = 12;
+    let mut all = vec![];
+    for part in (3..=PARTS).rev() {
+        let side =
+            |side: usize| ((side * part) as f64 / (PARTS * geometry.space) as f64).round() as usize * geometry.space;
+        let (width, height) = match part {
+            PARTS => (clip.width, clip.height),
+            _ => (side(clip.width), side(clip.height)),
+        };
+        if width.max(height) < LEAST_PIXELS || width.min(height) == 0 {
+            continue;
+        }
+        let area = (width * height) as f64 / (clip.width * clip.height) as f64;
+        for share in [1.0, 0.8, 0.6, 0.4, 0.2] {
+            let frames = (clip.frames as f64 * share / geometry.time as f64).round() as usize * geometry.time + 1;
+            let frames = if share == 1.0 { clip.frames } else { frames };
+            if frames >= LEAST_FRAMES.min(clip.frames) && share >= area {
+                all.push(Extent { width, height, frames });
+            }
+        }
+    }
+    all.sort_by_key(|clip| std::cmp::Reverse(clip.width * clip.height * clip.frames));
+    all
+}
+
+/// The text encoder that a run takes where none is named: see [`plan::encoder`]. `None` where one is named, and where the model is
+/// none of the catalogue's.
+pub fn encoder(request: &Request, compute: &Compute) -> Result<Option<Encoder>> {
+    let name = request.model.as_deref().unwrap_or(DEFAULT_MODEL);
+    let entry = catalogue::named(name).filter(|entry| entry.kind == Kind::Model && !entry.embedded);
+    let Some(entry) = entry.filter(|_| request.text_encoder.is_none()) else { return Ok(None) };
+    let store = Store::from_env()?;
+    let old = entry.matches.as_ref().is_some_and(|known| matches!(known.vae.as_deref(), Some("0.9.0" | "0.9.1")));
+    let own = if old { Convention::Text } else { Convention::Condition };
+    let convention = request.convention.or(entry.run.convention).unwrap_or(own);
+    let recipe = Recipe::decide(request.convention, entry.run.recipe);
+    let tokenizer = Tokenizer::builtin_t5()?; // that of nearly all; for this it is near enough
+    let negative = request.negative.as_deref().or(entry.run.negative.as_deref());
+    let texts = request.prompt_at.iter().map(|scene| scene.prompt.as_str()).chain(negative);
+    let texts = std::iter::once(request.prompt.as_str()).chain(texts);
+    let tokens = |text| {
+        let ids = tokenizer.encode(text, recipe.max_tokens(convention))?.ids;
+        Ok(recipe.encoded_tokens(convention, ids.len()))
+    };
+    let prompts = texts.map(tokens).collect::<Result<Vec<usize>>>()?;
+    Ok(planning::encoder(entry, &prompts, |entry| store.find(entry), budget(request, compute), compute))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offered_clips_keep_the_shape() {
+        let geometry = Geometry { time: 8, space: 32 };
+        let clip = Extent { width: 1216, height: 704, frames: 121 };
+        let size = |clip: &Extent| clip.width * clip.height * clip.frames;
+        let offered = offered_clips(clip, geometry);
+        assert!(offered.len() > 20 && offered.is_sorted_by(|a, b| size(a) >= size(b)), "{offered:?}");
+        for other in &offered {
+            assert_eq!(*other, geometry.legal(*other));
+            let aspect = |clip: &Extent| clip.width as f64 / clip.height as f64;
+            assert!((aspect(other) / aspect(&clip) - 1.0).abs() < 0.15, "{other:?}");
+            assert!(other.width >= 384 && (25..=121).contains(&other.frames), "{other:?}");
+        }
+        // of a still there is no shorter one, and of a small picture no smaller one
+        assert!(offered_clips(Extent { frames: 1, ..clip }, geometry).iter().all(|clip| clip.frames == 1));
+        let small = Extent { width: 64, height: 64, frames: 121 };
+        assert!(offered_clips(small, geometry).is_empty());
+    }
+}

@@ -1,0 +1,179 @@
+//! Plans of runs with a model of the catalogue that is not here, or not all of it.
+
+use crate::hub::catalogue::{self, Entry, Kind};
+use crate::hub::store::{State, Store};
+use crate::job::geometry::{Extent, Geometry};
+use crate::job::request::{Request, Settings, default_size};
+use crate::job::windows::Direction;
+use crate::models::bundle::{Checkpoint, Sources, named_text_encoder};
+use crate::models::ltx::Convention;
+use crate::models::ltx::config::SchedulerConfig;
+use crate::models::ltx::two_passes::{self, canvases};
+use crate::models::text::tokenizer::Tokenizer;
+use crate::pipeline::inputs::{self, Preparation};
+use crate::pipeline::outputs;
+use crate::pipeline::{DEFAULT_MODEL, ModelFacts};
+use crate::planning::forecast::sketch::{Place, SILENT, Sketch, places};
+use crate::planning::forecast::{Outlook, encoder};
+use crate::planning::{Encoder, Model, Plan, Report, Room};
+use crate::platform::device::{self, Compute, Quantize};
+use crate::platform::machine;
+use anyhow::{Result, bail};
+
+/// Channels of the released upscalers.
+const UPSCALER_WIDTH: usize = 512;
+
+/// The catalogue's entry that a request names, and which of its files are not here.
+/// - `encoder`: the text encoder that is taken; `None` where one is given by path.
+fn absent(request: &Request, encoder: Option<&'static Entry>) -> Result<Option<(&'static Entry, Vec<&'static Entry>)>> {
+    let name = request.model.as_deref().unwrap_or(DEFAULT_MODEL);
+    let Some(entry) = catalogue::find(name).ok().filter(|entry| !entry.embedded) else { return Ok(None) };
+    let parts = Store::from_env()?.parts(entry, encoder);
+    let given = |kind: Kind| match kind {
+        Kind::TextEncoder => request.text_encoder.is_some() && encoder.is_none(),
+        Kind::Upscaler => request.upscaler.is_some() || !entry.run.in_two_passes(),
+        Kind::Model | Kind::Tokenizer => false,
+    };
+    let parts = parts.into_iter().filter(|(part, path)| path.is_none() && !given(part.kind));
+    let missing: Vec<&Entry> = parts.map(|(part, _)| part).collect();
+    Ok((!missing.is_empty()).then_some((entry, missing)))
+}
+
+/// What is still to come of files that are not here, and what the disk has for it; `None` where the system does not tell.
+fn room(missing: &[&Entry]) -> Result<Option<Room>> {
+    let store = Store::from_env()?;
+    let rest = |part: &&Entry| {
+        let here = match store.state(part) {
+            State::Partly { bytes } => bytes,
+            _ => 0,
+        };
+        part.size().unwrap_or(0).saturating_sub(here)
+    };
+    let (folder, need) = (store.cache().to_path_buf(), missing.iter().map(rest).sum());
+    Ok(machine::free_disk(&folder).map(|free| Room { folder, free, need }))
+}
+
+/// A model of the catalogue of which something is not here: what there is to plan a run with it by.
+pub struct Absent {
+    known: Known,
+    missing: Vec<&'static Entry>,
+    compute: Compute,
+}
+
+impl Absent {
+    /// - `None` where the model is here, or is no name of the catalogue.
+    /// - Errors are the user's to mend: flags.
+    pub fn find(request: &Request) -> Result<Option<Self>> {
+        let compute = device::open(request.device.as_deref().unwrap_or("auto"), request.dtype)?;
+        let encoder = match request.text_encoder.as_deref().and_then(named_text_encoder) {
+            Some(entry) => Some(Encoder { entry, here: false, why: Some("as asked for".to_string()) }),
+            None => encoder(request, &compute)?,
+        };
+        let taken = encoder.as_ref().map(|encoder| encoder.entry);
+        let Some((entry, missing)) = absent(request, taken)? else { return Ok(None) };
+        if let Some(path) = request.text_encoder.as_deref().filter(|path| taken.is_none() && !path.exists()) {
+            bail!(
+                "--text-encoder: there is no file and no text encoder of the list called `{}`\n  fix: check the path, or see `reel models list`",
+                path.display()
+            )
+        }
+        request.check()?;
+        Ok(Some(Self { known: Known::of(request, entry, encoder, &compute)?, missing, compute }))
+    }
+
+    /// What the model says of clips.
+    pub fn facts(&self) -> ModelFacts {
+        self.known.facts()
+    }
+
+    /// Plans a run.
+    /// - `more`: what is held besides the request's own pictures. `written`: the clip that is written, where it is not the one
+    ///   that is made.
+    /// - Errors are the user's to mend: flags, files and sizes.
+    pub fn plan(
+        self,
+        request: &Request,
+        more: &[Place],
+        direction: Direction,
+        written: Option<Extent>,
+    ) -> Result<(Plan, Report)> {
+        let facts = self.facts();
+        let size = inputs::size_from_stills(request, default_size(&facts.defaults), facts.geometry)?;
+        let sketch = self.known.sketch(request, size, more, direction)?;
+        let settings = sketch.settings.clone();
+        let outlook = Outlook::new(self.known.model, sketch, request, &self.compute)?;
+        let target = outputs::target(request, &settings)?;
+        let mut report = outlook.report(&settings, &target, written.unwrap_or(settings.output()));
+        report.downloads.extend(self.missing.iter().map(|part| (part.name.clone(), part.size())));
+        report.download_room = room(&self.missing)?;
+        Ok((outlook.plan, report))
+    }
+}
+
+/// A model as the catalogue knows it.
+pub(super) struct Known {
+    pub(super) model: Model,
+    entry: &'static Entry,
+    convention: Convention,
+}
+
+impl Known {
+    /// - `encoder`: its text encoder, where none is named. Errors on an entry whose sizes are unknown.
+    pub(super) fn of(
+        request: &Request,
+        entry: &'static Entry,
+        encoder: Option<Encoder>,
+        compute: &Compute,
+    ) -> Result<Self> {
+        let taken = encoder.as_ref().map(|encoder| encoder.entry);
+        let mut model = match entry.embedded {
+            true => Model::of(&Checkpoint::open(&Sources { model: &entry.name, ..Sources::default() })?, compute),
+            false => Model::of_entry(entry, taken, request.quantize.map(Quantize::blocks), compute)?,
+        };
+        model.text_encoder = encoder.map(|encoder| encoder.told());
+        model.scratch = request.quantize_scratch.clone().filter(|_| cfg!(unix) && model.quantised_anew);
+        model.quantised_anew &= request.quantize_cache.is_none();
+        if two_passes::is_wanted(request, &entry.run) {
+            let upscaler = entry.upscaler.as_deref().and_then(catalogue::named).and_then(Entry::size);
+            model.upscaler = Some((upscaler.unwrap_or(0), UPSCALER_WIDTH));
+        }
+        let convention = request.convention.unwrap_or_else(|| entry.run.convention(&model.vae));
+        Ok(Self { model, entry, convention })
+    }
+
+    fn facts(&self) -> ModelFacts {
+        let [time, space, _] = self.model.vae.strides();
+        let geometry = Geometry { time, space };
+        ModelFacts { geometry, defaults: self.entry.run.clone(), convention: self.convention }
+    }
+
+    /// What a request is planned from.
+    /// - `size`: where the request asks for none. `more`: what is held besides the request's own.
+    pub(super) fn sketch(
+        &self,
+        request: &Request,
+        size: Option<(usize, usize)>,
+        more: &[Place],
+        direction: Direction,
+    ) -> Result<Sketch> {
+        let (geometry, two) = (self.facts().geometry, self.model.upscaler.is_some());
+        let (run, seed) = (&self.entry.run, request.seed.unwrap_or(0));
+        let settings = Settings::decide(request, run, None, self.convention, size, two, seed)?;
+        settings.passes.iter().try_for_each(|pass| pass.check(self.model.transformer.0.layers))?;
+        let tokenizer = Tokenizer::builtin_t5()?; // that of nearly all; for this it is near enough
+        let texts = settings.scenes.iter().map(|scene| scene.prompt.as_str()).chain(settings.negative.as_deref());
+        let texts = texts.map(|text| Ok(tokenizer.encode(text, settings.max_tokens())?.ids.len()));
+        let prompts = texts.collect::<Result<Vec<usize>>>()?;
+        let legal = geometry.legal(settings.clip);
+        let canvases = if two { canvases(legal, geometry, &settings, &SILENT)? } else { vec![legal] };
+        let preparation = Preparation::of(&settings, request, legal, &canvases, true);
+        let mut held = places(&inputs::held(request, &settings, (legal, &preparation), geometry, &SILENT)?);
+        held.extend(more);
+        let context = more.iter().map(|place| place.count).sum();
+        let scheduler = match self.convention {
+            Convention::Text => SchedulerConfig::token_shift(),
+            Convention::Condition => SchedulerConfig::plain(),
+        };
+        Ok(Sketch { settings, geometry, direction, prompts, held, context, scheduler })
+    }
+}

@@ -1,0 +1,253 @@
+//! What weights take in memory once they are loaded, from file headers or, for a model that is not here, from its sizes.
+
+use crate::hub::catalogue::{self, Entry};
+use crate::models::bundle::Checkpoint;
+use crate::models::ltx::config::{TransformerConfig, VaeConfig};
+use crate::models::ltx::transformer::Transformer;
+use crate::models::ltx::vae::{Decoder, Encoder};
+use crate::models::random;
+use crate::models::text::t5::{T5, T5Config};
+use crate::nn::kernel::Math;
+use crate::nn::kernel::blocks::Blocks;
+use crate::nn::paired;
+use crate::nn::vars::{Source, Vars};
+use crate::planning::work::Product;
+use crate::platform::device::Compute;
+use crate::platform::machine::free_disk;
+use crate::weights::open::{SMALL, Tensors};
+use crate::weights::quantize;
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Shape, Tensor};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+/// Bytes of a network's weights: those of each layer that can be read by itself, and of all else.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Weights {
+    pub layers: Vec<u64>,
+    pub rest: u64,
+}
+
+impl Weights {
+    pub fn total(&self) -> u64 {
+        self.rest + self.layers.iter().sum::<u64>()
+    }
+
+    /// With only the first `resident` layers in memory, and one more while it is at work.
+    pub fn with_layers(&self, resident: usize) -> u64 {
+        let resident = resident.min(self.layers.len());
+        let passing = self.layers[resident..].iter().max().copied().unwrap_or(0);
+        self.rest + self.layers[..resident].iter().sum::<u64>() + passing
+    }
+
+    /// Of a text encoder that is here.
+    pub fn of_text(tensors: &Tensors, layers: usize, compute: &Compute) -> Self {
+        Self::sort(tensors.kept_bytes(compute.stored, compute.dtype), (TEXT_LAYERS, layers), "")
+    }
+
+    /// So many bytes, all of them in layers of one size.
+    pub fn even(bytes: u64, layers: usize) -> Self {
+        Self { layers: vec![bytes / layers.max(1) as u64; layers], rest: 0 }
+    }
+
+    /// - `prefix`: what stands before a layer's number, and how many layers there are: weights of others are never read.
+    ///   `within`: only weights below this prefix count.
+    fn sort<'a>(kept: impl Iterator<Item = (&'a str, u64)>, (prefix, layers): (&str, usize), within: &str) -> Self {
+        let mut all = Self { layers: vec![0; layers], rest: 0 };
+        for (name, bytes) in kept.filter(|(name, _)| name.starts_with(within)) {
+            if EMBEDDINGS.contains(&name) {
+                continue; // it is left where it lies, and few of its rows are ever looked at
+            }
+            let number = name.strip_prefix(prefix).and_then(|rest| rest.split('.').next());
+            match number.and_then(|number| number.parse::<usize>().ok()).filter(|_| !prefix.is_empty()) {
+                Some(i) => all.layers.get_mut(i).into_iter().for_each(|layer| *layer += bytes),
+                None => all.rest += bytes,
+            }
+        }
+        all
+    }
+}
+
+/// What stands before a block's number.
+const BLOCKS: &str = "transformer_blocks.";
+const TEXT_LAYERS: &str = "encoder.block.";
+
+/// The text encoder's words.
+const EMBEDDINGS: [&str; 2] = ["shared.weight", "encoder.embed_tokens.weight"];
+
+/// A model as plans see it.
+#[derive(Clone, Debug)]
+pub struct Model {
+    pub name: String,
+    pub transformer: (TransformerConfig, Weights),
+    pub text: (T5Config, Weights),
+    pub vae: VaeConfig,
+    pub encoder: Weights,
+    pub decoder: Weights,
+    /// Between two passes, where there are two: bytes of the upscaler's weights, and its channels.
+    pub upscaler: Option<(u64, usize)>,
+    /// The text encoder that was chosen, and why, where none was named.
+    pub text_encoder: Option<String>,
+    /// Where the transformer may be kept quantised while the program runs, where it is quantised as it is loaded.
+    pub scratch: Option<PathBuf>,
+    /// Whether the transformer is quantised as it is loaded, and kept nowhere.
+    pub quantised_anew: bool,
+    pub products: Products,
+}
+
+/// How products are computed in each network.
+#[derive(Clone, Copy, Debug)]
+pub struct Products {
+    pub transformer: Product,
+    pub text: Product,
+    pub vae: Product,
+}
+
+impl Model {
+    /// Of files that are here.
+    pub fn of(checkpoint: &Checkpoint, compute: &Compute) -> Self {
+        let kept = |tensors: &Tensors, layers: (&str, usize), within: &str| {
+            Weights::sort(tensors.kept_bytes(compute.stored, compute.dtype), layers, within)
+        };
+        let (transformer, text, vae) = (&checkpoint.transformer, &checkpoint.text, &checkpoint.vae);
+        Self {
+            name: checkpoint.name.clone(),
+            transformer: (transformer.0.clone(), kept(&transformer.1, (BLOCKS, transformer.0.layers), "")),
+            text: (text.0.clone(), Weights::of_text(&text.1, text.0.layers, compute)),
+            vae: vae.0.clone(),
+            encoder: kept(&vae.1, ("", 0), "encoder."),
+            decoder: kept(&vae.1, ("", 0), "decoder."),
+            upscaler: None,
+            text_encoder: None,
+            scratch: transformer.1.scratch().map(Path::to_path_buf),
+            quantised_anew: transformer.1.quantized_count() > 0 && !transformer.1.is_cached(),
+            products: Products {
+                transformer: Product::of(&transformer.1, compute, true),
+                text: Product::of(&text.1, compute, false),
+                vae: Product::of(&vae.1, compute, false),
+            },
+        }
+    }
+
+    /// Of a catalogue entry whose files are not here: sizes by what it matches, types as released.
+    /// - `encoder`: its text encoder. `quantize`: what large matrices become as they are loaded.
+    /// - Errors on an entry whose sizes are unknown.
+    pub fn of_entry(
+        entry: &Entry,
+        encoder: Option<&Entry>,
+        quantize: Option<Blocks>,
+        compute: &Compute,
+    ) -> Result<Self> {
+        let sizes = random::sizes();
+        let config = |name: &str| sizes.iter().find(|size| size.0 == name).map(|size| size.2.clone());
+        let unknown = || format!("the sizes of `{}` are not known before it is here", entry.name);
+        let known = entry.matches.as_ref().with_context(unknown)?;
+        let vae = format!("vae-{}", known.vae.as_deref().with_context(unknown)?);
+        let vae = VaeConfig::parse(&config(&vae).with_context(unknown)?, &vae)?;
+        let name = if known.layers == Some(48) { "13b" } else { "2b" };
+        let mut json = config(name).with_context(unknown)?;
+        for (key, value) in
+            [("num_layers", known.layers), ("num_attention_heads", known.heads), ("attention_head_dim", known.head_dim)]
+        {
+            json[key] = value.with_context(unknown)?.into();
+        }
+        json["cross_attention_dim"] = (known.heads.unwrap_or(0) * known.head_dim.unwrap_or(0)).into(); // of every release
+        let transformer = TransformerConfig::parse(&json, &format!("the entry `{}` of the catalogue", entry.name))?;
+        let text = T5Config::parse(&config("t5-xxl").with_context(unknown)?, "t5-xxl")?;
+        // 0.9.0 is the only release in f32; the text encoder is f16
+        let own = if known.vae.as_deref() == Some("0.9.0") { DType::F32 } else { DType::BF16 };
+        // what is in blocks already stays so
+        let anew = quantize.filter(|_| encoder.is_none_or(|encoder| encoder.variant_of.is_none()));
+        let of_transformer = record(own, quantize, compute, &|vb| Transformer::load(&transformer, vb).map(|_| ()))?;
+        let of_text = record(DType::F16, anew, compute, &|vb| T5::load(&text, vb)?.touch())?;
+        let of_decoder = record(own, None, compute, &|vb| Decoder::load(&vae, vb.pp("decoder")).map(|_| ()))?;
+        let of_encoder = record(own, None, compute, &|vb| Encoder::load(&vae, vb.pp("encoder")).map(|_| ()))?;
+        let sort = |all: &[(String, u64)], prefix: &str, layers: usize| {
+            Weights::sort(all.iter().map(|(name, kept)| (name.as_str(), *kept)), (prefix, layers), "")
+        };
+        let mut of_words = sort(&of_text, TEXT_LAYERS, text.layers);
+        let own_encoder = entry.text_encoder.as_deref().and_then(catalogue::named);
+        if let (Some(own), Some(taken)) = (own_encoder.and_then(Entry::size), encoder.and_then(Entry::size)) {
+            // a variant in another type: its layers are as much smaller as its file
+            of_words.layers.iter_mut().for_each(|bytes| *bytes = (*bytes as f64 * taken as f64 / own as f64) as u64);
+        }
+        let half = compute.stored.unwrap_or(own) == DType::BF16;
+        let plain = Product::plain(if half { Math::Bf16 } else { Math::F32 });
+        let words_in = if compute.stored == Some(DType::BF16) { Math::Bf16 } else { Math::F32 };
+        // blocks are multiplied in bf16, unless f32 was asked for
+        let blocks_in = if compute.stored == Some(DType::F32) { Math::F32 } else { Math::Bf16 };
+        let product = |plain: Product, int8: bool| match quantize {
+            Some(_) => Product { math: blocks_in, blocks: quantize, int8 },
+            None => plain,
+        };
+        Ok(Self {
+            name: entry.name.clone(),
+            transformer: (transformer.clone(), sort(&of_transformer, BLOCKS, transformer.layers)),
+            text: (text, of_words),
+            vae,
+            encoder: sort(&of_encoder, "", 0),
+            decoder: sort(&of_decoder, "", 0),
+            upscaler: None,
+            text_encoder: None,
+            scratch: None,
+            quantised_anew: quantize.is_some(),
+            products: Products {
+                transformer: product(plain, true),
+                text: product(Product::plain(words_in), false),
+                vae: plain,
+            },
+        })
+    }
+}
+
+impl Model {
+    /// Whether the disk has room for the quantised transformer while the program runs.
+    pub fn has_room(&self) -> bool {
+        let free = |folder: &PathBuf| free_disk(folder).unwrap_or(u64::MAX);
+        self.scratch.as_ref().is_some_and(|folder| free(folder) > self.transformer.1.total())
+    }
+}
+
+/// Every tensor that `build` asks for, as it would be kept.
+fn record(
+    own: DType,
+    quantize: Option<Blocks>,
+    compute: &Compute,
+    build: &dyn Fn(Vars) -> candle_core::Result<()>,
+) -> Result<Vec<(String, u64)>> {
+    let seen = Arc::new(Mutex::new(vec![]));
+    build(Vars::new(Recorder(seen.clone()), compute.dtype, Device::Cpu))?;
+    let seen = seen.lock().map(|seen| seen.clone()).unwrap_or_default();
+    let all: usize = seen.iter().map(|(_, shape): &Shaped| shape.iter().product::<usize>()).sum();
+    let stored = compute.stored.or((all <= SMALL).then_some(compute.dtype)).unwrap_or(own);
+    let kept = |(name, shape): &Shaped| {
+        let dtype = if shape.len() < 2 { compute.dtype } else { stored };
+        let blocks = quantize.and_then(|kind| quantize::kind_of(name, kind));
+        match shape[..] {
+            [rows, width] if blocks.is_some_and(|kind| width.is_multiple_of(kind.values())) => {
+                blocks.map_or(0, |kind| kind.size(rows * width)) as u64
+            }
+            _ => paired::kept_bytes(shape, dtype, compute.dtype) as u64,
+        }
+    };
+    Ok(seen.iter().map(|shaped| (shaped.0.clone(), kept(shaped))).collect())
+}
+
+/// Hands out stand-ins of the right shape over one element, and writes down what was asked for.
+struct Recorder(Arc<Mutex<Vec<Shaped>>>);
+
+/// A tensor's name and shape.
+type Shaped = (String, Vec<usize>);
+
+impl Source for Recorder {
+    fn get(&self, shape: &Shape, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        if let Ok(mut seen) = self.0.lock() {
+            seen.push((name.to_string(), shape.dims().to_vec()));
+        }
+        Tensor::zeros((), dtype, device)?.broadcast_as(shape.clone())
+    }
+
+    fn contains(&self, _: &str) -> bool {
+        true
+    }
+}
