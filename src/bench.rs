@@ -4,7 +4,8 @@ mod load;
 mod whole;
 
 use crate::job::geometry::Extent;
-use crate::models::bundle::Sources;
+use crate::job::sources::Sources;
+
 use crate::models::ltx::transformer::Transformer;
 use crate::models::ltx::vae::{Decoder, Encoder, Pace};
 use crate::models::random;
@@ -13,7 +14,7 @@ use crate::nn::kernel;
 use crate::nn::kernel::blocks::Blocks;
 use crate::nn::linear::Linear;
 use crate::nn::rope::Rope;
-use crate::pipeline::decode::group;
+use crate::planning::cut::group;
 use crate::platform::device::{Compute, Quantize};
 use crate::platform::machine::peak_memory;
 use crate::sampling::noise::Noise;

@@ -2,22 +2,18 @@
 //!
 //! The path from prompt to frames, room by room:
 //!
-//! [`cli`] turns arguments into a [`request::Request`]; [`generate`] tells the story. It opens what `--model` names
-//! ([`checkpoint`], over the mapped files of [`weights`], whose store pulls what has a name) and the stills and clips to
-//! hold to ([`inputs`]), says what it will take and cuts it to the memory that there is ([`outlook`], by a [`plan`] and the
-//! machine's [`history`]), and then runs the [`stages`]: [`text`] turns the prompt into vectors, [`condition`] lays what is
-//! held out among [`noise`], the [`sampler`] goes down the noise levels over the velocity that [`models`] give, [`windows`]
-//! after window, and the latents are decoded, frame group by frame group ([`pixels`]), into frames that [`video`] writes as
-//! they come ([`outputs`] says where). [`join`] puts a made part and footage together, and [`seam`] sees to their colours.
+//! [`cli`] turns arguments into a [`job::request::Request`]; [`pipeline`] tells the story. It opens what `--model` names
+//! ([`models::bundle`], over the mapped files of [`weights`], by the [`hub`]'s catalogue and its store of pulled files) and the
+//! stills and clips to hold to ([`pipeline::inputs`]), decides what is open ([`planning::settings`]), says what it will take and
+//! cuts it to the memory that there is ([`planning`], [`planning::forecast`]), and then runs the [`pipeline::stages`]:
+//! [`models::text`] turns the prompt into vectors, [`models::ltx::conditioning`] lays what is held out among
+//! [`sampling::noise`], the [`sampling::solver`] goes down the noise levels over the velocity that [`models`] give, window after
+//! window ([`job::windows`]), and the latents are decoded, frame group by frame group ([`pipeline::decode`]), into frames that
+//! [`video`] writes as they come ([`planning::outputs`] says where). [`pipeline::join`] puts a made part and footage together.
 //!
-//! Whose way a run follows, that of a model's makers or diffusers', is in [`recipe`].
-//!
-//! [`geometry`] holds the arithmetic between pixels and latents, [`ranges`] what a number that is asked for may be, [`nn`] the
-//! layers that candle lacks or does slowly,
-//! [`config`] the strict reading of a checkpoint's JSON, [`device`] where and in what precision, [`folders`] where the user's files
-//! of this program are, [`platform`] what the system gives (files that appear whole or not at all), [`progress`] what a person
-//! sees meanwhile, [`shown`] how text that others wrote reaches a terminal, [`mod@bench`] how long each stage takes, [`embedded`]
-//! the tiny model that is part of the program. What engineers need beyond the code is in [`guide`].
+//! [`nn`] holds the layers that candle lacks or does slowly, [`platform`] what the system gives (devices, files that appear whole
+//! or not at all, memory, what a person sees meanwhile), [`mod@bench`] times each stage, [`embedded`] is the tiny model that is
+//! part of the program. What engineers need beyond the code is in [`guide`]; its map names every file.
 
 pub mod bench;
 pub mod cli;

@@ -5,6 +5,7 @@ mod common;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use common::{Golden, Scratch, assert_close, assert_within, numbers};
 use reel::models::ltx::config::TransformerConfig;
+use reel::models::ltx::names::LAYERS;
 use reel::models::ltx::transformer::Transformer;
 use reel::models::random;
 use reel::nn::kernel::Math;
@@ -41,7 +42,7 @@ fn velocity(golden: &Golden, loras: &[(&str, f64)]) -> anyhow::Result<Tensor> {
     let config = TransformerConfig::parse(&golden.config(), "lora").unwrap();
     let path = common::golden_path("lora");
     let weights = Tensors::open(&[path])?.renamed(|name| name.strip_prefix("weights.").map(String::from));
-    let weights = weights.with_loras(loras.iter().map(|(path, scale)| (Path::new(*path), *scale)))?;
+    let weights = weights.with_loras(loras.iter().map(|(path, scale)| (Path::new(*path), *scale)), LAYERS)?;
     let model = Transformer::load(&config, weights.load(None, DType::F32, &Device::Cpu))?;
     let mut shares = vec![];
     for f in 0..2 {
@@ -219,7 +220,7 @@ fn differences_of_biases() -> anyhow::Result<()> {
     let difference = (values(&[width], 5) * 0.1)?;
     write(&path, &[(format!("diffusion_model.{layer}.diff_b"), difference.clone())], None);
     let bias = |scale: f64| -> anyhow::Result<Tensor> {
-        let lora = weights.clone().with_loras([(Path::new(&path), scale)].into_iter())?;
+        let lora = weights.clone().with_loras([(Path::new(&path), scale)].into_iter(), LAYERS)?;
         Ok(lora.load(None, DType::F32, &Device::Cpu).get(width, &format!("{layer}.bias"))?)
     };
     let own = weights.load(None, DType::F32, &Device::Cpu).get(width, &format!("{layer}.bias"))?;

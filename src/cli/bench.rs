@@ -4,7 +4,8 @@ use super::number::{sides, whole};
 use super::{Failure, print, print_data};
 use crate::bench::{Cell, Part, Row, Weights, parts, random_size, run};
 use crate::job::geometry::Extent;
-use crate::models::bundle::{Checkpoint, Sources};
+use crate::job::sources::Sources;
+use crate::models::bundle::Checkpoint;
 use crate::models::random;
 use crate::models::text::tokenizer::Tokenizer;
 use crate::platform::device::{self, Dtype, Quantize};
@@ -322,7 +323,7 @@ impl Args {
         };
         let checkpoint = Checkpoint::open(&sources)?;
         let run = checkpoint.run_defaults();
-        Ok((crate::job::request::default_size(&run), crate::job::request::default_frames(&run)))
+        Ok((crate::planning::settings::default_size(&run), crate::planning::settings::default_frames(&run)))
     }
 }
 
@@ -394,8 +395,10 @@ fn table(rows: &[Value]) -> String {
         );
     }
     if let Some(peak) = rows.iter().filter_map(|row| row["peak_gflops"].as_f64()).next() {
-        text +=
-            &format!("\nCPU: {}; peak of the first row's type and threads: {peak:.0} GFLOP/s\n", device::cpu_path());
+        text += &format!(
+            "\nCPU: {}; peak of the first row's type and threads: {peak:.0} GFLOP/s\n",
+            crate::nn::kernel::cpu_path()
+        );
     }
     text
 }

@@ -6,7 +6,7 @@ use super::{Failure, help};
 use crate::job::request::Keyframe;
 use crate::job::windows::Direction;
 use crate::pipeline::Job;
-use crate::planning::forecast::Absent;
+use crate::pipeline::absent::Absent;
 use crate::video::resize::{Filter, Fit};
 use std::path::PathBuf;
 

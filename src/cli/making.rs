@@ -2,9 +2,11 @@
 
 use super::number::{Seed, real, seed, sides, tiles, whole};
 use super::{Common, Failure, print, print_data};
-use crate::job::request::{Keyframe, Lora, Request, Scene};
-use crate::models::ltx::Convention;
-use crate::planning::{Plan, Report, Tiles};
+use crate::job::convention::Convention;
+use crate::job::request::{Keyframe, Request, Scene};
+use crate::job::sources::Lora;
+use crate::job::tiles::Tiles;
+use crate::planning::{Plan, Report};
 use crate::platform::device::{Dtype, Quantize};
 use crate::platform::folders::Folder;
 use crate::platform::machine;

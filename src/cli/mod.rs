@@ -13,7 +13,6 @@ mod usage;
 
 use crate::hub::catalogue;
 use crate::platform::arenas;
-use crate::platform::device;
 use crate::platform::files::CannotWrite;
 use crate::platform::folders::Folder;
 use crate::platform::progress::{self, Mode, Progress};
@@ -221,7 +220,7 @@ fn written(done: std::io::Result<()>) -> Result<(), Failure> {
 /// Version, features and the CPU's path: what a bug report needs.
 fn version() -> &'static str {
     static VERSION: LazyLock<String> = LazyLock::new(|| {
-        format!("{} (features: {}; CPU: {})", env!("CARGO_PKG_VERSION"), features(), device::cpu_path())
+        format!("{} (features: {}; CPU: {})", env!("CARGO_PKG_VERSION"), features(), crate::nn::kernel::cpu_path())
     });
     &VERSION
 }

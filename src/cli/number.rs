@@ -1,7 +1,7 @@
 //! Numbers on the command line, each held to its flag's range as it is read.
 
 use crate::job::ranges;
-use crate::planning::Tiles;
+use crate::job::tiles::Tiles;
 
 /// Reads whole numbers of a flag.
 /// - Errors say what it has to be; the value is quoted by whoever shows them.

@@ -4,9 +4,8 @@
 mod read;
 
 use crate::embedded::World;
+use crate::job::convention::Convention;
 use crate::job::recipe::Recipe;
-use crate::models::ltx::Convention;
-use crate::models::ltx::config::VaeConfig;
 use crate::platform::progress::human_bytes;
 use crate::sampling::guidance::ByLevel;
 use anyhow::{Result, anyhow};
@@ -184,11 +183,6 @@ pub struct RunDefaults {
 }
 
 impl RunDefaults {
-    /// Returns how the model was trained to be sampled: as its entry says, else by its VAE.
-    pub fn convention(&self, vae: &VaeConfig) -> Convention {
-        self.convention.unwrap_or_else(|| Convention::of(vae))
-    }
-
     /// Whether a run makes two passes, with an upscaler between them.
     pub fn in_two_passes(&self) -> bool {
         self.first.is_some() || self.second.is_some()

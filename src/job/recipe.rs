@@ -32,7 +32,7 @@
 //! - `--guidance-rescale` holds without STG where it is asked for by flag; the script's own rescale waits for STG.
 //! - A flow is missing: 13B 0.9.8 mixed, the dev model's first pass and the distilled one's second.
 
-use crate::models::ltx::Convention;
+use crate::job::convention::Convention;
 use serde::{Deserialize, Serialize};
 
 /// Whose way a run follows; everything that differs between the two is a method here.

@@ -3,14 +3,15 @@
 
 use crate::embedded;
 use crate::hub::catalogue::{self, Entry, Facts, RunDefaults};
+use crate::job::convention::Convention;
 use crate::job::geometry::Geometry;
-use crate::job::request::Lora;
+use crate::job::sources::Sources;
 pub use crate::models::locate::named_text_encoder;
 use crate::models::locate::{locate, locate_text_encoder};
 use crate::models::ltx::config::{SchedulerConfig, TransformerConfig, VaeConfig, VaeVersion};
+use crate::models::ltx::names;
 use crate::models::ltx::transformer::Transformer;
 use crate::models::ltx::vae::{Decoder, Encoder, LatentStatistics};
-use crate::models::ltx::{Convention, names};
 use crate::models::parts::{
     LTX_ARCHITECTURE, has_vae, header_config, open_text_encoder, open_vae, shapes, text_form, text_of,
     transformer_form, transformer_of, vae_beside, vae_folder, vae_of,
@@ -47,26 +48,6 @@ pub struct Checkpoint {
     pub entry: Option<&'static Entry>,
     /// Remarks for the user, a line each.
     pub notes: Vec<String>,
-}
-
-/// What a model is put together from: `--model` and the flags beside it.
-#[derive(Clone, Copy, Default)]
-pub struct Sources<'a> {
-    /// A name of the catalogue, a directory, or a file.
-    pub model: &'a str,
-    /// A file, a directory or a name of the catalogue, in place of the model's own.
-    pub text_encoder: Option<&'a Path>,
-    /// A file or a directory.
-    pub tokenizer: Option<&'a Path>,
-    /// A file or a directory, in place of the model's own.
-    pub vae: Option<&'a Path>,
-    /// What large matrices become when they are loaded.
-    pub quantize: Option<Quantize>,
-    pub loras: &'a [Lora],
-    /// A folder to keep what was quantised in.
-    pub quantize_cache: Option<&'a Path>,
-    /// A folder for what is quantised and does not stay in memory, while the program runs.
-    pub quantize_scratch: Option<&'a Path>,
 }
 
 /// A checkpoint's parts before they are put together.
@@ -204,7 +185,7 @@ impl Checkpoint {
             ));
         }
         let (mut for_transformer, mut for_text) =
-            (parts.transformer.1.quantized(quantize).with_loras(loras)?, text.1.quantized(quantize));
+            (parts.transformer.1.quantized(quantize).with_loras(loras, names::LAYERS)?, text.1.quantized(quantize));
         notes.extend(for_transformer.lora_remarks());
         let form = || transformer_form(&parts.transformer.0, parts.allowed_sigmas.as_deref());
         if let Some(folder) = sources.quantize_cache {

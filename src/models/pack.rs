@@ -1,6 +1,7 @@
 //! A diffusers directory -> one safetensors file with everything in it, as the embedded model is.
 
-use crate::models::bundle::{Checkpoint, Sources};
+use crate::job::sources::Sources;
+use crate::models::bundle::Checkpoint;
 use crate::models::ltx::names;
 use crate::platform::files::{AtomicFile, would_replace};
 use crate::weights::open::Type;

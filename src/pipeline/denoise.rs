@@ -1,13 +1,13 @@
 //! Noise -> latents: the passes, in each every scene, in each its windows.
 
 use crate::job::geometry::{Extent, Grid};
-use crate::job::passes::Pass;
 use crate::job::windows::{ChannelStatistics, Direction, Window};
 use crate::models::ltx::conditioning::{Clean, Condition, Start, Tokens};
 use crate::models::ltx::vae::{LatentStatistics, Posterior};
 use crate::pipeline::Take;
 use crate::pipeline::inputs::Held;
 use crate::pipeline::stages::{Denoiser, Stages};
+use crate::planning::passes::Pass;
 use crate::sampling::noise::Noise;
 use crate::sampling::solver::State;
 use anyhow::Result;

@@ -1,10 +1,12 @@
 //! The stills and clips that a request names: found, checked and brought to the model's size before any weights load.
 
+use crate::job::convention::Convention;
 use crate::job::geometry::{Extent, Geometry};
 use crate::job::recipe::Recipe;
-use crate::job::request::{Request, Settings};
-use crate::models::ltx::Convention;
+use crate::job::request::Request;
 use crate::models::ltx::conditioning::PREFIX;
+use crate::planning::forecast::Place;
+use crate::planning::settings::Settings;
 use crate::platform::progress::Progress;
 use crate::video::Frame;
 use crate::video::read::{self, Reader};
@@ -19,6 +21,12 @@ pub struct Held {
     pub strength: f64,
     /// 1 + k frames, of the model's size or one that the encoder brings to it.
     pub frames: Vec<Frame>,
+}
+
+/// Where what is held stands.
+pub fn places(held: &[Held]) -> Vec<Place> {
+    let bytes = |held: &Held| held.frames.iter().map(|frame| frame.rgb.len()).sum();
+    held.iter().map(|h| Place { frame: h.frame, count: h.frames.len(), bytes: Some(bytes(h)) }).collect()
 }
 
 /// How pictures are made ready for the encoder.

@@ -5,15 +5,17 @@ mod layout;
 pub mod seam;
 mod side;
 
+use crate::job::convention::Convention;
 use crate::job::geometry::Extent;
 use crate::job::ranges::MOST_FRAMES;
-use crate::job::request::{Request, default_size};
-use crate::models::ltx::Convention;
+use crate::job::request::Request;
+use crate::pipeline::absent::Absent;
 use crate::pipeline::inputs::{self, Held, Preparation};
 use crate::pipeline::join::seam::{Colours, Ease, Seam, Watch};
-use crate::pipeline::outputs;
 use crate::pipeline::{ModelFacts, Opened, Take};
-use crate::planning::forecast::{Absent, Place};
+use crate::planning::forecast::Place;
+use crate::planning::outputs;
+use crate::planning::settings::default_size;
 use crate::planning::{self, Plan, Report};
 use crate::platform::progress::{Progress, human_seconds};
 use crate::video::Frame;
@@ -142,7 +144,7 @@ impl Draft {
         let (before, after) = (side(&asked.before, &headers.before, true), side(&asked.after, &headers.after, false));
         let layout = Layout::new(&Given {
             geometry: *geometry,
-            window: request.window.or(defaults.window).unwrap_or(crate::job::request::WINDOW),
+            window: request.window.or(defaults.window).unwrap_or(crate::planning::settings::WINDOW),
             before: before.as_ref().map(|side| side.frames),
             after: after.as_ref().map(|side| side.frames),
             context: asked.context,

@@ -1,29 +1,32 @@
 //! The story: a prompt is encoded, what it is to hold to is encoded, noise is drawn and denoised, latents are decoded, frames
 //! are written. Each stage is opened when it is needed and freed before the next (see `stages`).
 
+pub mod absent;
 pub mod decode;
 mod denoise;
+pub mod entries;
 pub mod inputs;
 pub mod join;
-pub mod outputs;
 mod remarks;
 pub mod stages;
 
 use crate::hub::catalogue::{Entry, RunDefaults};
 use crate::hub::store::Store;
+use crate::job::convention::Convention;
 use crate::job::geometry::{Extent, Geometry};
-use crate::job::passes::Upscaling;
 use crate::job::recipe::Recipe;
-use crate::job::request::{Request, Settings, default_size, image_crf};
-use crate::job::scenes::{Shot, shots};
+use crate::job::request::Request;
 use crate::job::windows::Direction;
 use crate::models::bundle::Checkpoint;
-use crate::models::ltx::Convention;
 use crate::models::ltx::two_passes;
 use crate::models::ltx::upscale::Upscaler;
 use crate::pipeline::inputs::{Held, Preparation};
 use crate::pipeline::stages::Stages;
 use crate::planning::forecast::{self, Outlook, Place, Sketch};
+use crate::planning::outputs;
+use crate::planning::passes::Upscaling;
+use crate::planning::scenes::{Shot, shots};
+use crate::planning::settings::{Settings, default_size, image_crf};
 use crate::planning::{self, Encoder, Model, Plan, Report, Stage};
 use crate::platform::device::{self, Compute};
 use crate::platform::progress::{Mode, Progress, counted, human_seconds};
@@ -190,7 +193,7 @@ impl Take {
         let legal = geometry.legal(settings.clip);
         let mut shots = shots(&settings, legal, geometry)?;
         let canvases = match &upscaler {
-            Some(_) => two_passes::canvases(legal, geometry, &settings, progress)?,
+            Some(_) => two_passes::canvases(legal, geometry, settings.upscaling.downscale, progress)?,
             None => vec![legal],
         };
         let mut model = Model::of(&checkpoint, &compute);
@@ -213,7 +216,7 @@ impl Take {
             let preparation = Preparation::of(&settings, request, legal, &canvases, checkpoint.entry.is_some());
             held = inputs::held(request, &settings, (legal, &preparation), geometry, progress)?;
         }
-        sketch.held = [forecast::places(&held).as_slice(), more].concat();
+        sketch.held = [inputs::places(&held).as_slice(), more].concat();
         if !sketch.held.is_empty() {
             checkpoint.check_encoder()?;
         }

@@ -1,8 +1,9 @@
 //! What is said of flags that do nothing, or less than they might.
 
 use crate::hub::catalogue::Entry;
-use crate::job::request::{Request, Settings, default_size};
+use crate::job::request::Request;
 use crate::models::bundle::Checkpoint;
+use crate::planning::settings::{Settings, default_size};
 use crate::platform::device::Quantize;
 use crate::platform::progress::Progress;
 use crate::platform::shown;
@@ -124,7 +125,7 @@ pub fn beyond_world(settings: &Settings, size: Option<(usize, usize)>, entry: Op
 mod tests {
     use super::*;
     use crate::hub::catalogue;
-    use crate::models::ltx::Convention;
+    use crate::job::convention::Convention;
 
     #[test]
     fn only_the_built_in_model_has_a_small_world() {

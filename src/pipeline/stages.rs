@@ -2,9 +2,7 @@
 //! network when it begins and frees it when it ends.
 
 use crate::job::geometry::{Extent, Grid};
-use crate::job::passes::Pass;
 use crate::job::recipe::Recipe;
-use crate::job::request::Settings;
 use crate::models::bundle::Checkpoint;
 use crate::models::ltx::conditioning::{Layout, Tokens, draw, draw_like};
 use crate::models::ltx::transformer::{Context, Transformer};
@@ -14,8 +12,11 @@ use crate::models::text::t5::T5;
 use crate::nn::kernel::memory;
 use crate::nn::rope::Rope;
 use crate::nn::tiles::Tiling;
-use crate::pipeline::decode::{self, Cut};
+use crate::pipeline::decode;
 use crate::planning::Choices;
+use crate::planning::cut::Cut;
+use crate::planning::passes::Pass;
+use crate::planning::settings::Settings;
 use crate::platform::device::Compute;
 use crate::platform::progress::{Progress, Stage, human_seconds};
 use crate::sampling::noise::Noise;

@@ -11,14 +11,14 @@
 
 use crate::hub::catalogue;
 use crate::job::geometry::{Extent, Geometry};
+use crate::job::tiles::Tiles;
 use crate::models::ltx::vae::Pace;
 use crate::nn::tiles::Tiling;
-use crate::pipeline::decode::{self, Cut};
+use crate::planning::cut::{self, Cut};
 use crate::planning::{Model, Need, Stage, Task, geometry, need, needs};
 use crate::platform::device::Compute;
 use crate::platform::progress::human_bytes;
 use anyhow::{Result, bail, ensure};
-use serde::{Deserialize, Serialize};
 
 /// Parts that the frames of one latent frame are cut into at most, in the decoder: at its end there are so many.
 const MOST_PARTS: usize = 8;
@@ -43,17 +43,6 @@ impl Budget {
     }
 }
 
-/// `--vae-tile`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Tiles {
-    /// Where memory asks for it.
-    #[default]
-    Auto,
-    None,
-    /// Width and height in pixels.
-    Of(usize, usize),
-}
-
 /// How a run is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choices {
@@ -68,7 +57,7 @@ pub struct Choices {
 impl Choices {
     /// What is done where memory is plenty.
     pub fn plenty(model: &Model, task: &Task, tiling: Option<Tiling>, compute: &Compute) -> Self {
-        let group = decode::group(task.canvas().width, task.canvas().height, geometry(model), &compute.device);
+        let group = cut::group(task.canvas().width, task.canvas().height, geometry(model), &compute.device);
         let cut = Cut { pace: Pace { group, parts: 1 }, tiling };
         Self { resident: model.transformer.0.layers, scratch: false, encode: cut, decode: cut }
     }
@@ -93,7 +82,7 @@ pub fn tiling(tiles: Tiles, overlap: Option<usize>, space: usize) -> Result<Opti
     let (width, height) = (width / space, height / space);
     let most = width.min(height).saturating_sub(1);
     let overlap = match overlap {
-        None => decode::overlap(height, width),
+        None => cut::overlap(height, width),
         Some(overlap) => {
             ensure!(
                 overlap.is_multiple_of(space) && overlap / space <= most,
@@ -158,7 +147,7 @@ impl Chooser<'_> {
                     Cut { pace: Pace { group: group / 2, parts }, tiling }
                 } else if parts < MOST_PARTS && stage == Stage::Decode {
                     Cut { pace: Pace { group, parts: 2 * parts }, tiling }
-                } else if let Some(smaller) = decode::smaller(tiling, h, w).filter(|_| tiles == Tiles::Auto) {
+                } else if let Some(smaller) = cut::smaller(tiling, h, w).filter(|_| tiles == Tiles::Auto) {
                     Cut { pace: Pace { group, parts }, tiling: Some(smaller) }
                 } else {
                     refuse(&choices, stage)?;
@@ -228,7 +217,7 @@ impl Chooser<'_> {
             for (least, stage) in least.iter_mut().zip([Stage::Encode, Stage::Decode]) {
                 *least = of(&choices, stage).min(*least);
             }
-            match decode::smaller(choices.decode.tiling, h, w).filter(|_| self.tiles == Tiles::Auto) {
+            match cut::smaller(choices.decode.tiling, h, w).filter(|_| self.tiles == Tiles::Auto) {
                 Some(tiling) => choices = Choices::least(Some(tiling)),
                 None => break,
             }
@@ -246,7 +235,7 @@ impl Chooser<'_> {
             if needs(self.model, task, &choices, self.compute).iter().all(|need| need.memory() <= most) {
                 return true;
             }
-            match decode::smaller(choices.decode.tiling, h, w).filter(|_| self.tiles == Tiles::Auto) {
+            match cut::smaller(choices.decode.tiling, h, w).filter(|_| self.tiles == Tiles::Auto) {
                 Some(tiling) => choices = Choices::least(Some(tiling)),
                 None => return false,
             }

@@ -1,31 +1,27 @@
 //! What a run will take, told before it begins and remembered once it is done: the settings of a take become a plan, the plan is
 //! cut to the memory that there is and timed by what this machine did before, and finished stages go into its history.
 
-mod absent;
-mod entries;
 mod sketch;
 
 use crate::hub::catalogue::{self, Kind};
 use crate::hub::store::Store;
+use crate::job::convention::Convention;
 use crate::job::geometry::{Extent, Geometry};
 use crate::job::recipe::Recipe;
-use crate::job::request::{Request, Settings};
-use crate::models::ltx::Convention;
+use crate::job::request::Request;
 use crate::models::ltx::vae::Pace;
 use crate::models::text::tokenizer::Tokenizer;
-use crate::pipeline::DEFAULT_MODEL;
-use crate::pipeline::outputs;
 use crate::planning::history::{self, Run};
+use crate::planning::outputs;
+use crate::planning::settings::Settings;
 use crate::planning::{self, Budget, Choices, Chooser, Encoder, Model, Need, Offer, Plan, Report, Requantised, Stage};
 use crate::planning::{Time, Work};
-use crate::platform::device::{self, Compute};
+use crate::platform::device::Compute;
 use crate::platform::machine;
 use crate::platform::progress::{Mode, Progress, human_bytes};
 use crate::video::write::Target;
-pub use absent::Absent;
 use anyhow::Result;
-pub use entries::{Entries, EntryOutlook, StageOutlook};
-pub use sketch::{Place, Sketch, places, stills};
+pub use sketch::{Place, SILENT, Sketch, stills};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -43,7 +39,7 @@ const OFFER_FROM: f64 = 600.0;
 /// A plan, what it was made from, and whether it fits.
 pub struct Outlook {
     pub plan: Plan,
-    model: Model,
+    pub model: Model,
     sketch: Sketch,
     compute: Compute,
     /// Why it does not fit, and what would.
@@ -87,7 +83,7 @@ impl Speeds {
     fn of(&mut self, work: Work) -> Option<f64> {
         let mut run = Run {
             stage: work.name(),
-            model: device::cpu_path().to_string(),
+            model: crate::nn::kernel::cpu_path().to_string(),
             operations: 0,
             seconds: 0.0,
             threads: rayon::current_num_threads(),
@@ -181,7 +177,7 @@ impl Outlook {
 
     /// How long each stage takes: as in earlier runs of the same kind, else by the machine's speed. What a GPU was not seen to
     /// do is not known.
-    fn times(&self, needs: &[Need], speeds: &mut Speeds) -> Vec<Time> {
+    pub fn times(&self, needs: &[Need], speeds: &mut Speeds) -> Vec<Time> {
         let time = |need: &Need| match history::forecast(&speeds.runs, &self.run(need, 0.0)) {
             Some(seconds) => Time::Measured(seconds),
             None if !self.compute.device.is_cpu() => Time::Unknown,
@@ -312,10 +308,10 @@ fn offered_clips(clip: Extent, geometry: Geometry) -> Vec<Extent> {
     all
 }
 
-/// The text encoder that a run takes where none is named: see [`plan::encoder`]. `None` where one is named, and where the model is
+/// The text encoder that a run takes where none is named: see [`planning::encoder`]. `None` where one is named, and where the model is
 /// none of the catalogue's.
 pub fn encoder(request: &Request, compute: &Compute) -> Result<Option<Encoder>> {
-    let name = request.model.as_deref().unwrap_or(DEFAULT_MODEL);
+    let name = request.model.as_deref().unwrap_or(crate::embedded::NAME);
     let entry = catalogue::named(name).filter(|entry| entry.kind == Kind::Model && !entry.embedded);
     let Some(entry) = entry.filter(|_| request.text_encoder.is_none()) else { return Ok(None) };
     let store = Store::from_env()?;

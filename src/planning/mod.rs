@@ -6,15 +6,20 @@
 //! pages are let go with the last use. What the system keeps of files beyond that (its page cache) belongs to no program.
 
 mod choose;
+pub mod cut;
 mod disk;
 mod encoder;
 pub mod forecast;
 pub mod history;
+pub mod outputs;
+pub mod passes;
+pub mod scenes;
+pub mod settings;
 mod show;
 mod weights;
 mod work;
 
-pub use choose::{Budget, Choices, Chooser, Tiles, smaller_clips, tiling};
+pub use choose::{Budget, Choices, Chooser, smaller_clips, tiling};
 pub use disk::{check_disk, least_disk};
 pub use encoder::{Encoder, encoder};
 pub use show::{Offer, Report, Room, Time, rough_seconds};
@@ -29,8 +34,8 @@ use crate::nn::attention::is_flash;
 use crate::nn::conv3d::is_fused;
 use crate::nn::kernel::memory::{SLACK_BYTES, SLACK_SHARE};
 use crate::nn::tiles::Tiling;
-use crate::pipeline::decode::Cut;
 use crate::platform::device::Compute;
+use cut::Cut;
 use std::path::PathBuf;
 use weights::Weights;
 

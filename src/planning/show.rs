@@ -1,7 +1,7 @@
 //! A plan as `--dry-run` prints it: a table for people, or JSON.
 
 use crate::job::geometry::Extent;
-use crate::pipeline::decode::Cut;
+use crate::planning::cut::Cut;
 use crate::planning::{Budget, Need, Plan, Requantised, Window};
 use crate::platform::progress::{counted, human_bytes, human_seconds};
 use serde_json::{Value, json};

@@ -1,6 +1,5 @@
 //! Where and in what precision to compute.
 
-use crate::nn::kernel::blocks::Blocks;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
@@ -32,13 +31,6 @@ pub enum Quantize {
 }
 
 impl Quantize {
-    pub fn blocks(self) -> Blocks {
-        match self {
-            Quantize::Q8 => Blocks::Q8_0,
-            Quantize::Q4 => Blocks::Q4K,
-        }
-    }
-
     /// As the flag says it.
     pub fn name(self) -> &'static str {
         match self {
@@ -110,9 +102,4 @@ fn gpu(name: &str, built: bool, open: impl FnOnce() -> candle_core::Result<Devic
         )
     }
     open().with_context(|| format!("the device `{name}` cannot be opened\n  fix: --device cpu, or look at the driver"))
-}
-
-/// The widest vector instructions of this CPU that the matrix products use.
-pub fn cpu_path() -> &'static str {
-    crate::nn::kernel::Isa::best().name()
 }

@@ -143,6 +143,19 @@ impl Keys {
     }
 }
 
+/// Channels of a layer beyond which no checkpoint goes.
+pub const MOST_CHANNELS: usize = 16_384;
+
+/// Holds the width of the residual stream to what reel can compute.
+/// - Errors say what it has to be, without names and numbers.
+pub fn check_width(heads: usize, head_dim: usize) -> std::result::Result<(), String> {
+    let width = heads.saturating_mul(head_dim);
+    if (2..=MOST_CHANNELS).contains(&width) && width.is_multiple_of(2) {
+        return Ok(());
+    }
+    Err(format!("their product has to be even and at most {MOST_CHANNELS}, not {width}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

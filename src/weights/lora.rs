@@ -5,7 +5,6 @@ mod peft;
 
 use super::damage::largest;
 use super::open::Tensors;
-use crate::models::ltx::names;
 use crate::nn::kernel::Math;
 use crate::nn::linear::{Linear, Lora};
 use anyhow::{Result, anyhow, bail, ensure};
@@ -13,6 +12,15 @@ use candle_core::{DType, Device, Tensor};
 use peft::Settings;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+/// How a family's layers are called by others than diffusers.
+#[derive(Clone, Copy)]
+pub struct LayerNames {
+    /// From diffusers' name to that of the model's makers.
+    pub to_official: fn(&str) -> String,
+    /// And back.
+    pub from_official: fn(&str) -> String,
+}
 
 /// Prefixes that name the transformer: diffusers', ComfyUI's and Lightricks', PEFT's.
 const PREFIXES: [&str; 4] = ["transformer.", "model.diffusion_model.", "diffusion_model.", "base_model.model."];
@@ -77,7 +85,7 @@ impl Adapter {
     /// Opens `--lora`, a file or the folder of one, and fits it to a transformer.
     /// - `transformer`: with diffusers' names.
     /// - Errors on keys that mean no layer of it, on other sizes, and on kinds that are not low-rank products.
-    pub fn open(path: &Path, scale: f64, transformer: &Tensors) -> Result<Self> {
+    pub fn open(path: &Path, scale: f64, transformer: &Tensors, names: LayerNames) -> Result<Self> {
         let inside = IN_FOLDERS.map(|name| path.join(name));
         let path = inside.iter().find(|file| file.is_file()).map_or(path, PathBuf::as_path);
         ensure!(
@@ -98,7 +106,7 @@ impl Adapter {
             return Err(damage);
         }
         let (mut pairs, mut biases) = (BTreeMap::new(), BTreeMap::new());
-        for (layer, parts) in parts(&file, transformer, &what)? {
+        for (layer, parts) in parts(&file, transformer, names, &what)? {
             let [down, up, alpha, bias] = parts;
             if let Some(bias) = bias {
                 let (own, base) = (file.shape(&bias), transformer.shape(&format!("{layer}.bias")));
@@ -231,8 +239,8 @@ fn pair(
 }
 
 /// The parts of a file, by the layer that they belong to.
-fn parts(file: &Tensors, transformer: &Tensors, what: &str) -> Result<BTreeMap<String, Parts>> {
-    let layer_of = layers_by_module(transformer);
+fn parts(file: &Tensors, transformer: &Tensors, names: LayerNames, what: &str) -> Result<BTreeMap<String, Parts>> {
+    let layer_of = layers_by_module(transformer, names);
     let mut parts: BTreeMap<String, Parts> = BTreeMap::new();
     let mut unknown = vec![];
     for key in file.names() {
@@ -265,13 +273,13 @@ fn parts(file: &Tensors, transformer: &Tensors, what: &str) -> Result<BTreeMap<S
 }
 
 /// Finds the layer of a transformer that a module's name in a LoRA means.
-fn layers_by_module(transformer: &Tensors) -> impl Fn(&str) -> Option<String> {
+fn layers_by_module(transformer: &Tensors, names: LayerNames) -> impl Fn(&str) -> Option<String> {
     let layers: Vec<&str> = transformer.names().filter_map(|name| name.strip_suffix(".weight")).collect();
     let flat = |name: &str| name.replace('.', "_");
     let by_flat: BTreeMap<String, &str> = layers
         .iter()
         .flat_map(|layer| {
-            let official = names::transformer_to_official(&format!("{layer}.weight"));
+            let official = (names.to_official)(&format!("{layer}.weight"));
             [(flat(layer), *layer), (flat(official.trim_end_matches(".weight")), *layer)]
         })
         .collect();
@@ -283,7 +291,7 @@ fn layers_by_module(transformer: &Tensors) -> impl Fn(&str) -> Option<String> {
         while let Some(prefix) = PREFIXES.iter().find(|prefix| rest.starts_with(**prefix)) {
             rest = &rest[prefix.len()..];
         }
-        let name = names::transformer_from_official(&format!("{rest}.weight"));
+        let name = (names.from_official)(&format!("{rest}.weight"));
         transformer.shape(&name).filter(|shape| shape.len() == 2)?;
         Some(name.trim_end_matches(".weight").to_string())
     }

@@ -1,7 +1,7 @@
 //! Weight files -> tensors by name. Files are mapped, never read whole: a tensor is copied to its device when a layer asks
 //! for it, and its pages can go again.
 
-use super::lora::Adapter;
+use super::lora::{Adapter, LayerNames};
 use super::quantize::Cache;
 use super::source::{Checker, Fault, Reader};
 use super::{forms, gguf, scaled};
@@ -244,8 +244,8 @@ impl Tensors {
 
     /// The same tensors, with LoRAs added to the layers that load them.
     /// - Errors when one does not fit; see [`Adapter::open`].
-    pub fn with_loras<'a>(mut self, loras: impl Iterator<Item = (&'a Path, f64)>) -> Result<Self> {
-        let adapters = loras.map(|(path, scale)| Adapter::open(path, scale, &self)).collect::<Result<_>>()?;
+    pub fn with_loras<'a>(mut self, loras: impl Iterator<Item = (&'a Path, f64)>, names: LayerNames) -> Result<Self> {
+        let adapters = loras.map(|(path, scale)| Adapter::open(path, scale, &self, names)).collect::<Result<_>>()?;
         self.loras = Arc::new(adapters);
         Ok(self)
     }

@@ -309,7 +309,7 @@ fn is_fine(name: &str) -> bool {
     FINE.iter().any(|part| name.contains(part))
 }
 
-/// Whether the blocks of that tensor are multiplied as the numbers in them, even where whole numbers are faster: [`FINE`], and
+/// Whether the blocks of that tensor are multiplied as the numbers in them, even where whole numbers are faster: `FINE`, and
 /// those of the text encoder, which runs once a prompt and over few words, and whose activations lie far apart in size.
 pub fn in_numbers(name: &str) -> bool {
     name.contains(LAYERS[1]) || is_fine(name)

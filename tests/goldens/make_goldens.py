@@ -1094,7 +1094,7 @@ TEXTS = [
 
 def tokenizer():
     with tempfile.TemporaryDirectory() as folder:
-        source = HERE.parent.parent / "src/text/t5-tokenizer.json"
+        source = HERE.parent.parent / "src/models/text/t5-tokenizer.json"
         (Path(folder) / "tokenizer.json").write_bytes(source.read_bytes())
         (Path(folder) / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
         made = AutoTokenizer.from_pretrained(folder)

@@ -7,7 +7,7 @@ use crate::cli::{Failure, columns, print, print_data};
 use crate::embedded;
 use crate::hub::catalogue::{self, Entry, Kind};
 use crate::hub::store::{State, Store, size_of};
-use crate::planning::forecast::{Entries, EntryOutlook, StageOutlook};
+use crate::pipeline::entries::{Entries, EntryOutlook, StageOutlook};
 use crate::planning::rough_seconds;
 use crate::platform::progress::human_bytes;
 use serde_json::{Value, json};

@@ -6,7 +6,7 @@ use crate::cli::{Failure, columns, print, print_data};
 use crate::embedded;
 use crate::hub::catalogue::{self, Entry, Kind};
 use crate::hub::store::{Found, State, Store, size_of};
-use crate::planning::forecast::{Entries, EntryOutlook};
+use crate::pipeline::entries::{Entries, EntryOutlook};
 use crate::planning::rough_seconds;
 use crate::platform::progress::{Progress, human_bytes};
 use serde_json::{Value, json};

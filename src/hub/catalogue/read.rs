@@ -2,10 +2,9 @@
 
 use crate::hub::catalogue::{Catalogue, Entry, Kind, Match, PassDefaults, RunDefaults};
 use crate::job::ranges;
-use crate::models::ltx::config::check_width;
 use crate::platform::files;
 use crate::sampling::guidance::ByLevel;
-use crate::weights::config::brief;
+use crate::weights::config::{brief, check_width};
 use anyhow::{Result, anyhow};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};

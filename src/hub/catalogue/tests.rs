@@ -1,8 +1,8 @@
 //! The built-in catalogue, and how catalogues are read.
 
 use crate::hub::catalogue::*;
-use crate::job::passes;
 use crate::job::request::Request;
+use crate::planning::passes;
 
 const STEPS: [f64; 8] = [1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219];
 

@@ -1,7 +1,7 @@
 //! Stills and clips that a video has to hold to: clean latents, how strongly each token is held, where it stands.
 
+use crate::job::convention::Convention;
 use crate::job::geometry::{Geometry, Grid};
-use crate::models::ltx::Convention;
 use crate::models::ltx::vae::{LatentStatistics, Posterior};
 use crate::sampling::noise::Noise;
 use crate::sampling::solver::{euler, stochastic};

@@ -3,13 +3,12 @@
 
 mod vae;
 
-use crate::weights::config::{Keys, brief, with_fix};
+use crate::weights::config::{Keys, MOST_CHANNELS, brief, check_width, with_fix};
 use anyhow::{Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 pub use vae::{Down, DownBlock, UpBlock, VaeConfig, VaeVersion};
 
-/// Beyond these no checkpoint goes: channels of a layer, layers, pixels along a patch.
-const MOST_CHANNELS: usize = 16_384;
+/// Beyond these no checkpoint goes: layers, pixels along a patch.
 const MOST_LAYERS: usize = 1024;
 const MOST_PATCH: usize = 64;
 
@@ -106,16 +105,6 @@ impl TransformerConfig {
         );
         Ok(config)
     }
-}
-
-/// Holds the width of the residual stream to what reel can compute.
-/// - Errors say what it has to be, without names and numbers.
-pub fn check_width(heads: usize, head_dim: usize) -> std::result::Result<(), String> {
-    let width = heads.saturating_mul(head_dim);
-    if (2..=MOST_CHANNELS).contains(&width) && width.is_multiple_of(2) {
-        return Ok(());
-    }
-    Err(format!("their product has to be even and at most {MOST_CHANNELS}, not {width}"))
 }
 
 impl TransformerConfig {

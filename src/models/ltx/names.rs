@@ -2,6 +2,7 @@
 //! carries no configuration, the configuration that its shapes imply.
 
 use super::config::{Down, VaeConfig};
+use crate::weights::lora::LayerNames;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
@@ -86,6 +87,10 @@ const VAE: [(&str, &str); 5] = [
     ("last_scale_shift_table", "scale_shift_table"),
 ];
 const STATISTICS: [(&str, &str); 2] = [("mean-of-means", "mean"), ("std-of-means", "std")];
+
+/// What LoRAs may call the transformer's layers.
+pub const LAYERS: LayerNames =
+    LayerNames { to_official: transformer_to_official, from_official: transformer_from_official };
 
 /// The diffusers name of a transformer tensor.
 pub fn transformer_from_official(name: &str) -> String {

@@ -2,9 +2,9 @@
 
 use crate::hub::catalogue::{self, Entry, Kind, RunDefaults};
 use crate::hub::store;
+use crate::job::convention::Convention;
 use crate::job::geometry::{Extent, Geometry};
-use crate::job::request::{Request, Settings};
-use crate::models::ltx::Convention;
+use crate::job::request::Request;
 use crate::models::ltx::upscale::Upscaler;
 use crate::platform::progress::Progress;
 use anyhow::{Context, Result, bail, ensure};
@@ -67,9 +67,9 @@ pub fn sizes(legal: Extent, geometry: Geometry, downscale: f64) -> [Extent; 2] {
 }
 
 /// What each of two passes makes.
+/// - `factor`: sides of the first, of the whole.
 /// - Errors when the first would come to nothing.
-pub fn canvases(legal: Extent, geometry: Geometry, settings: &Settings, progress: &Progress) -> Result<Vec<Extent>> {
-    let factor = settings.upscaling.downscale;
+pub fn canvases(legal: Extent, geometry: Geometry, factor: f64, progress: &Progress) -> Result<Vec<Extent>> {
     let [first, second] = sizes(legal, geometry, factor);
     ensure!(
         first.width > 0 && first.height > 0,

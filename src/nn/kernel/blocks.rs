@@ -1,6 +1,18 @@
 //! ggml's block formats: a row of a matrix is cut into blocks of 32 or 256 values, each a few bits a value with scales of its
 //! own. Here are their sizes and how values are read out of them; nothing wider than a few values is ever kept.
 
+use crate::platform::device::Quantize;
+
+impl Quantize {
+    /// What matrices become.
+    pub fn blocks(self) -> Blocks {
+        match self {
+            Quantize::Q8 => Blocks::Q8_0,
+            Quantize::Q4 => Blocks::Q4K,
+        }
+    }
+}
+
 /// The formats that weights are found in.
 /// - Source: ggml `src/ggml-common.h` (layouts), `src/ggml-quants.c` (`dequantize_row_*`), at master of 2025.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -143,5 +143,10 @@ pub fn row_stride(width: usize, bytes: usize) -> usize {
     if (width * bytes).is_multiple_of(2048) { width + 64 / bytes } else { width }
 }
 
+/// The widest vector instructions of this CPU that the matrix products use.
+pub fn cpu_path() -> &'static str {
+    Isa::best().name()
+}
+
 #[cfg(test)]
 mod tests;

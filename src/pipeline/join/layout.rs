@@ -1,9 +1,9 @@
 //! Where everything goes in the made clip of a join: context, what is new, context. Lengths alone, from the footage's headers.
 
 use crate::job::geometry::{Extent, Geometry};
-use crate::job::scenes::Shot;
 use crate::job::windows::Direction;
 use crate::planning::forecast::Place;
+use crate::planning::scenes::Shot;
 use std::ops::Range;
 
 /// Latent frames of context at most: more costs time and tells the model little that is new.

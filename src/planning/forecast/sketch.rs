@@ -1,19 +1,19 @@
 //! What a run is planned from: what was decided, and counts of what it reads.
 
 use crate::job::geometry::{Extent, Geometry, Grid};
-use crate::job::passes::Pass;
-use crate::job::request::{Request, Settings};
-use crate::job::scenes::{Shot, shots};
+use crate::job::request::Request;
 use crate::job::windows::{self, Direction};
 use crate::models::ltx::conditioning::PREFIX;
 use crate::models::ltx::config::SchedulerConfig;
 use crate::models::ltx::two_passes::canvases;
-use crate::pipeline::inputs::Held;
+use crate::planning::passes::Pass;
+use crate::planning::scenes::{Shot, shots};
+use crate::planning::settings::Settings;
 use crate::planning::{Task, Window};
 use crate::platform::progress::{Mode, Progress};
 use anyhow::Result;
 
-pub(super) const SILENT: Progress = Progress { mode: Mode::None, quiet: true, verbose: false };
+pub const SILENT: Progress = Progress { mode: Mode::None, quiet: true, verbose: false };
 
 /// What a run is planned from: what was decided, and counts of what it reads.
 #[derive(Clone)]
@@ -56,7 +56,7 @@ impl Sketch {
         let legal = geometry.legal(settings.clip);
         let canvases = match settings.passes.len() {
             0 | 1 => vec![legal],
-            _ => canvases(legal, *geometry, settings, &SILENT)?,
+            _ => canvases(legal, *geometry, settings.upscaling.downscale, &SILENT)?,
         };
         let mut shots = shots(settings, legal, *geometry)?;
         let spans = Place::spans(held);
@@ -126,12 +126,6 @@ impl Sketch {
         let task = room.then(|| Sketch { settings, held, ..self.clone() }.task())?.ok()?;
         (task.clip != self.settings.clip).then_some(task)
     }
-}
-
-/// Where what is held stands.
-pub fn places(held: &[Held]) -> Vec<Place> {
-    let bytes = |held: &Held| held.frames.iter().map(|frame| frame.rgb.len()).sum();
-    held.iter().map(|h| Place { frame: h.frame, count: h.frames.len(), bytes: Some(bytes(h)) }).collect()
 }
 
 /// What a request holds, before any of it is read: a frame each.

@@ -2,9 +2,9 @@
 //! the model's entry in the catalogue.
 
 use crate::hub::catalogue::{PassDefaults, RunDefaults};
+use crate::job::convention::Convention;
 use crate::job::recipe::Recipe;
 use crate::job::request::Request;
-use crate::models::ltx::Convention;
 use crate::models::ltx::config::{Sampler, SchedulerConfig};
 use crate::sampling::guidance::{ByLevel, Plan};
 use crate::sampling::solver::{Schedule, Shift};

@@ -2,19 +2,21 @@
 
 use crate::hub::catalogue::{self, Entry, Kind};
 use crate::hub::store::{State, Store};
+use crate::job::convention::Convention;
 use crate::job::geometry::{Extent, Geometry};
-use crate::job::request::{Request, Settings, default_size};
+use crate::job::request::Request;
+use crate::job::sources::Sources;
 use crate::job::windows::Direction;
-use crate::models::bundle::{Checkpoint, Sources, named_text_encoder};
-use crate::models::ltx::Convention;
+use crate::models::bundle::{Checkpoint, named_text_encoder};
 use crate::models::ltx::config::SchedulerConfig;
 use crate::models::ltx::two_passes::{self, canvases};
 use crate::models::text::tokenizer::Tokenizer;
 use crate::pipeline::inputs::{self, Preparation};
-use crate::pipeline::outputs;
 use crate::pipeline::{DEFAULT_MODEL, ModelFacts};
-use crate::planning::forecast::sketch::{Place, SILENT, Sketch, places};
 use crate::planning::forecast::{Outlook, encoder};
+use crate::planning::forecast::{Place, SILENT, Sketch};
+use crate::planning::outputs;
+use crate::planning::settings::{Settings, default_size};
 use crate::planning::{Encoder, Model, Plan, Report, Room};
 use crate::platform::device::{self, Compute, Quantize};
 use crate::platform::machine;
@@ -165,9 +167,10 @@ impl Known {
         let texts = texts.map(|text| Ok(tokenizer.encode(text, settings.max_tokens())?.ids.len()));
         let prompts = texts.collect::<Result<Vec<usize>>>()?;
         let legal = geometry.legal(settings.clip);
-        let canvases = if two { canvases(legal, geometry, &settings, &SILENT)? } else { vec![legal] };
+        let canvases =
+            if two { canvases(legal, geometry, settings.upscaling.downscale, &SILENT)? } else { vec![legal] };
         let preparation = Preparation::of(&settings, request, legal, &canvases, true);
-        let mut held = places(&inputs::held(request, &settings, (legal, &preparation), geometry, &SILENT)?);
+        let mut held = inputs::places(&inputs::held(request, &settings, (legal, &preparation), geometry, &SILENT)?);
         held.extend(more);
         let context = more.iter().map(|place| place.count).sum();
         let scheduler = match self.convention {

@@ -4,7 +4,7 @@ use crate::hub::catalogue::{Entry, Kind};
 use crate::job::geometry::Extent;
 use crate::job::request::Request;
 use crate::job::windows::Direction;
-use crate::planning::forecast::absent::Known;
+use crate::pipeline::absent::Known;
 use crate::planning::forecast::{Outlook, Speeds, encoder};
 use crate::planning::{self, Budget, Choices, Need, Stage, Time};
 use crate::platform::device::{self, Compute};

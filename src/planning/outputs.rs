@@ -1,6 +1,7 @@
 //! Where a clip goes: what `-o` means for a request, and that it takes nothing away which the request reads.
 
-use crate::job::request::{Request, Settings};
+use crate::job::request::Request;
+use crate::planning::settings::Settings;
 use crate::video::write::{Format, Target, is_folder};
 use anyhow::{Result, bail};
 use std::fmt::Display;

@@ -1,7 +1,7 @@
 //! Requests against their ranges, and what is decided from them.
 
-use crate::job::passes::Levels;
-use crate::job::request::*;
+use super::*;
+use crate::planning::passes::Levels;
 
 #[test]
 fn a_request_goes_through_json_unchanged() {

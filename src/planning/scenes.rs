@@ -1,8 +1,8 @@
 //! The scenes of a clip, each made by itself in windows.
 
 use crate::job::geometry::{Extent, Geometry, Grid};
-use crate::job::request::Settings;
 use crate::job::windows::{self, Direction, Window};
+use crate::planning::settings::Settings;
 use anyhow::{Result, ensure};
 
 /// One scene: a clip of its own, cut to the others without a transition.
