@@ -13,10 +13,7 @@ use super::read::{Lines, Read, is_lines, lines};
 use super::rope::Rope;
 use super::{activation::softmax, linear::with_operand};
 #[cfg(feature = "cuda")]
-use super::{
-    norm::{Bent, Norm},
-    table::Table,
-};
+use super::{cuda::RowOps, norm::Norm, table::Table};
 use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail};
 use std::f32::consts::LOG2_E;
 use std::mem::MaybeUninit;
@@ -109,14 +106,12 @@ impl Attention<'_> {
     fn placed(&self, x: &Tensor, norm: Option<(&Tensor, f64)>) -> Result<Tensor> {
         #[cfg(feature = "cuda")]
         if super::cuda::takes(x, norm.map(|norm| norm.0)) {
-            return match (norm, self.rope) {
-                (Some((weight, eps)), rope) => {
-                    let scale = Table::one(weight)?;
-                    super::cuda::bend(x, &Bent::new(Norm::Rms, eps).scale(&scale), rope)
-                }
-                (None, Some(rope)) => super::cuda::turn(x, rope),
-                (None, None) => Ok(x.clone()),
-            };
+            let scale = norm.map(|(weight, _)| Table::one(weight)).transpose()?;
+            let (norm, rope) = (norm.map(|(_, eps)| (Norm::Rms, eps)), self.rope);
+            if norm.is_none() && rope.is_none() {
+                return Ok(x.clone());
+            }
+            return super::cuda::bend(x, RowOps { norm, scale: scale.as_ref(), rope, ..RowOps::default() });
         }
         let x = match norm {
             Some((weight, eps)) => rms_norm(x, Some(weight), eps)?,

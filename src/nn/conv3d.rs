@@ -65,8 +65,8 @@ impl Around<'_> {
     fn after(&self, y: Tensor, bias: &Tensor) -> Result<Tensor> {
         #[cfg(feature = "cuda")]
         if super::cuda::takes(&y, [Some(bias), self.residual].into_iter().flatten()) {
-            let then = super::linear::Then { residual: self.residual, ..Default::default() };
-            return super::cuda::finish(&y, Some(bias), None, then);
+            let how = super::cuda::Epilogue { bias: Some(bias), residual: self.residual, ..Default::default() };
+            return super::cuda::finish(&y, how);
         }
         let y = y.broadcast_add(bias)?;
         self.residual.map_or(Ok(y.clone()), |residual| &y + residual)
@@ -148,7 +148,7 @@ impl Conv3d {
         if !super::cuda::is_conv(&weight, self.inputs, self.outputs) || !x.iter().all(takes) {
             return Ok(None);
         }
-        let x = super::cuda::window(x, around.bent.as_ref())?;
+        let x = super::cuda::window(x, around.bent.map(|bent| bent.row_ops()))?;
         super::cuda::conv(&x, &weight, &self.bias, around.residual, self.kernel, self.stride).map(Some)
     }
 

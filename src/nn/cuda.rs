@@ -2,8 +2,7 @@
 //! and rotary positions; what follows a dense layer), channels into space and back, and convolutions over channels-last frames in
 //! bf16. NVRTC compiles them when the first one runs.
 
-use super::linear::Then;
-use super::norm::{Bent, Norm};
+use super::kernel::rows::Norm;
 use super::rope::Rope;
 use super::stream::FRAMES;
 use super::table::Table;
@@ -23,7 +22,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 /// Threads of a block.
 const BLOCK: u32 = 256;
-/// Blocks that [`Finish`] is spread over at most; each thread goes on from there.
+/// Blocks that [`finish`] is spread over at most; each thread goes on from there.
 const BLOCKS: u32 = 132 * 16;
 
 /// Whether the kernels take `x`: on CUDA, of their types, with no gradient wanted of it or of `others`.
@@ -47,37 +46,53 @@ pub fn is_conv(weight: &Tensor, inputs: usize, outputs: usize) -> bool {
         && !is_gpu_plain()
 }
 
-/// y = act(turn(norm(x) scale + shift)), row by row.
-/// - `x`: (..., tokens, d). `rope`: for each token; d is even.
-pub fn bend(x: &Tensor, how: &Bent, rope: Option<&Rope>) -> Result<Tensor> {
-    x.contiguous()?.apply_op1_no_bwd(&Bending { how, normed: true, rope })
+/// What happens to each row: y = act(turn(norm(x) scale + shift)), without what is left out.
+#[derive(Clone, Copy, Default)]
+pub struct RowOps<'a> {
+    /// And what is added to the mean square.
+    pub norm: Option<(Norm, f64)>,
+    pub scale: Option<&'a Table>,
+    pub shift: Option<&'a Table>,
+    /// For each token; d is even.
+    pub rope: Option<&'a Rope>,
+    pub silu: bool,
 }
 
-/// Parts of a clip one after the other, each pixel as [`bend`] makes it where there is a norm.
+/// What follows a dense layer's product: y = residual + factor gate gelu(x + bias + added), without what is left out.
+#[derive(Clone, Default)]
+pub struct Epilogue<'a> {
+    /// (d)
+    pub bias: Option<&'a Tensor>,
+    /// As x, and so are `factor` and `residual`.
+    pub added: Option<&'a Tensor>,
+    pub gelu: bool,
+    pub gate: Option<&'a Table>,
+    pub factor: Option<&'a Tensor>,
+    pub residual: Option<&'a Tensor>,
+}
+
+/// - `x`: (..., tokens, d).
+pub fn bend(x: &Tensor, how: RowOps) -> Result<Tensor> {
+    x.contiguous()?.apply_op1_no_bwd(&how)
+}
+
+/// Parts of a clip one after the other, each pixel as [`bend`] makes it.
 /// - `parts`: (1, frames, h, w, c) each.
-pub fn window(parts: &[Tensor], how: Option<&Bent>) -> Result<Tensor> {
+pub fn window(parts: &[Tensor], how: Option<RowOps>) -> Result<Tensor> {
     let [first, others @ ..] = parts else { bail!("cuda: no frames") };
     if how.is_none() && others.is_empty() {
         return first.contiguous();
     }
     let others = others.iter().map(Tensor::contiguous).collect::<Result<_>>()?;
-    let (plain, normed) = (Bent::new(Norm::Rms, 0.0), how.is_some());
-    let bending = Bending { how: how.unwrap_or(&plain), normed, rope: None };
-    first.contiguous()?.apply_op1_no_bwd(&Window { others, bending })
+    first.contiguous()?.apply_op1_no_bwd(&Window { others, how: how.unwrap_or_default() })
 }
 
-/// As [`bend`], with no norm: x turned alone.
-pub fn turn(x: &Tensor, rope: &Rope) -> Result<Tensor> {
-    x.contiguous()?.apply_op1_no_bwd(&Bending { how: &Bent::new(Norm::Rms, 0.0), normed: false, rope: Some(rope) })
-}
-
-/// What follows a dense layer's product: residual + factor gate gelu(x + bias + added).
-/// - `x`: (..., tokens, d). `bias`: (d). `added`: as `x`.
-pub fn finish(x: &Tensor, bias: Option<&Tensor>, added: Option<&Tensor>, then: Then) -> Result<Tensor> {
+/// - `x`: (..., tokens, d), a product.
+pub fn finish(x: &Tensor, how: Epilogue) -> Result<Tensor> {
     let same = |t: Option<&Tensor>| t.map(Tensor::contiguous).transpose();
-    let (added, factor, residual) = (same(added)?, same(then.factor)?, same(then.residual)?);
-    let op = Finish { bias, added, gelu: then.gelu, gate: then.gate, factor, residual };
-    x.contiguous()?.apply_op1_no_bwd(&op)
+    let (added, factor, residual) = (same(how.added)?, same(how.factor)?, same(how.residual)?);
+    let how = Epilogue { added: added.as_ref(), factor: factor.as_ref(), residual: residual.as_ref(), ..how };
+    x.contiguous()?.apply_op1_no_bwd(&how)
 }
 
 /// A convolution of odd kernel over frames that are padded in time, plus `bias`, plus `residual`; space is padded with zeros.
@@ -125,21 +140,6 @@ struct Gather {
     stride: [usize; 3],
     mean: usize,
     columns: bool,
-}
-
-struct Bending<'a> {
-    how: &'a Bent<'a>,
-    normed: bool,
-    rope: Option<&'a Rope>,
-}
-
-struct Finish<'a> {
-    bias: Option<&'a Tensor>,
-    added: Option<Tensor>,
-    gelu: bool,
-    gate: Option<&'a Table>,
-    factor: Option<Tensor>,
-    residual: Option<Tensor>,
 }
 
 /// Where a tensor's values lie on the GPU; 0 where there is none.
@@ -268,7 +268,7 @@ fn extent(layout: &Layout) -> Result<(usize, usize, usize)> {
     Ok((layout.shape().elem_count() / d.max(1), d, tokens))
 }
 
-impl CustomOp1 for Bending<'_> {
+impl CustomOp1 for RowOps<'_> {
     fn name(&self) -> &'static str {
         "norm"
     }
@@ -286,7 +286,7 @@ impl CustomOp1 for Bending<'_> {
     }
 }
 
-impl Bending<'_> {
+impl RowOps<'_> {
     /// - `places`: where the rows lie, and where the result goes. `tokens`: over which indices and positions run.
     fn launch(
         &self,
@@ -297,8 +297,8 @@ impl Bending<'_> {
         d: usize,
         tokens: usize,
     ) -> Result<()> {
-        let (scale, scale_index) = table(self.how.scale, dtype, d, tokens)?;
-        let (shift, shift_index) = table(self.how.shift, dtype, d, tokens)?;
+        let (scale, scale_index) = table(self.scale, dtype, d, tokens)?;
+        let (shift, shift_index) = table(self.shift, dtype, d, tokens)?;
         let angles = |t: Option<&Tensor>| place(t, DType::F32, tokens * (d / 2));
         let (cosines, sines) = (angles(self.rope.map(|rope| &rope.cos))?, angles(self.rope.map(|rope| &rope.sin))?);
         let n = together(dtype, d, &[x, y, scale, shift]);
@@ -313,13 +313,13 @@ impl Bending<'_> {
             block_dim: (threads, at_once, 1),
             shared_mem_bytes: 0,
         };
-        let norm = match (self.normed, self.how.norm) {
-            (false, _) => 0u32,
-            (true, Norm::Rms) => 1,
-            (true, Norm::Layer) => 2,
+        let (norm, eps) = match self.norm {
+            None => (0u32, 0.0),
+            Some((Norm::Rms, eps)) => (1, eps as f32),
+            Some((Norm::Layer, eps)) => (2, eps as f32),
         };
         let (rows, d, tokens) = (rows as u32, d as u32, tokens as u32);
-        let (eps, silu) = (self.how.eps as f32, self.how.silu as u32);
+        let silu = self.silu as u32;
         let stream = device.cuda_stream();
         let function = over_rows(device, "bend", dtype, n)?;
         let mut launch = stream.launch_builder(&function);
@@ -336,7 +336,7 @@ impl Bending<'_> {
 struct Window<'a> {
     /// Those after the first.
     others: Vec<Tensor>,
-    bending: Bending<'a>,
+    how: RowOps<'a>,
 }
 
 impl CustomOp1 for Window<'_> {
@@ -361,14 +361,14 @@ impl CustomOp1 for Window<'_> {
         }
         let (made, mut y) = result(device, dtype, shape.iter().product())?;
         for (x, rows) in parts {
-            self.bending.launch(device, dtype, (x, y), rows, d, tokens)?;
+            self.how.launch(device, dtype, (x, y), rows, d, tokens)?;
             y += (rows * d * dtype.size_in_bytes()) as u64;
         }
         Ok((made, Shape::from(shape)))
     }
 }
 
-impl CustomOp1 for Finish<'_> {
+impl CustomOp1 for Epilogue<'_> {
     fn name(&self) -> &'static str {
         "finish"
     }
@@ -382,10 +382,10 @@ impl CustomOp1 for Finish<'_> {
         let (dtype, device) = (storage_type(storage), &storage.device);
         let x = storage_place(storage, layout)?;
         let bias = place(self.bias, dtype, d)?;
-        let added = place(self.added.as_ref(), dtype, rows * d)?;
+        let added = place(self.added, dtype, rows * d)?;
         let (gate, gate_index) = table(self.gate, dtype, d, tokens)?;
-        let factor = place(self.factor.as_ref(), dtype, rows * d)?;
-        let residual = place(self.residual.as_ref(), dtype, rows * d)?;
+        let factor = place(self.factor, dtype, rows * d)?;
+        let residual = place(self.residual, dtype, rows * d)?;
         let (made, y) = result(device, dtype, rows * d)?;
         let n = together(dtype, d, &[x, y, bias, added, gate, factor, residual]);
         let parts = (rows * d / n) as u32;
@@ -561,6 +561,7 @@ fn storage_type(storage: &CudaStorage) -> DType {
 #[cfg(test)]
 mod tests {
     use super::super::conv3d::{Around, Conv3d};
+    use super::super::norm::Bent;
     use super::super::testing::{distance, values};
     use super::*;
     use candle_core::Device;
@@ -629,10 +630,19 @@ mod tests {
                 let (rope, rope_gpu) = (Rope::new(&coords, d, 1e4, &Device::Cpu)?, Rope::new(&coords, d, 1e4, &gpu)?);
                 let (x, x_gpu) = both(&[1, 9, d], 4, dtype, &gpu)?;
                 let (weight, weight_gpu) = both(&[d], 5, dtype, &gpu)?;
-                assert!(apart(&turn(&x_gpu, &rope_gpu)?, &rope.apply(&x)?)? < limit(dtype));
+                assert!(
+                    apart(&bend(&x_gpu, RowOps { rope: Some(&rope_gpu), ..RowOps::default() })?, &rope.apply(&x)?)?
+                        < limit(dtype)
+                );
                 let (one, one_gpu) = (Table::one(&weight)?, Table::one(&weight_gpu)?);
                 let want = rope.apply(&Bent::new(Norm::Rms, 1e-5).scale(&one).plain(&x)?)?;
-                let got = bend(&x_gpu, &Bent::new(Norm::Rms, 1e-5).scale(&one_gpu), Some(&rope_gpu))?;
+                let how = RowOps {
+                    norm: Some((Norm::Rms, 1e-5)),
+                    scale: Some(&one_gpu),
+                    rope: Some(&rope_gpu),
+                    ..RowOps::default()
+                };
+                let got = bend(&x_gpu, how)?;
                 assert!(apart(&got, &want)? < limit(dtype), "{dtype:?} {d}");
             }
         }
@@ -651,8 +661,9 @@ mod tests {
                 let (residual, residual_gpu) = both(&[1, 7, d], 9, dtype, &gpu)?;
                 let want = x.broadcast_add(&bias)?.gelu()?.broadcast_mul(&gate)?.add(&residual)?;
                 let gate_gpu = Table { rows: gate_gpu, index: None };
-                let then = Then { gelu: true, gate: Some(&gate_gpu), residual: Some(&residual_gpu), ..Then::default() };
-                let got = finish(&x_gpu, Some(&bias_gpu), None, then)?;
+                let (bias, residual) = (Some(&bias_gpu), Some(&residual_gpu));
+                let how = Epilogue { bias, gelu: true, gate: Some(&gate_gpu), residual, ..Epilogue::default() };
+                let got = finish(&x_gpu, how)?;
                 assert!(apart(&got, &want)? < limit(dtype), "{dtype:?} {d}");
             }
         }

@@ -6,7 +6,7 @@ use super::kernel::micro::{Element, Kernel};
 use super::kernel::pack::Rows;
 use super::kernel::product::{self, Finish, Operand};
 use super::kernel::{self, Job, Math};
-use super::matrix::Matrix;
+use super::matrix::{LowRank, Matrix};
 use super::read::{Lines, Read, is_lines, lines};
 use super::table::Table;
 use super::vars::Vars;
@@ -31,6 +31,12 @@ pub struct Lora {
     /// (out, rank)
     pub up: Linear,
     pub scale: f64,
+}
+
+impl From<LowRank> for Lora {
+    fn from(LowRank { down, up, scale }: LowRank) -> Self {
+        Self { down: Linear::new(down, None), up: Linear::new(up, None), scale }
+    }
 }
 
 /// What happens to a layer's result on its way out, in this order.
@@ -58,7 +64,8 @@ impl Linear {
     pub fn load(inputs: usize, outputs: usize, bias: bool, vb: Vars) -> Result<Self> {
         let bias = if bias { Some(vb.get(outputs, "bias")?) } else { None };
         let weight = vb.matrix(outputs, inputs, "weight")?;
-        Ok(Self { loras: vb.loras(weight.math())?, weight, bias })
+        let loras = vb.loras(weight.math())?.into_iter().map(Lora::from).collect();
+        Ok(Self { weight, bias, loras })
     }
 
     /// The same layer, multiplied in f32 on a CPU whatever its weights are kept in: for the few layers that cost no time and
@@ -146,8 +153,10 @@ impl Linear {
             let others = [self.bias.as_ref(), added.as_ref(), then.factor, then.residual, then.gate.map(|g| &g.rows)];
             let follows = then.gelu || others.iter().any(Option::is_some);
             if super::cuda::takes(&y, others.into_iter().flatten()) {
-                let finish = || super::cuda::finish(&y, self.bias.as_ref(), added.as_ref(), then);
-                return if follows { finish() } else { Ok(y) };
+                let Then { gelu, gate, factor, residual, narrow: _ } = then;
+                let (bias, added) = (self.bias.as_ref(), added.as_ref());
+                let how = super::cuda::Epilogue { bias, added, gelu, gate, factor, residual };
+                return if follows { super::cuda::finish(&y, how) } else { Ok(y) };
             }
         }
         if let Some(bias) = &self.bias {

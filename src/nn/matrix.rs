@@ -70,6 +70,16 @@ pub struct Matrix {
     pub inputs: usize,
 }
 
+/// Two factors whose product is added to a layer's own: scale up(down(x)).
+#[derive(Clone, Debug)]
+pub struct LowRank {
+    /// (rank, in)
+    pub down: Matrix,
+    /// (out, rank)
+    pub up: Matrix,
+    pub scale: f64,
+}
+
 impl Matrix {
     /// - `tensor`: (outputs, inputs).
     pub fn new(tensor: Tensor) -> Self {

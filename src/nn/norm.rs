@@ -50,13 +50,20 @@ impl<'a> Bent<'a> {
         if !fast(x) || self.track_op() {
             #[cfg(feature = "cuda")]
             if super::cuda::takes(x, [self.scale, self.shift].into_iter().flatten().map(|table| &table.rows)) {
-                return super::cuda::bend(x, self, None);
+                return super::cuda::bend(x, self.row_ops());
             }
             return self.plain(x);
         }
         let x = if is_lines(x) { x.clone() } else { x.contiguous()? };
         let y = x.apply_op1_no_bwd(&Forward { how: self, half: kernel::is_half(next) })?;
         y.narrow(y.rank() - 1, 0, x.dim(D::Minus1)?) // rows may have been set apart
+    }
+
+    /// As CUDA's kernels take it.
+    #[cfg(feature = "cuda")]
+    pub fn row_ops(&self) -> super::cuda::RowOps<'a> {
+        let (norm, silu) = (Some((self.norm, self.eps)), self.silu);
+        super::cuda::RowOps { norm, scale: self.scale, shift: self.shift, rope: None, silu }
     }
 
     /// The plain form.

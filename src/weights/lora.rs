@@ -6,7 +6,7 @@ mod peft;
 use super::damage::largest;
 use super::open::Tensors;
 use crate::nn::kernel::Math;
-use crate::nn::linear::{Linear, Lora};
+use crate::nn::matrix::LowRank;
 use anyhow::{Result, anyhow, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use peft::Settings;
@@ -193,7 +193,7 @@ impl Adapter {
         math: Math,
         dtype: DType,
         device: &Device,
-    ) -> candle_core::Result<Option<Lora>> {
+    ) -> candle_core::Result<Option<LowRank>> {
         let Some((down, up, scale)) = self.layers.get(name) else { return Ok(None) };
         let stored = match math {
             _ if !device.is_cpu() => dtype,
@@ -203,9 +203,9 @@ impl Adapter {
         let vb = self.file.load(Some(stored), dtype, device);
         let factor = |name: &str| {
             let shape = self.file.shape(name).unwrap_or(&[0, 0]);
-            Ok::<_, candle_core::Error>(Linear::new(vb.matrix(shape[0], shape[1], name)?, None))
+            vb.matrix(shape[0], shape[1], name)
         };
-        Ok(Some(Lora { down: factor(down)?, up: factor(up)?, scale: *scale }))
+        Ok(Some(LowRank { down: factor(down)?, up: factor(up)?, scale: *scale }))
     }
 }
 

@@ -4,7 +4,7 @@
 use super::open::{Raw, Tensors, Type};
 use super::{quantize, scaled};
 use crate::nn::kernel::Math;
-use crate::nn::linear::Lora;
+use crate::nn::matrix::LowRank;
 use crate::nn::matrix::{Kind, Matrix};
 use crate::nn::vars::Source;
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
@@ -97,7 +97,7 @@ impl Source for Reader {
         }
     }
 
-    fn loras(&self, layer: &str, math: Math, dtype: DType, device: &Device) -> Result<Vec<Lora>> {
+    fn loras(&self, layer: &str, math: Math, dtype: DType, device: &Device) -> Result<Vec<LowRank>> {
         let found = self.tensors.loras.iter().map(|lora| lora.layer(layer, math, dtype, device));
         Ok(found.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }

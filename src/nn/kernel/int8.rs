@@ -250,6 +250,12 @@ trait Bytes: Micro<Elem = Block> {
     unsafe fn quantise<E: Element>(x: &[E], a: &mut [MaybeUninit<Block>]);
 }
 
+/// Rows of a panel.
+const PANEL_ROWS: usize = 32;
+/// Bytes of a block of a panel: for each group of four values of k, those of all rows, 128 larger than they are; then the rows'
+/// scales, in f16.
+const PANEL_BYTES: usize = PANEL_ROWS * (BLOCK + size_of::<u16>());
+
 pub use panels::Panels;
 
 #[cfg(target_arch = "x86_64")]

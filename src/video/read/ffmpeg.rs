@@ -242,7 +242,7 @@ pub fn probe(path: &Path, video: usize) -> Result<Option<Probe>> {
         let (width, height) = listing.size.context("`ffmpeg` does not say how large it is")?;
         super::check_size(width, height)?;
         if let Some(frame) = listing.resized {
-            bail!("its size changes at frame {frame}\n  fix: {}", super::film::one_size(width, height));
+            bail!("its size changes at frame {frame}\n  fix: {}", super::shape::one_size(width, height));
         }
         let first = listing.times[0].0;
         let seconds = |ticks: i64| (ticks - first) as f64 * listing.tick;

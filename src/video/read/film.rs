@@ -20,11 +20,6 @@ pub fn gave_up(error: &anyhow::Error) -> anyhow::Error {
     anyhow!("{error:#}, and there is no `ffmpeg` to go on with\n  fix: copy or make it again, or {CONVERT}")
 }
 
-/// The command that makes all frames one size.
-pub fn one_size(width: usize, height: usize) -> String {
-    format!("`ffmpeg -i IN -vf scale={width}:{height} -c:v libx264 -crf 10 -pix_fmt yuv420p OUT.mp4`")
-}
-
 pub fn mp4(path: &Path) -> Result<Reader> {
     let mut file = File::open(path)?;
     let track = mp4::read(path, &mut file)?;

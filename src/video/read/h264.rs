@@ -211,7 +211,7 @@ impl H264 {
                     name(),
                     size.0,
                     size.1,
-                    super::film::one_size(w, h)
+                    super::shape::one_size(w, h)
                 );
                 self.held.insert(place, (planes, self.colour));
             }

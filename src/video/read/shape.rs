@@ -65,6 +65,11 @@ impl std::fmt::Display for Shape {
     }
 }
 
+/// The command that makes all frames one size.
+pub fn one_size(width: usize, height: usize) -> String {
+    format!("`ffmpeg -i IN -vf scale={width}:{height} -c:v libx264 -crf 10 -pix_fmt yuv420p OUT.mp4`")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

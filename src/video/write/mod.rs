@@ -8,6 +8,8 @@ use anyhow::{Result, bail, ensure};
 use std::path::{Path, PathBuf};
 
 mod apng;
+#[cfg(feature = "h264")]
+mod bits;
 mod check;
 mod colour;
 mod frames;

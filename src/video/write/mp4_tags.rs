@@ -2,8 +2,8 @@
 //! it is seen as a jump of colours, or not followed at all.
 //! Source: ITU-T H.264, 7.3.2.1.1 and annex E.1.1; ISO/IEC 14496-12, 12.1.5 (`colr`).
 
+use super::bits::{Bits, Out};
 use super::colour::Space;
-use super::mp4_sets::{Bits, Out};
 use crate::video::read::sps::{Sps, escape, unescape};
 use crate::video::read::yuv;
 use anyhow::Result;

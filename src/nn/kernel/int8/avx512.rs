@@ -6,7 +6,7 @@ use super::super::blocks::{Blocks, six_bits};
 use super::super::micro::{Element, Micro};
 use super::super::pack::Weights;
 use super::super::simd;
-use super::panels::BYTES;
+use super::PANEL_BYTES;
 use super::{BLOCK, Block, Bytes, GROUP, Quantised};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -38,7 +38,7 @@ const fn pitch(offset: bool) -> usize {
     if offset { size_of::<Columns<Shares>>() } else { size_of::<Columns<Halves>>() }
 }
 
-const _: () = assert!(pitch(false) == BYTES && pitch(true) <= 32 * size_of::<Block>());
+const _: () = assert!(pitch(false) == PANEL_BYTES && pitch(true) <= 32 * size_of::<Block>());
 
 impl<const OFFSET: bool> Micro for Vnni<OFFSET> {
     type Elem = Block;
@@ -176,7 +176,7 @@ impl<const OFFSET: bool> Weights<Vnni<OFFSET>> for Quantised<'_> {
     }
 
     fn lies(self, stride: usize, first: usize, k0: usize) -> Option<*const Block> {
-        self.laid.then(|| self.address(first, stride, 0).wrapping_add(k0 * BYTES).cast())
+        self.laid.then(|| self.address(first, stride, 0).wrapping_add(k0 * PANEL_BYTES).cast())
     }
 
     fn panel(self, stride: usize, first: usize, n: usize, k0: usize, k: usize, _: &mut Vec<Block>, out: &mut [Block]) {

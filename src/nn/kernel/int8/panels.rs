@@ -2,15 +2,9 @@
 //! go are laid out block by block when they are multiplied by, which costs some hundredths of a product.
 
 use super::super::blocks::Blocks;
-use super::{BLOCK, Dot, Quantised};
+use super::{BLOCK, Dot, PANEL_BYTES, PANEL_ROWS, Quantised};
 use memmap2::MmapMut;
 use rayon::prelude::*;
-
-/// Rows of a panel.
-const ROWS: usize = 32;
-/// Bytes of a block of a panel: for each group of four values of k, those of all rows, 128 larger than they are; then the rows'
-/// scales, in f16.
-pub const BYTES: usize = ROWS * (BLOCK + size_of::<u16>());
 
 /// Panels of rows, each block after block of k. They lie in pages of their own, whole lines of memory, and are not part of what
 /// layers hand to each other, which more is kept of the more there is.
@@ -21,15 +15,15 @@ impl Panels {
     ///   there is no memory.
     pub fn of(weights: Quantised, n: usize, blocks: usize) -> Option<Self> {
         let fits = Dot::best() == Some(Dot::Avx512) && weights.kind == Blocks::Q8_0 && !weights.laid;
-        if !fits || n == 0 || blocks == 0 || !n.is_multiple_of(ROWS) {
+        if !fits || n == 0 || blocks == 0 || !n.is_multiple_of(PANEL_ROWS) {
             return None;
         }
         assert!(weights.hold(n, blocks), "panels: no {n} x {blocks} blocks");
-        let mut pages = MmapMut::map_anon(n / ROWS * blocks * BYTES).ok()?;
+        let mut pages = MmapMut::map_anon(n / PANEL_ROWS * blocks * PANEL_BYTES).ok()?;
         #[cfg(target_os = "linux")]
         let _ = pages.advise(memmap2::Advice::HugePage); // it is only advice
-        let panels = pages.par_chunks_mut(blocks * BYTES).enumerate();
-        panels.for_each(|(i, panel)| lay(weights, i * ROWS, blocks, panel));
+        let panels = pages.par_chunks_mut(blocks * PANEL_BYTES).enumerate();
+        panels.for_each(|(i, panel)| lay(weights, i * PANEL_ROWS, blocks, panel));
         Some(Self(pages))
     }
 
@@ -45,11 +39,12 @@ impl Panels {
         let mut rows = vec![0; bytes.len()];
         for (i, block) in rows.as_chunks_mut::<{ BLOCK + 2 }>().0.iter_mut().enumerate() {
             let (row, at) = (i / blocks, i % blocks);
-            let (panel, column) = (&bytes[(row / ROWS * blocks + at) * BYTES..][..BYTES], row % ROWS);
-            let (quants, scales) = panel.split_at(ROWS * BLOCK);
+            let (panel, column) =
+                (&bytes[(row / PANEL_ROWS * blocks + at) * PANEL_BYTES..][..PANEL_BYTES], row % PANEL_ROWS);
+            let (quants, scales) = panel.split_at(PANEL_ROWS * BLOCK);
             block[..2].copy_from_slice(&scales[2 * column..][..2]);
             for (k, q) in block[2..].iter_mut().enumerate() {
-                *q = quants[k / 4 * 4 * ROWS + column * 4 + k % 4] ^ 0x80;
+                *q = quants[k / 4 * 4 * PANEL_ROWS + column * 4 + k % 4] ^ 0x80;
             }
         }
         rows
@@ -61,7 +56,7 @@ fn lay(weights: Quantised, first: usize, blocks: usize, panel: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: this CPU has the kernel, and there are 32 rows from `first` on, as `Panels::of` says.
     unsafe {
-        super::avx512::panel_q8(weights, first, ROWS, blocks, 0, blocks, panel.as_mut_ptr())
+        super::avx512::panel_q8(weights, first, PANEL_ROWS, blocks, 0, blocks, panel.as_mut_ptr())
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
