@@ -2,18 +2,20 @@
 
 mod common;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Shape, Tensor, Var};
 use common::{Clip, Golden, Scratch, generate, golden_path, reel, run};
 use reel::job::geometry::{Geometry, Grid};
 use reel::models::ltx::config::{TransformerConfig, VaeConfig};
 use reel::models::ltx::transformer::{Block, Modulation, Transformer};
-use reel::models::ltx::vae::{Decoder, Pace};
+use reel::models::ltx::vae::{Decoder, Encoder, Pace};
 use reel::models::text::t5::{T5, T5Config};
 use reel::nn::rope::Rope;
+use reel::nn::vars::{Source, Vars};
 use reel::sampling::noise::Noise;
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 /// A small clip of the embedded model.
 const SMALL: [&str; 10] = ["--size", "48x32", "--frames", "9", "--steps", "3", "--seed", "7", "--guidance", "3"];
@@ -232,5 +234,100 @@ fn equal_timesteps_a_token_equal_one_for_all() -> Result<()> {
     let forward = |index| block.forward(&h, &keys, &Modulation { rows: rows.clone(), index }, Some(&rope));
     let each = forward(Some(Tensor::zeros(n, DType::U32, &Device::Cpu)?))?;
     assert!(bits(&each) == bits(&forward(None)?), "one block");
+    Ok(())
+}
+
+/// A golden's weights as variables, each made when a layer first asks for it.
+#[derive(Clone)]
+struct Trained {
+    given: Arc<Golden>,
+    vars: Arc<Mutex<BTreeMap<String, Var>>>,
+}
+
+impl Trained {
+    fn new(golden: Golden) -> Self {
+        Self { given: Arc::new(golden), vars: Arc::default() }
+    }
+
+    fn weights(&self) -> Vars {
+        Vars::new(self.clone(), DType::F32, Device::Cpu)
+    }
+
+    /// Takes every variable a step down the mean square of `y`. Returns the names of those that have no gradient.
+    fn step(&self, y: &Tensor) -> Result<Vec<String>> {
+        let grads = y.sqr()?.mean_all()?.backward()?;
+        let mut without = vec![];
+        for (name, var) in self.vars.lock().unwrap().iter() {
+            match grads.get(var) {
+                Some(grad) => var.set(&(var.as_tensor() - (grad * 0.5)?)?.detach())?,
+                None => without.push(name.clone()),
+            }
+        }
+        Ok(without)
+    }
+}
+
+impl Source for Trained {
+    fn get(&self, shape: &Shape, name: &str, _: DType, _: &Device) -> Result<Tensor> {
+        let mut vars = self.vars.lock().unwrap();
+        if !vars.contains_key(name) {
+            let value = self.given.at(&format!("weights.{name}")).to_dtype(DType::F32)?.reshape(shape)?;
+            vars.insert(name.to_string(), Var::from_tensor(&value)?);
+        }
+        Ok(vars[name].as_tensor().clone())
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.given.has(&format!("weights.{name}"))
+    }
+}
+
+/// After a step a network that was loaded before it answers as one that is loaded after it: nothing is kept that was made of the
+/// weights before.
+fn follows(
+    what: &str,
+    trained: &Trained,
+    run: impl Fn() -> Result<Tensor>,
+    again: impl Fn() -> Result<Tensor>,
+    frozen: &[&str],
+) -> Result<()> {
+    let before = run()?;
+    let without = trained.step(&before)?;
+    let trained: Vec<&String> = without.iter().filter(|name| !frozen.iter().any(|f| name.contains(f))).collect();
+    assert!(trained.is_empty(), "{what}: no gradient of {trained:?}");
+    let (after, fresh) = (run()?, again()?);
+    assert!(bits(&after) != bits(&before), "{what}: the step changed nothing");
+    assert!(bits(&after) == bits(&fresh), "{what}: something is left of the weights before the step");
+    Ok(())
+}
+
+#[test]
+fn layers_follow_weights_that_are_trained() -> Result<()> {
+    let trained = Trained::new(Golden::open("transformer"));
+    let golden = Golden::open("transformer");
+    let config = TransformerConfig::parse(&golden.config(), "transformer").unwrap();
+    let (x, text) = (golden.at("in.latents"), golden.at("in.context"));
+    let coords: Vec<[f32; 3]> = (0..x.dim(1)?).map(|i| [i as f32 / 50.0, 0.2, 0.7]).collect();
+    let rope = Rope::new(&coords, config.width(), config.theta, &Device::Cpu)?;
+    let open = || Transformer::load(&config, trained.weights());
+    let model = open()?;
+    let run = |model: &Transformer| model.forward(&x, &model.context(&text)?, &[700.0], &rope);
+    follows("transformer", &trained, || run(&model), || run(&open()?), &[])?;
+
+    for name in ["vae_090", "vae_091", "vae_095"] {
+        let golden = Golden::open(name);
+        let config = VaeConfig::parse(&golden.config(), name).unwrap();
+        let latents = golden.at("in.latents").permute((0, 2, 3, 4, 1))?.contiguous()?.narrow(0, 0, 1)?;
+        let trained = Trained::new(golden);
+        let open = || Decoder::load(&config, trained.weights().pp("decoder"));
+        let decoder = open()?;
+        let run = |decoder: &Decoder| decoder.decode(&latents, 0.05, Noise::new(7));
+        follows(name, &trained, || run(&decoder), || run(&open()?), &["timestep_scale_multiplier"])?;
+        let pixels = run(&decoder)?.detach();
+        let open = || Encoder::load(&config, trained.weights().pp("encoder"));
+        let encoder = open()?;
+        let run = |encoder: &Encoder| Ok::<_, candle_core::Error>(encoder.encode(&pixels, 2, |_| ())?.mean);
+        follows(name, &trained, || run(&encoder), || run(&open()?), &["decoder.", "latents_", "timestep_scale"])?;
+    }
     Ok(())
 }

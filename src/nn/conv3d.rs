@@ -44,6 +44,8 @@ enum Weight {
     /// (out, kt kh kw in)
     Rows(Matrix),
     Paired(Paired),
+    /// (out, in, kt, kh, kw), as it is trained: what is made of it once would not follow it.
+    Trained(Tensor),
 }
 
 /// What goes before a convolution and after it, in the same pass over memory.
@@ -85,9 +87,11 @@ impl Conv3d {
         let (outputs, inputs, kt, kh, kw) = weight.dims5()?;
         let kernel = [kt, kh, kw];
         let flat = (outputs, kt * kh * kw * inputs);
-        let half = weight.device().is_cpu() && is_half_kernel(weight.dtype(), DType::F32) && !weight.track_op();
+        let half = weight.device().is_cpu() && is_half_kernel(weight.dtype(), DType::F32);
         let one_each = (kernel, stride) == ([3; 3], [1; 3]);
-        let weight = if is_stand_in(weight) {
+        let weight = if weight.track_op() {
+            Weight::Trained(weight.clone())
+        } else if is_stand_in(weight) {
             let one = (0..5).try_fold(weight.clone(), |one, _| one.get(0))?;
             Weight::Rows(Matrix::new(one.broadcast_as(flat)?)) // which takes no memory either
         } else if half && one_each && is_paired(inputs, outputs) {
@@ -114,6 +118,7 @@ impl Conv3d {
         let readable = match &self.weight {
             Weight::Rows(rows) => rows.is_fast(),
             Weight::Paired(_) => true,
+            Weight::Trained(_) => false,
         };
         if x.iter().all(fast) && readable && !tracked {
             return self.implicit(x, around);
@@ -212,6 +217,7 @@ impl Conv3d {
                 // SAFETY: as above.
                 unsafe { filled(b * size, run) }
             }
+            Weight::Trained(_) => bail!("conv3d: a kernel that is trained where products read rows"),
         };
         Tensor::from_vec(y, shape, &Device::Cpu)
     }
@@ -225,6 +231,7 @@ impl Conv3d {
             Weight::Paired(paired) => {
                 Tensor::from_vec(paired.kernel(), (self.outputs, kt * kh * kw * inputs), &Device::Cpu)?
             }
+            Weight::Trained(weight) => weight.permute((0, 2, 3, 4, 1))?,
         };
         let weight = weight.to_dtype(x.dtype())?.reshape((self.outputs, kt, kh, kw, inputs))?;
         let x = around.before(x)?;

@@ -94,6 +94,11 @@ impl Linear {
         Ok(sum)
     }
 
+    /// Whether gradients are wanted of its weights.
+    pub fn track_op(&self) -> bool {
+        self.weight.track_op()
+    }
+
     /// In what a CPU computes it.
     pub fn math(&self) -> Math {
         self.weight.math()

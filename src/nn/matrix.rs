@@ -96,6 +96,11 @@ impl Matrix {
         Self { data: Data::Mapped(mapped), math, whole: math == Math::Bf16, outputs, inputs }
     }
 
+    /// Whether gradients are wanted of it.
+    pub fn track_op(&self) -> bool {
+        matches!(&self.data, Data::Tensor(tensor) if tensor.track_op())
+    }
+
     /// The same matrix, whose blocks are multiplied as the numbers in them and never in whole numbers.
     pub fn in_numbers(self) -> Self {
         Self { whole: false, ..self }

@@ -114,7 +114,7 @@ pub struct Keys {
 pub struct Context {
     /// (1, m, d)
     pub text: Tensor,
-    /// Of each layer, from the first time that it runs on.
+    /// Of each layer, from the first time that it runs on; of layers that are trained none are kept.
     keys: Vec<OnceCell<Keys>>,
 }
 
@@ -299,6 +299,11 @@ impl Transformer {
         let time = Modulation { rows: temb, index: index.clone() };
 
         let layer = |block: &Block, i: usize, h: &Tensor| {
+            if block.attn2.to_k.track_op() || context.text.track_op() {
+                // of weights that change, and with their gradients
+                let keys = block.keys(&context.text)?;
+                return block.forward(h, &keys, &time, (!blocks.contains(&i)).then_some(rope));
+            }
             let keys = match context.keys[i].get() {
                 Some(keys) => keys,
                 None => {
