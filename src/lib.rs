@@ -17,7 +17,7 @@
 //! [`config`] the strict reading of a checkpoint's JSON, [`device`] where and in what precision, [`folders`] where the user's files
 //! of this program are, [`platform`] what the system gives (files that appear whole or not at all), [`progress`] what a person
 //! sees meanwhile, [`shown`] how text that others wrote reaches a terminal, [`mod@bench`] how long each stage takes, [`embedded`]
-//! the tiny model that is part of the program. What engineers need beyond the code is in [`guide`].
+//! the tiny models that are part of the program. What engineers need beyond the code is in [`guide`].
 
 pub mod bench;
 pub mod checkpoint;

@@ -1,4 +1,4 @@
-//! A diffusers directory -> one safetensors file with everything in it, as the embedded model is.
+//! A diffusers directory -> one safetensors file with everything in it, as the embedded models are.
 
 use super::open::Type;
 use super::{part_folder, read_json};
