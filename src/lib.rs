@@ -12,8 +12,8 @@
 //! [`video`] writes as they come ([`planning::outputs`] says where). [`pipeline::join`] puts a made part and footage together.
 //!
 //! [`nn`] holds the layers that candle lacks or does slowly, [`platform`] what the system gives (devices, files that appear whole
-//! or not at all, memory, what a person sees meanwhile), [`mod@bench`] times each stage, [`embedded`] is the tiny model that is
-//! part of the program. What engineers need beyond the code is in [`guide`]; its map names every file.
+//! or not at all, memory, what a person sees meanwhile), [`mod@bench`] times each stage, [`embedded`] holds the tiny models that
+//! are part of the program. What engineers need beyond the code is in [`guide`]; its map names every file.
 
 pub mod bench;
 pub mod cli;

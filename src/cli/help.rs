@@ -1,5 +1,6 @@
 //! What stands below the flags of `--help`: examples, and what the built-in model knows.
 
+use crate::embedded;
 use std::fmt::Write;
 
 /// Two columns: a command, what it does.
@@ -31,11 +32,15 @@ pub fn generate() -> String {
 
 /// Below `reel generate --help`.
 pub fn generate_long() -> String {
-    format!(
-        "{}\nThe built-in model knows: {}.\n`reel models list` has others.",
-        generate(),
-        crate::embedded::world().about
-    )
+    let mut text = generate();
+    for model in &embedded::MODELS {
+        let which = match model.name == embedded::NAME {
+            true => "The built-in model".to_string(),
+            false => format!("`--model {}`, built in too,", model.name),
+        };
+        text.push_str(&format!("\n{which} knows: {}.", model.world.about));
+    }
+    text + "\n`reel models list` has others."
 }
 
 /// Below `reel extend -h`.

@@ -1,8 +1,7 @@
-//! The words that mean something to the built-in model, for prompts that go beyond them.
+//! The words that mean something to a built-in model, for prompts that go beyond them.
 
 use serde::Deserialize;
 use std::collections::HashSet;
-use std::sync::LazyLock;
 
 /// What a model was trained on, in words.
 pub struct World {
@@ -22,19 +21,15 @@ struct File {
     ignored: String,
 }
 
-/// The built-in model's.
-pub fn world() -> &'static World {
-    static WORLD: LazyLock<World> = LazyLock::new(|| {
-        let file: File =
-            toml::from_str(include_str!("world.toml")).expect("world.toml, compiled in and read by a test");
+impl World {
+    /// Reads one that is compiled in; every one of them is read by a test.
+    pub(super) fn parse(text: &str) -> Self {
+        let file: File = toml::from_str(text).expect("a world, compiled in and read by a test");
         let words =
             [file.named, file.ignored].iter().flat_map(|all| all.split_whitespace()).map(String::from).collect();
         World { about: file.about, short: file.short, words }
-    });
-    &WORLD
-}
+    }
 
-impl World {
     /// The words of a prompt that the model was never told, each once, as typed.
     pub fn unknown<'a>(&self, prompt: &'a str) -> Vec<&'a str> {
         let mut found: Vec<&str> = vec![];
@@ -56,7 +51,11 @@ impl World {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::embedded::{NAME, World, named};
+
+    fn world() -> &'static World {
+        &named(NAME).unwrap().world
+    }
 
     #[test]
     fn captions_of_its_training_are_known() {
@@ -108,5 +107,26 @@ mod tests {
         assert_eq!(unknown("ein roter Ball hüpft"), ["ein", "roter", "hüpft"]);
         assert_eq!(unknown("赤いボール"), ["赤いボール"]);
         assert_eq!(unknown("ocean waves at sunset"), ["ocean", "waves", "sunset"]);
+    }
+
+    #[test]
+    fn the_larger_world_holds_the_smaller_one_and_more() {
+        let full = &named("tiny-128").unwrap().world;
+        let missing: Vec<_> = world().words.difference(&full.words).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+        for caption in [
+            "a white rocket rises in space",
+            "an orange fish swims to the right in the sea, slow zoom in",
+            "the camera pans left, a small violet hoop on a wooden floor",
+            "while it snows, a huge turquoise sailboat sways left and right",
+            "a black bird flies to the left behind a green tree as the sun sets",
+            "a pink spaceship zigzagging across the screen under an orange evening sky",
+            "a cyan ship next to a big yellow ring over the waves",
+            "A clip of a star twirling against a light pink background.",
+        ] {
+            assert!(!world().unknown(caption).is_empty(), "{caption}");
+            assert_eq!(full.unknown(caption), Vec::<&str>::new(), "{caption}");
+        }
+        assert_eq!(full.unknown("a cat sleeps on a sofa"), ["cat", "sleeps", "sofa"]);
     }
 }

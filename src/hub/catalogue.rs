@@ -3,7 +3,7 @@
 
 mod read;
 
-use crate::embedded::World;
+use crate::embedded::{self, World};
 use crate::job::convention::Convention;
 use crate::job::recipe::Recipe;
 use crate::platform::progress::human_bytes;
@@ -78,7 +78,7 @@ pub struct Remote<'a> {
 }
 
 impl Entry {
-    /// Where its file is; `None` for the model in the binary.
+    /// Where its file is; `None` for a model in the binary.
     pub fn remote(&self) -> Option<Remote<'_>> {
         let revision = self.revision.as_deref().unwrap_or("main");
         Some(Remote { repo: self.repo.as_deref()?, revision, file: self.file.as_deref()? })
@@ -86,7 +86,7 @@ impl Entry {
 
     /// What a model of a small world was trained on; `None` where it is the world.
     pub fn world(&self) -> Option<&'static World> {
-        self.embedded.then(crate::embedded::world)
+        embedded::named(&self.name).filter(|_| self.embedded).map(|model| &*model.world)
     }
 
     /// The version in its name, such as `0.9.8`, is also in what a file is `called`.
@@ -226,7 +226,7 @@ pub struct Facts<'a> {
 }
 
 struct Catalogue {
-    /// In the order of a list: models, the built-in one first, then small before large, older before newer; then their parts.
+    /// In the order of a list: models, the built-in ones first, then small before large, older before newer; then their parts.
     entries: Vec<Entry>,
 }
 
@@ -249,7 +249,7 @@ pub fn add_own(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Every entry: the models, the built-in one first, then small before large, older before newer; then the parts they share.
+/// Every entry: the models, the built-in ones first, then small before large, older before newer; then the parts they share.
 pub fn entries() -> &'static [Entry] {
     &CATALOGUE.get_or_init(built_in).entries
 }
@@ -329,6 +329,8 @@ fn repository(name: &str, say: impl Fn(&Entry) -> String) -> Option<anyhow::Erro
 /// How near a name is to what was asked for, nearest first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Near {
+    /// It is what was asked for, but for large and small letters.
+    Same,
     /// It holds what was asked for.
     Part((bool, usize, std::cmp::Reverse<usize>)),
     /// So many letters are other ones.
@@ -341,6 +343,7 @@ fn unknown(name: &str, what: &str, among: impl Iterator<Item = &'static Entry>) 
     let mut names: Vec<(Near, &str)> = among
         .enumerate()
         .map(|(at, entry)| match part(&entry.name) {
+            _ if entry.name.eq_ignore_ascii_case(name) => (Near::Same, &*entry.name),
             true => (Near::Part(entry.age(at)), &*entry.name),
             false => (Near::Slip(distance(name, &entry.name)), &*entry.name),
         })

@@ -1,5 +1,5 @@
 //! What `--model` names, opened: configurations parsed, files mapped, every tensor's name and shape checked; no weights
-//! loaded. A diffusers directory, an official single file and the embedded model all become the same struct here.
+//! loaded. A diffusers directory, an official single file and an embedded model all become the same struct here.
 
 use crate::embedded;
 use crate::hub::catalogue::{self, Entry, Facts, RunDefaults};
@@ -85,7 +85,11 @@ impl Checkpoint {
         let given = sources.text_encoder.map(locate_text_encoder).transpose()?;
         let text_encoder = given.as_deref().or(place.text_encoder.as_deref());
         let parts = match &place.path {
-            None => single_file(Tensors::embedded(embedded::TINY, "the embedded model")?, None, vae)?,
+            None => {
+                let built_in = place.entry.and_then(|entry| embedded::named(&entry.name));
+                let built_in = built_in.with_context(|| format!("`{model}` is not in the program"))?;
+                single_file(Tensors::embedded(built_in.file, "the embedded model")?, None, vae)?
+            }
             Some(path) if path.is_dir() => directory(path, text_encoder.is_none(), vae)?,
             Some(path) => single_file(Tensors::open(std::slice::from_ref(path))?, Some(path), vae)?,
         };

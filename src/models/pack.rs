@@ -1,4 +1,4 @@
-//! A diffusers directory -> one safetensors file with everything in it, as the embedded model is.
+//! A diffusers directory -> one safetensors file with everything in it, as the embedded models are.
 
 use crate::job::sources::Sources;
 use crate::models::bundle::Checkpoint;

@@ -1,5 +1,6 @@
 //! What is said of flags that do nothing, or less than they might.
 
+use crate::embedded;
 use crate::hub::catalogue::Entry;
 use crate::job::request::Request;
 use crate::models::bundle::Checkpoint;
@@ -89,6 +90,10 @@ pub fn beyond_world(settings: &Settings, size: Option<(usize, usize)>, entry: Op
     /// Words that are named.
     const MOST: usize = 6;
     let Some((entry, world)) = entry.and_then(|entry| Some((entry, entry.world()?))) else { return vec![] };
+    let called = match entry.name == embedded::NAME {
+        true => "the built-in model".to_string(),
+        false => format!("the built-in model `{}`", entry.name),
+    };
     let mut notes = vec![];
     let mut words: Vec<&str> = vec![];
     for word in settings.scenes.iter().flat_map(|scene| world.unknown(&scene.prompt)) {
@@ -100,7 +105,7 @@ pub fn beyond_world(settings: &Settings, size: Option<(usize, usize)>, entry: Op
         let named: Vec<String> = words.iter().take(MOST).map(|word| format!("`{}`", shown::value(word))).collect();
         let more = if words.len() > MOST { format!(" and {} more words", words.len() - MOST) } else { String::new() };
         notes.push(format!(
-            "the built-in model does not know {}{more}; it knows {} (`reel models list` has others)",
+            "{called} does not know {}{more}; it knows {} (`reel models list` has others)",
             named.join(", "),
             world.short
         ));
@@ -108,7 +113,7 @@ pub fn beyond_world(settings: &Settings, size: Option<(usize, usize)>, entry: Op
     let (own_width, own_height) = default_size(&entry.run);
     if let Some((width, height)) = size {
         let share = (width * height) as f64 / (own_width * own_height) as f64;
-        let what = format!("the built-in model was trained at {own_width}x{own_height}, and");
+        let what = format!("{called} was trained at {own_width}x{own_height}, and");
         if share > 1.5 {
             let times = (width.min(height) / own_width).clamp(2, 8);
             notes.push(format!(
@@ -128,7 +133,7 @@ mod tests {
     use crate::job::convention::Convention;
 
     #[test]
-    fn only_the_built_in_model_has_a_small_world() {
+    fn only_the_built_in_models_have_a_small_world() {
         let said = |model: &str, prompt: &str, size: Option<(usize, usize)>| {
             let entry = catalogue::find(model).unwrap();
             let request = Request { prompt: prompt.to_string(), size, ..Default::default() };
@@ -146,6 +151,13 @@ mod tests {
         for small in [(16, 16), (32, 32)] {
             assert!(said("tiny", "a red ball", Some(small))[0].contains("trained at 64x64, and smaller"), "{small:?}");
         }
+        let other = said("tiny-128", "a cat and a rocket", Some((512, 512)));
+        assert!(
+            other[0].contains("the built-in model `tiny-128` does not know `cat`; it knows one or two"),
+            "{other:?}"
+        );
+        assert!(other[1].contains("`tiny-128` was trained at 128x128") && other[1].contains("--scale 4"), "{other:?}");
+        assert!(said("tiny-128", "a rocket in the snow", Some((192, 128))).is_empty());
         assert!(said("ltx-2b-0.9.5", "a cat sleeps on a sofa", Some((64, 64))).is_empty());
         let hostile = said("tiny", "\u{1b}]0;x\u{7}", None).join("");
         assert!(!hostile.contains('\u{1b}'), "{hostile}");

@@ -11,7 +11,7 @@ fn no_model(scratch: &Scratch, model: &str, words: &[&str]) {
 #[test]
 fn names_and_paths_that_lead_nowhere() {
     let scratch = Scratch::new();
-    no_model(&scratch, "tyni", &["`tyni`", "did you mean `tiny`", "models: `tiny`, `ltx", "fix:"]);
+    no_model(&scratch, "tyni", &["`tyni`", "did you mean `tiny`", "models: `tiny`, `tiny-128`, `ltx", "fix:"]);
     no_model(&scratch, "ltx-2b-0.9.6", &["unknown model", "`ltx-2b-0.9.6-dev`", "fix:"]);
     no_model(&scratch, "t5-xxl-fp16", &["--text-encoder", "fix:"]);
     no_model(&scratch, "ltx-2b-0.9.1", &["5.72 GB", "9.79 GB", "licence", "reel models pull ltx-2b-0.9.1", "--pull"]);

@@ -256,13 +256,30 @@ fn the_model_comes_from_the_environment_too() {
 
 /// The same file by path gives the same clip as the embedded one.
 #[test]
-fn the_embedded_model_by_path() {
+fn the_embedded_models_by_path() {
+    for model in &reel::embedded::MODELS {
+        let scratch = Scratch::new();
+        scratch.write("m.safetensors", model.file);
+        works(&scratch, &short(&["-o", "a.gif", "--model", model.name]));
+        let (_, said) = works(&scratch, &short(&["-o", "b.gif", "--model", "m.safetensors"]));
+        assert_eq!(lines_of(&said), 1, "{said}");
+        assert_eq!(std::fs::read(scratch.path("a.gif")).unwrap(), std::fs::read(scratch.path("b.gif")).unwrap());
+    }
+}
+
+/// The second built-in model makes a clip of its own size, and says which words of the prompt it does not know.
+#[test]
+fn the_second_embedded_model_has_its_own_size_and_words() {
     let scratch = Scratch::new();
-    scratch.write("m.safetensors", reel::embedded::TINY);
-    works(&scratch, &short(&["-o", "a.gif"]));
-    let (_, said) = works(&scratch, &short(&["-o", "b.gif", "--model", "m.safetensors"]));
-    assert_eq!(lines_of(&said), 1, "{said}");
-    assert_eq!(std::fs::read(scratch.path("a.gif")).unwrap(), std::fs::read(scratch.path("b.gif")).unwrap());
+    let prompt = "a white rocket and a cat in the snow";
+    let args = ["generate", prompt, "--model", "tiny-128", "--steps", "1", "--guidance", "1", "--frames", "9"];
+    let (_, said) = works(&scratch, &[&args[..], &["-o", "a.gif"]].concat());
+    assert!(said.contains("the built-in model `tiny-128` does not know `cat`; it knows one or two"), "{said}");
+    assert_eq!(&std::fs::read(scratch.path("a.gif")).unwrap()[6..10], [128, 0, 128, 0]);
+    let (list, _) = works(&scratch, &["models", "list"]);
+    let list = text(&list);
+    let names: Vec<&str> = list.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(names.contains(&"tiny") && names.contains(&"tiny-128"), "{list}");
 }
 
 #[test]

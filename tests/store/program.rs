@@ -509,7 +509,7 @@ fn the_list_fits_a_terminal_and_says_where_to_start() {
     let server = mini.serve(|_, _, reply| reply);
     let list = works(&scratch, &server, &["models", "list"]).out;
     let about = reel::hub::catalogue::entries().iter().map(|entry| entry.about.clone());
-    let about = about.chain([reel::embedded::world().short.clone()]);
+    let about = about.chain(reel::embedded::MODELS.iter().map(|model| model.world.short.clone()));
     let words: Vec<String> = about.flat_map(|text| text.split(' ').map(String::from).collect::<Vec<_>>()).collect();
     let shown: Vec<&str> = list.split_whitespace().map(|word| word.trim_end_matches(';')).collect();
     for word in words.iter().map(|word| word.trim_end_matches(';')) {
@@ -522,7 +522,10 @@ fn the_list_fits_a_terminal_and_says_where_to_start() {
     }
     // with T5 and the upscaler
     assert!(row("ltx-2b-0.9.8-distilled").contains(" 16.6 GB "), "{list}");
-    assert!(row("tiny").contains(" built in ") && row("tiny").ends_with(" yes"), "{list}");
+    for built_in in &reel::embedded::MODELS {
+        let row = row(built_in.name);
+        assert!(row.contains(" built in ") && row.ends_with(" yes"), "{list}");
+    }
     let last = list.lines().rev().take(3).collect::<Vec<_>>().join(" ");
     assert!(last.contains("start with"), "{list}");
     let json: Vec<Value> = serde_json::from_str(&works(&scratch, &server, &["models", "list", "--json"]).out).unwrap();
@@ -562,7 +565,10 @@ fn info_says_all_that_is_known_of_a_name() {
     }
     let part = said("t5-xxl-q8_0");
     assert!(part.contains("used by ltx-2b-0.9.0, ltx-2b-0.9.1") && !part.contains("memory "), "{part}");
-    assert!(said("tiny").contains(&format!("knows {}", reel::embedded::world().about)), "{}", said("tiny"));
+    for model in &reel::embedded::MODELS {
+        let said = said(model.name);
+        assert!(said.contains(&format!("knows {}", model.world.about)), "{said}");
+    }
     fails(&scratch, &server, &["models", "info", "ltx-2b"], 2, &["did you mean `ltx-2b-0.9.8-distilled`?"]);
 
     works(&scratch, &server, &["models", "pull", "mini-t5"]);

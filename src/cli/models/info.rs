@@ -4,7 +4,6 @@ use super::list::memory_of;
 use super::text::labelled;
 use super::{kind, named, named_state, open};
 use crate::cli::{Failure, columns, print, print_data};
-use crate::embedded;
 use crate::hub::catalogue::{self, Entry, Kind};
 use crate::hub::store::{State, Store, size_of};
 use crate::pipeline::entries::{Entries, EntryOutlook, StageOutlook};
@@ -32,9 +31,7 @@ pub fn info(name: &str, as_json: bool) -> Result<(), Failure> {
 fn lines(entry: &Entry, store: &Store, outlook: Option<&EntryOutlook>) -> Vec<(&'static str, String)> {
     let own = if entry.own { " (of your own weights.toml)" } else { "" };
     let mut lines = vec![("name", format!("{}{own}", entry.name)), ("about", entry.about.clone())];
-    if entry.embedded {
-        lines.push(("knows", embedded::world().about.clone()));
-    }
+    lines.extend(entry.world().map(|world| ("knows", world.about.clone())));
     lines.push(("licence", with_address(&entry.licence, store.licence_address(entry))));
     lines.extend(file(entry, store));
     if entry.kind == Kind::Model {
@@ -182,7 +179,7 @@ fn about_in_json(entry: &Entry, store: &Store, outlook: Option<&EntryOutlook>) -
         |one: &StageOutlook| json!({"stage": one.stage.name(), "memory": one.memory, "seconds": one.time.seconds()});
     json!({
         "name": entry.name, "kind": kind(entry), "about": entry.about, "own": entry.own, "embedded": entry.embedded,
-        "knows": entry.embedded.then(|| embedded::world().about.clone()),
+        "knows": entry.world().map(|world| world.about.clone()),
         "licence": entry.licence, "licence_url": store.licence_address(entry),
         "repo": entry.repo, "revision": entry.remote().map(|remote| remote.revision), "file": entry.file,
         "url": store.address(entry), "size": entry.size_text(), "bytes": entry.size(), "sha256": entry.sha256,

@@ -3,7 +3,6 @@
 use super::text::wrapped;
 use super::{kind, named_state, open};
 use crate::cli::{Failure, columns, print, print_data};
-use crate::embedded;
 use crate::hub::catalogue::{self, Entry, Kind};
 use crate::hub::store::{Found, State, Store, size_of};
 use crate::pipeline::entries::{Entries, EntryOutlook};
@@ -169,8 +168,8 @@ fn models_text(models: &[&Row], columns: usize) -> String {
         let own = if row.entry.own { "; of your own weights.toml" } else { "" };
         let about = format!("{}; licence: {}{own}", row.entry.about, row.entry.licence);
         text.push_str(&wrapped(&about, "  ", columns));
-        if row.entry.embedded {
-            text.push_str(&wrapped(&format!("knows: {}", embedded::world().short), "  ", columns));
+        if let Some(world) = row.entry.world() {
+            text.push_str(&wrapped(&format!("knows: {}", world.short), "  ", columns));
         }
     }
     text

@@ -1,5 +1,6 @@
 //! `weights.toml` -> entries, strictly: whatever is wrong is said with its line.
 
+use crate::embedded;
 use crate::hub::catalogue::{Catalogue, Entry, Kind, Match, PassDefaults, RunDefaults};
 use crate::job::ranges;
 use crate::platform::files;
@@ -128,7 +129,7 @@ pub fn merge(mut built_in: Vec<Entry>, own: Vec<Entry>) -> Result<Catalogue, Wro
     let mut entries: Vec<Entry> =
         built_in.into_iter().chain(own.into_iter().map(|entry| Entry { own: true, ..entry })).collect();
     entries.sort_by(|a, b| a.name.cmp(&b.name));
-    // the built-in model first, then small before large; within a size by name, and so by version
+    // the built-in models first, then small before large; within a size by name, and so by version
     entries.sort_by_key(|e| match e.kind {
         Kind::Model => (0, u64::from(!e.embedded), e.matches.as_ref().and_then(|m| m.layers).unwrap_or(0) as u64),
         Kind::TextEncoder => (1, 0, u64::MAX - e.size().unwrap_or(0)),
@@ -210,8 +211,9 @@ impl Entry {
             ensure(!text.chars().any(char::is_control), || format!("`{key}` holds line breaks or control characters"))?;
             ensure(text.chars().count() <= LONGEST_TEXT, || format!("`{key}` has more than {LONGEST_TEXT} letters"))?;
         }
-        ensure(!self.embedded || self.name == crate::embedded::NAME, || {
-            format!("only `{}` is in the program: `embedded` is no key for others", crate::embedded::NAME)
+        ensure(!self.embedded || embedded::named(&self.name).is_some(), || {
+            let names = embedded::MODELS.each_ref().map(|model| format!("`{}`", model.name)).join(" and ");
+            format!("only {names} are in the program: `embedded` is no key for others")
         })?;
         match (self.embedded, &self.repo, &self.file) {
             (true, None, None) => {}

@@ -23,6 +23,7 @@ fn parses_in_order() {
         names,
         [
             "tiny",
+            "tiny-128",
             "ltx-2b-0.9.0",
             "ltx-2b-0.9.1",
             "ltx-2b-0.9.5",
@@ -80,7 +81,7 @@ fn what_is_wrong_is_said_with_its_line() {
         ("bytes = 1\nabout_bytes = 1\n", 6, "say the same thing"),
         ("sha256 = 'ABC'\n", 6, "64 digits"),
         ("revision = '../x'\n", 6, "not a branch"),
-        ("embedded = true\n", 1, "only `tiny`"),
+        ("embedded = true\n", 1, "only `tiny` and `tiny-128` are"),
         ("text_encoder = 'nothing'\n", 1, "no [text-encoder.nothing]"),
         ("upscaler = 't5-xxl-fp16'\n", 1, "no [upscaler.t5-xxl-fp16]"),
         ("variant_of = 't5-xxl-fp16'\n", 6, "key of text encoders"),
@@ -174,7 +175,7 @@ fn own_entries_are_added_or_replace() {
     assert_eq!(mine.iter().map(|e| &*e.name).collect::<Vec<_>>(), ["ltx-2b-0.9.5", "x"]);
     // whole: nothing of the old entry is left
     assert_eq!((mine[0].about.as_str(), mine[0].bytes, &mine[0].matches), ("mine", None, &None));
-    assert!(merged[0].embedded, "the built-in model stays first");
+    assert!(merged[0].embedded && merged[1].embedded && !merged[2].embedded, "the built-in models stay first");
     assert!(read::with_own(Path::new("no/such/weights.toml")).unwrap().is_none());
 }
 
@@ -188,7 +189,8 @@ fn every_entry_is_complete() {
         assert!(e.embedded || e.licence_file.is_some(), "{}", e.name);
         assert!(e.matches.is_some(), "{}", e.name);
     }
-    assert_eq!(entries().iter().filter(|e| e.embedded).count(), 1);
+    let embedded: Vec<&str> = entries().iter().filter(|e| e.embedded).map(|e| &*e.name).collect();
+    assert_eq!(embedded, crate::embedded::MODELS.each_ref().map(|model| model.name));
     for name in ["fp16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_s"] {
         assert_eq!(named(&format!("t5-xxl-{name}")).unwrap().kind, Kind::TextEncoder);
     }
@@ -215,7 +217,7 @@ fn run_defaults_are_legal() {
             assert!(passes.iter().all(|pass| pass.check(layers).is_ok()), "{name}");
         }
         assert_eq!(run.in_two_passes(), upscaler.is_some() && run.downscale.is_some(), "{name}");
-        assert_eq!(run.recipe, (name != "tiny").then_some(Recipe::Lightricks), "{name}");
+        assert_eq!(run.recipe, (!name.starts_with("tiny")).then_some(Recipe::Lightricks), "{name}");
     }
 }
 
@@ -266,11 +268,12 @@ fn a_version_in_the_files_name_tells_twins_apart() {
 }
 
 #[test]
-fn tiny_is_known_by_its_name_alone() {
+fn a_built_in_model_is_known_by_its_name_alone() {
     let tiny = Facts { name: Some("tiny"), layers: 8, heads: 4, head_dim: 48, ..facts("0.9.5", false, false) };
     assert_eq!(name(&tiny), Some("tiny"));
     assert_eq!(name(&Facts { name: None, ..tiny }), None);
     assert_eq!(name(&Facts { name: Some("tiny"), ..facts("0.9.5", true, false) }), Some("tiny"));
+    assert_eq!(name(&Facts { name: Some("tiny-128"), ..tiny }), Some("tiny-128"));
 }
 
 #[test]
