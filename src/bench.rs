@@ -7,11 +7,11 @@ use crate::job::geometry::Extent;
 use crate::job::sources::Sources;
 
 use crate::models::ltx::transformer::Transformer;
-use crate::models::ltx::vae::{Decoder, Encoder, Pace};
+use crate::models::ltx::vae::{Chunking, Decoder, Encoder};
 use crate::models::random;
 use crate::models::text::t5::T5;
 use crate::nn::kernel;
-use crate::nn::kernel::blocks::Blocks;
+use crate::nn::kernel::blocks::QuantType;
 use crate::nn::linear::Linear;
 use crate::nn::rope::Rope;
 use crate::planning::cut::group;
@@ -20,7 +20,7 @@ use crate::platform::machine::peak_memory;
 use crate::sampling::noise::Noise;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Tensor};
-use load::{Way, text, transformer, vae};
+use load::{MathInfo, text, transformer, vae};
 use serde_json::{Value, json};
 use std::time::Instant;
 use whole::{mux, whole};
@@ -117,7 +117,7 @@ pub struct Row {
     pub threads: usize,
     pub dtype: &'static str,
     /// What most weights are quantised to.
-    pub blocks: Option<Blocks>,
+    pub blocks: Option<QuantType>,
     /// What the transformer denoises, or the text encoder reads.
     pub tokens: Option<usize>,
     pub seconds: Vec<f64>,
@@ -164,7 +164,7 @@ impl Row {
             "frames": sized.then_some(self.cell.clip.frames),
             "tokens": self.tokens,
             "dtype": self.dtype,
-            "blocks": self.blocks.map(Blocks::name),
+            "blocks": self.blocks.map(QuantType::name),
             "threads": self.threads,
             "seconds": self.median(),
             "spread": self.spread(),
@@ -234,7 +234,7 @@ pub fn run(cell: &Cell, compute: &Compute) -> Result<Row> {
                 };
                 settle(&vectors)
             })?;
-            (timed, Way { whole: false, ..math })
+            (timed, MathInfo { whole: false, ..math })
         }
         Part::Step => {
             let (config, vb, geometry, math) = transformer(cell, compute)?;
@@ -267,8 +267,8 @@ pub fn run(cell: &Cell, compute: &Compute) -> Result<Row> {
             let latents = normal(&[1, grid.frames, grid.height, grid.width, config.latent_channels], 4, compute)?;
             let group = group(legal.width, legal.height, geometry, &compute.device);
             let timed = timer.time(|| {
-                let pace = Pace { group, parts: 1 };
-                decoder.frames(&latents, pace, 0.05, Noise::new(0), |frames| settle(&frames)).map(|_| ())
+                let chunking = Chunking { latent_frames: group, slices: 1 };
+                decoder.frames(&latents, chunking, 0.05, Noise::new(0), |frames| settle(&frames)).map(|_| ())
             })?;
             (timed, math)
         }
@@ -312,7 +312,7 @@ impl Timer {
     }
 }
 
-type Timed = ((Vec<f64>, Option<f64>), Way);
+type Timed = ((Vec<f64>, Option<f64>), MathInfo);
 
 /// Random activations.
 fn normal(shape: &[usize], seed: u64, compute: &Compute) -> Result<Tensor> {
@@ -331,8 +331,8 @@ fn settle(x: &Tensor) -> Result<()> {
 fn product(timer: &Timer, cell: &Cell, compute: &Compute) -> Result<Timed> {
     const SIDE: usize = 4096;
     let stored = compute.stored.unwrap_or(DType::BF16);
-    let layer = Linear::new(random::matrix(SIDE, SIDE, stored, cell.quantize.map(Quantize::blocks))?, None).laid();
+    let layer = Linear::new(random::matrix(SIDE, SIDE, stored, cell.quantize.map(Quantize::blocks))?, None).prepack();
     let x = normal(&[SIDE, SIDE], 5, compute)?;
-    let way = Way { math: layer.math(), blocks: cell.quantize.map(Quantize::blocks), whole: true };
+    let way = MathInfo { math: layer.math(), blocks: cell.quantize.map(Quantize::blocks), whole: true };
     Ok((timer.time(|| settle(&layer.forward(&x)?))?, way))
 }

@@ -14,7 +14,7 @@ use reel::models::ltx::transformer::Transformer;
 use reel::models::ltx::vae::{Decoder, Encoder, LatentStatistics};
 use reel::models::random;
 use reel::models::text::t5::{T5, T5Config};
-use reel::nn::kernel::blocks::Blocks;
+use reel::nn::kernel::blocks::QuantType;
 use reel::nn::vars::{Source, Vars};
 use reel::platform::files::AtomicFile;
 use reel::sampling::noise::Noise;
@@ -144,10 +144,10 @@ fn safetensors(path: PathBuf, shapes: &Shapes, config: Option<Value>) {
 }
 
 /// A GGUF file: the layers' matrices (and T5's embedding) in blocks, the rest f32.
-fn blocks(path: PathBuf, architecture: &str, kind: Blocks, shapes: &Shapes, rename: impl Fn(&str) -> String) {
+fn blocks(path: PathBuf, architecture: &str, kind: QuantType, shapes: &Shapes, rename: impl Fn(&str) -> String) {
     let dtype = |name: &str, shape: &[usize]| match shape {
         [_, row] if row % kind.values() == 0 && (quantize::is_layer(name) || name == "shared.weight") => {
-            Type::Blocks(kind)
+            Type::QuantType(kind)
         }
         _ => Type::Plain(Dtype::F32),
     };
@@ -162,7 +162,7 @@ fn blocks(path: PathBuf, architecture: &str, kind: Blocks, shapes: &Shapes, rena
         let Part { name, dtype, shape } = &parts[i];
         let count = shape.iter().product::<usize>();
         match dtype {
-            Type::Blocks(kind) => repeat(kind.size(count), &tile, to),
+            Type::QuantType(kind) => repeat(kind.size(count), &tile, to),
             Type::Plain(_) => repeat(4 * count, &tiles.f32(name, shape), to),
         }
         Ok(())
@@ -195,7 +195,7 @@ fn ltx_13b() {
     blocks(
         folder.join("ltx-13b-distilled-random-Q4_K.gguf"),
         "ltxv",
-        Blocks::Q4K,
+        QuantType::Q4K,
         &all,
         names::transformer_to_official,
     );
@@ -210,7 +210,7 @@ fn t5_xxl() {
     blocks(
         folder().join("t5-xxl-random-Q6_K.gguf"),
         "t5encoder",
-        Blocks::Q6K,
+        QuantType::Q6K,
         &all,
         reel::models::text::names::to_llama,
     );

@@ -9,7 +9,7 @@ use reel::job::geometry::{Geometry, Grid};
 use reel::models::ltx::conditioning::Tokens;
 use reel::models::ltx::config::{SchedulerConfig, TransformerConfig, VaeConfig};
 use reel::models::ltx::transformer::{Block, Modulation, Transformer};
-use reel::models::ltx::vae::{Decoder, Encoder, Pace};
+use reel::models::ltx::vae::{Chunking, Decoder, Encoder};
 use reel::models::text::t5::{T5, T5Config};
 use reel::nn::rope::Rope;
 use reel::nn::tiles::{Tiling, assemble};
@@ -216,8 +216,8 @@ fn vae_in_tiles() -> Result<()> {
     let got = assemble(&tiling, space, [frames, height, width, 3], &|x| x, |tile, put| {
         let part = latents.narrow(2, tile.y, tile.height)?.narrow(3, tile.x, tile.width)?.contiguous()?;
         let mut first = 0;
-        let pace = Pace { group: 1, parts: 1 };
-        decoder.frames(&part, pace, timestep, Noise::new(0), |pixels| {
+        let chunking = Chunking { latent_frames: 1, slices: 1 };
+        decoder.frames(&part, chunking, timestep, Noise::new(0), |pixels| {
             put(first, &pixels)?;
             first += pixels.dim(1)?;
             Ok::<_, candle_core::Error>(())

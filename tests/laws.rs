@@ -7,7 +7,7 @@ use common::{Clip, Golden, Scratch, generate, golden_path, reel, run};
 use reel::job::geometry::{Geometry, Grid};
 use reel::models::ltx::config::{TransformerConfig, VaeConfig};
 use reel::models::ltx::transformer::{Block, Modulation, Transformer};
-use reel::models::ltx::vae::{Decoder, Encoder, Pace};
+use reel::models::ltx::vae::{Chunking, Decoder, Encoder};
 use reel::models::text::t5::{T5, T5Config};
 use reel::nn::rope::Rope;
 use reel::nn::vars::{Source, Vars};
@@ -39,10 +39,16 @@ fn decoding_in_groups_equals_decoding_at_once() -> Result<()> {
         let whole = decoder.decode(&latents, 0.05, Noise::new(7))?;
         for (group, parts) in [(1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (1, 8), (2, 3), (4, 5)] {
             let mut made = vec![];
-            decoder.frames(&latents, Pace { group, parts }, 0.05, Noise::new(7), |frames| {
-                made.push(frames);
-                Ok::<_, candle_core::Error>(())
-            })?;
+            decoder.frames(
+                &latents,
+                Chunking { latent_frames: group, slices: parts },
+                0.05,
+                Noise::new(7),
+                |frames| {
+                    made.push(frames);
+                    Ok::<_, candle_core::Error>(())
+                },
+            )?;
             let made = Tensor::cat(&made, 1)?;
             assert_eq!(made.dims(), whole.dims());
             assert!(bits(&made) == bits(&whole), "{name} in groups of {group}, {parts} parts");

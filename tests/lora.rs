@@ -8,9 +8,9 @@ use reel::models::ltx::config::TransformerConfig;
 use reel::models::ltx::names::LAYERS;
 use reel::models::ltx::transformer::Transformer;
 use reel::models::random;
-use reel::nn::kernel::Math;
-use reel::nn::kernel::blocks::Blocks;
-use reel::nn::linear::{Linear, Lora, Then};
+use reel::nn::kernel::MatmulType;
+use reel::nn::kernel::blocks::QuantType;
+use reel::nn::linear::{Epilogue, Linear, Lora};
 use reel::nn::matrix::Matrix;
 use reel::nn::rope::Rope;
 use reel::nn::table::Table;
@@ -240,15 +240,17 @@ fn values(shape: &[usize], seed: u64) -> Tensor {
 fn sums_beside_weights_of_every_kind() -> Result<()> {
     let (rows, inputs, outputs, rank) = (37, 512, 96, 5);
     let dense = values(&[outputs, inputs], 1);
-    let blocks = |kind: Blocks| Matrix::made(kind, random::blocks(kind, outputs * inputs), outputs, inputs, Math::F32);
-    let half = |kind: Blocks| Matrix::made(kind, random::blocks(kind, outputs * inputs), outputs, inputs, Math::Bf16);
+    let blocks =
+        |kind: QuantType| Matrix::made(kind, random::blocks(kind, outputs * inputs), outputs, inputs, MatmulType::F32);
+    let half =
+        |kind: QuantType| Matrix::made(kind, random::blocks(kind, outputs * inputs), outputs, inputs, MatmulType::Bf16);
     let weights = [
         ("f32", Matrix::new(dense.clone()), ORDER),
         ("bf16", Matrix::new(dense.to_dtype(DType::BF16)?), HALF),
-        ("Q8_0", blocks(Blocks::Q8_0), ORDER),
-        ("Q4_K", blocks(Blocks::Q4K), ORDER),
-        ("Q8_0 in bf16", half(Blocks::Q8_0), HALF),
-        ("Q6_K in bf16", half(Blocks::Q6K), HALF),
+        ("Q8_0", blocks(QuantType::Q8_0), ORDER),
+        ("Q4_K", blocks(QuantType::Q4K), ORDER),
+        ("Q8_0 in bf16", half(QuantType::Q8_0), HALF),
+        ("Q6_K in bf16", half(QuantType::Q6K), HALF),
     ];
     let low = |seed| Lora {
         down: Linear::new(Matrix::new((values(&[rank, inputs], seed) * 0.05).unwrap()), None),
@@ -261,7 +263,7 @@ fn sums_beside_weights_of_every_kind() -> Result<()> {
     for (what, weight, limit) in weights {
         let layer = Linear::new(weight, Some(values(&[outputs], 13))).with(vec![low(20), low(30)]);
         let then =
-            Then { gelu: true, gate: Some(&gate), factor: Some(&factor), residual: Some(&residual), narrow: false };
+            Epilogue { gelu: true, gate: Some(&gate), factor: Some(&factor), residual: Some(&residual), narrow: false };
         let got = layer.forward_then(&x, then)?;
         // a variable is differentiated, which takes the plain way
         let want = layer.forward_then(Var::from_tensor(&x)?.as_tensor(), then)?;

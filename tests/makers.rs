@@ -9,7 +9,7 @@ use reel::hub::catalogue::{self, Facts};
 use reel::job::convention::Convention;
 use reel::job::request::{Keyframe, Request};
 use reel::job::windows::Direction;
-use reel::pipeline::{Opened, Take};
+use reel::pipeline::{Opened, Prepared};
 use reel::platform::progress::{Mode, Progress};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -60,9 +60,9 @@ fn picture(width: u32, height: u32, frame: usize) -> image::RgbImage {
 fn latents(request: &Request) -> Tensor {
     let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
     let opened = Opened::new(request, &silent).unwrap();
-    let mut take = Take::new(opened, request, None, &[], Direction::Forward, &silent).unwrap();
-    take.outlook.watch(); // else its times go into the machine's history
-    take.latents(&silent).unwrap()[0].squeeze(0).unwrap()
+    let mut prepared = Prepared::new(opened, request, None, &[], Direction::Forward, &silent).unwrap();
+    prepared.forecast.watch(); // else its times go into the machine's history
+    prepared.latents(&silent).unwrap()[0].squeeze(0).unwrap()
 }
 
 /// How far `got` lies from `want`, in decibels below the largest value.

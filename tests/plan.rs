@@ -4,7 +4,7 @@
 use reel::job::request::Request;
 use reel::job::windows::Direction;
 use reel::nn::kernel::{self, memory};
-use reel::pipeline::{Opened, Take};
+use reel::pipeline::{Opened, Prepared};
 use reel::planning::Stage;
 use reel::platform::progress::{Mode, Progress};
 
@@ -29,13 +29,19 @@ fn stages_take_what_was_planned() {
             seed: Some(3),
             ..Default::default()
         };
-        let take =
-            Take::new(Opened::new(&request, &progress).unwrap(), &request, None, &[], Direction::Forward, &progress);
-        let mut take = take.unwrap();
-        take.outlook.watch(); // and so adds nothing to this machine's history
+        let prepared = Prepared::new(
+            Opened::new(&request, &progress).unwrap(),
+            &request,
+            None,
+            &[],
+            Direction::Forward,
+            &progress,
+        );
+        let mut prepared = prepared.unwrap();
+        prepared.forecast.watch(); // and so adds nothing to this machine's history
         // of this transformer's weights no matrix is as large as 1 MiB; of the decoder's nearly all are
         let check = |stage: Stage, live: usize, operations: u64| {
-            let need = take.outlook.plan.need(stage).unwrap();
+            let need = prepared.forecast.plan.need(stage).unwrap();
             let planned = need.live + if stage == Stage::Decode { need.weights } else { 0 };
             let (memory, work) = (live as f64 / planned as f64, operations as f64 / need.operations as f64);
             println!(
@@ -51,11 +57,11 @@ fn stages_take_what_was_planned() {
             );
         };
         let before = (memory::live(), kernel::operations());
-        let latents = take.latents(&progress).unwrap();
-        let text = take.outlook.plan.need(Stage::Text).unwrap().operations;
+        let latents = prepared.latents(&progress).unwrap();
+        let text = prepared.forecast.plan.need(Stage::Text).unwrap().operations;
         check(Stage::Denoise, memory::peak() - before.0, kernel::operations() - before.1 - text);
         let before = (memory::live(), kernel::operations());
-        take.decode(&latents, &progress, |_| Ok(())).unwrap();
+        prepared.decode(&latents, &progress, |_| Ok(())).unwrap();
         check(Stage::Decode, memory::peak() - before.0, kernel::operations() - before.1);
     }
 }

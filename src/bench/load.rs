@@ -6,8 +6,8 @@ use crate::models::bundle::Checkpoint;
 use crate::models::ltx::config::{TransformerConfig, VaeConfig};
 use crate::models::random;
 use crate::models::text::t5::T5Config;
-use crate::nn::kernel::blocks::Blocks;
-use crate::nn::kernel::{Math, int8, peak};
+use crate::nn::kernel::blocks::QuantType;
+use crate::nn::kernel::{MatmulType, int8, peak};
 use crate::nn::vars::Vars;
 use crate::platform::device::{Compute, Quantize};
 use crate::weights::open::Tensors;
@@ -16,44 +16,44 @@ use candle_core::DType;
 
 /// In what most products are made.
 #[derive(Clone, Copy)]
-pub struct Way {
-    pub math: Math,
+pub struct MathInfo {
+    pub math: MatmulType,
     /// Of most weights.
-    pub blocks: Option<Blocks>,
-    /// Whether blocks may be multiplied in whole numbers.
+    pub blocks: Option<QuantType>,
+    /// Whether blocks may be multiplied by int8 dot products.
     pub whole: bool,
 }
 
-impl Way {
+impl MathInfo {
     pub fn of(tensors: &Tensors, compute: &Compute) -> Self {
         Self { math: tensors.math(compute.stored), blocks: tensors.mostly(), whole: true }
     }
 
-    /// Whether a CPU multiplies in whole numbers: only rows that are whole blocks, which nearly all are.
-    fn is_whole(self) -> bool {
-        self.whole && self.math == Math::Bf16 && self.blocks.is_some_and(|kind| int8::fits(kind, kind.values()))
+    /// Whether a CPU multiplies by int8 dot products: only rows that are whole blocks, which nearly all are.
+    fn uses_int8(self) -> bool {
+        self.whole && self.math == MatmulType::Bf16 && self.blocks.is_some_and(|kind| int8::fits(kind, kind.values()))
     }
 
     pub fn name(self) -> &'static str {
         match self.math {
-            _ if self.is_whole() => "int8",
-            Math::Bf16 => "bf16",
-            Math::F32 => "f32",
+            _ if self.uses_int8() => "int8",
+            MatmulType::Bf16 => "bf16",
+            MatmulType::F32 => "f32",
         }
     }
 
     pub fn peak(self, threads: usize) -> f64 {
-        let whole = self.is_whole().then(|| peak::measure_int8(threads)).flatten();
+        let whole = self.uses_int8().then(|| peak::measure_int8(threads)).flatten();
         whole.unwrap_or_else(|| peak::measure(self.math, threads))
     }
 }
 
 /// The configuration of one part, its weights, and in what the CPU multiplies them.
-pub fn text(cell: &Cell, compute: &Compute) -> Result<(T5Config, Vars, Way)> {
+pub fn text(cell: &Cell, compute: &Compute) -> Result<(T5Config, Vars, MathInfo)> {
     match &cell.weights {
         Weights::Model(model) => {
             let (config, tensors) = checkpoint(cell, model)?.text;
-            Ok((config, tensors.load(compute.stored, compute.dtype, &compute.device), Way::of(&tensors, compute)))
+            Ok((config, tensors.load(compute.stored, compute.dtype, &compute.device), MathInfo::of(&tensors, compute)))
         }
         Weights::Random(name) => {
             let config = cell.random_config(name)?;
@@ -63,14 +63,14 @@ pub fn text(cell: &Cell, compute: &Compute) -> Result<(T5Config, Vars, Way)> {
     }
 }
 
-pub fn transformer(cell: &Cell, compute: &Compute) -> Result<(TransformerConfig, Vars, Geometry, Way)> {
+pub fn transformer(cell: &Cell, compute: &Compute) -> Result<(TransformerConfig, Vars, Geometry, MathInfo)> {
     match &cell.weights {
         Weights::Model(model) => {
             let checkpoint = checkpoint(cell, model)?;
             let geometry = checkpoint.geometry();
             let (config, tensors) = checkpoint.transformer;
             let vb = tensors.load(compute.stored, compute.dtype, &compute.device);
-            Ok((config, vb, geometry, Way::of(&tensors, compute)))
+            Ok((config, vb, geometry, MathInfo::of(&tensors, compute)))
         }
         Weights::Random(name) => {
             let config = cell.random_config(name)?;
@@ -80,14 +80,14 @@ pub fn transformer(cell: &Cell, compute: &Compute) -> Result<(TransformerConfig,
     }
 }
 
-pub fn vae(cell: &Cell, compute: &Compute) -> Result<(VaeConfig, Vars, Geometry, Way)> {
+pub fn vae(cell: &Cell, compute: &Compute) -> Result<(VaeConfig, Vars, Geometry, MathInfo)> {
     match &cell.weights {
         Weights::Model(model) => {
             let checkpoint = checkpoint(cell, model)?;
             let geometry = checkpoint.geometry();
             let (config, tensors) = checkpoint.vae;
             let vb = tensors.load(compute.stored, compute.dtype, &compute.device);
-            Ok((config, vb, geometry, Way::of(&tensors, compute)))
+            Ok((config, vb, geometry, MathInfo::of(&tensors, compute)))
         }
         Weights::Random(name) => {
             let config = VaeConfig::parse(&random_size(name)?.1, name)?;
@@ -106,9 +106,12 @@ fn checkpoint(cell: &Cell, model: &str) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-fn random_weights(cell: &Cell, compute: &Compute) -> (Vars, Way) {
+fn random_weights(cell: &Cell, compute: &Compute) -> (Vars, MathInfo) {
     let stored = compute.stored.unwrap_or(DType::BF16); // as released
-    let math = if stored == DType::BF16 { Math::Bf16 } else { Math::F32 };
+    let math = if stored == DType::BF16 { MatmulType::Bf16 } else { MatmulType::F32 };
     let quantize = cell.quantize.map(Quantize::blocks);
-    (random::weights(stored, quantize, compute.dtype, &compute.device), Way { math, blocks: quantize, whole: true })
+    (
+        random::weights(stored, quantize, compute.dtype, &compute.device),
+        MathInfo { math, blocks: quantize, whole: true },
+    )
 }

@@ -1,12 +1,12 @@
 //! A whole run, stage by stage, and the writing of its file.
 
-use super::load::Way;
+use super::load::MathInfo;
 use super::{Cell, Row, Timed, Timer, Weights};
 use crate::job::geometry::Extent;
 use crate::job::request::Request;
 use crate::job::windows::Direction;
-use crate::nn::kernel::Math;
-use crate::pipeline::{Opened, Take};
+use crate::nn::kernel::MatmulType;
+use crate::pipeline::{Opened, Prepared};
 use crate::platform::device::Compute;
 use crate::platform::files::Scratch;
 use crate::platform::machine::peak_memory;
@@ -41,17 +41,17 @@ pub fn whole(
         upscaler: Some("none".to_string()),
         ..Request::default()
     };
-    let mut sum = Way { math: Math::F32, blocks: None, whole: true };
+    let mut sum = MathInfo { math: MatmulType::F32, blocks: None, whole: true };
     let timed = timer.time(|| {
         let opened = Opened::with(&request, compute.clone(), &silent)?;
-        sum = Way::of(&opened.checkpoint.transformer.1, compute);
-        let mut take = Take::new(opened, &request, None, &[], Direction::Forward, &silent)?;
-        take.outlook.fits()?;
-        take.outlook.watch();
-        let latents = take.latents(&silent)?;
-        take.decode(&latents, &silent, |_| Ok(()))?;
-        let planned = |stage| take.outlook.plan.need(stage).map(|need| need.memory());
-        let watched = take.outlook.watched().into_iter();
+        sum = MathInfo::of(&opened.checkpoint.transformer.1, compute);
+        let mut prepared = Prepared::new(opened, &request, None, &[], Direction::Forward, &silent)?;
+        prepared.forecast.fits()?;
+        prepared.forecast.watch();
+        let latents = prepared.latents(&silent)?;
+        prepared.decode(&latents, &silent, |_| Ok(()))?;
+        let planned = |stage| prepared.forecast.plan.need(stage).map(|need| need.memory());
+        let watched = prepared.forecast.watched().into_iter();
         *stages = watched.filter_map(|(stage, s, peak)| Some((stage.name(), planned(stage)?, peak, s))).collect();
         Ok(())
     })?;

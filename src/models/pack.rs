@@ -43,7 +43,7 @@ pub fn pack(dir: &Path, out: &Path, name: Option<&str>, force: bool) -> Result<(
     // wide types first, so that every tensor lies at a multiple of its element's size
     let bits = |raw: &crate::weights::open::Raw| match raw.dtype {
         Type::Plain(dtype) => dtype.bitsize(),
-        Type::Blocks(_) => 0,
+        Type::QuantType(_) => 0,
     };
     tensors.sort_by_key(|(name, raw)| (std::cmp::Reverse(bits(raw)), name.clone()));
 

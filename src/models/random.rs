@@ -1,7 +1,7 @@
 //! Weights of the real sizes without a download: random numbers under the names that a constructor asks for, for timing.
 
-use crate::nn::kernel::Math;
-use crate::nn::kernel::blocks::Blocks;
+use crate::nn::kernel::MatmulType;
+use crate::nn::kernel::blocks::QuantType;
 use crate::nn::matrix::{Kind, Matrix};
 use crate::nn::vars::{Source, Vars};
 use crate::sampling::noise::Noise;
@@ -27,9 +27,9 @@ struct Random {
 /// Random weights.
 /// - `stored`: what matrices are kept in, f32 or bf16; `quantize`: and those that quantising means. `compute` and `device` as
 ///   for weights that are read from files.
-pub fn weights(stored: DType, quantize: Option<Blocks>, compute: DType, device: &Device) -> Vars {
+pub fn weights(stored: DType, quantize: Option<QuantType>, compute: DType, device: &Device) -> Vars {
     let tile = Noise::new(0).normal(TILE).into_iter().map(|x| x * DEVIATION).collect();
-    let layers = quantize.map_or(Kind::Plain(stored), Kind::Blocks);
+    let layers = quantize.map_or(Kind::Plain(stored), Kind::QuantType);
     Vars::new(Random { stored, layers, tile: Arc::new(tile) }, compute, device.clone())
 }
 
@@ -65,14 +65,14 @@ impl Source for Random {
 
     fn matrix(&self, outputs: usize, inputs: usize, name: &str, dtype: DType, device: &Device) -> Result<Matrix> {
         let blocks_of = match self.layers {
-            Kind::Blocks(kind) => quantize::kind_of(name, kind),
+            Kind::QuantType(kind) => quantize::kind_of(name, kind),
             Kind::Plain(_) => None,
         };
         match blocks_of.filter(|kind| inputs.is_multiple_of(kind.values())) {
             Some(kind) => {
-                let math = if self.stored == DType::F32 { Math::F32 } else { Math::Bf16 };
+                let math = if self.stored == DType::F32 { MatmulType::F32 } else { MatmulType::Bf16 };
                 let made = Matrix::made(kind, blocks(kind, outputs * inputs), outputs, inputs, math);
-                (if quantize::in_numbers(name) { made.in_numbers() } else { made }).to_device(device)
+                (if quantize::dequantised(name) { made.dequantised() } else { made }).to_device(device)
             }
             None => Ok(Matrix::new(self.get(&Shape::from((outputs, inputs)), name, dtype, device)?)),
         }
@@ -80,7 +80,7 @@ impl Source for Random {
 }
 
 /// Random blocks of so many values, of the same deviation.
-pub fn blocks(kind: Blocks, count: usize) -> Vec<u8> {
+pub fn blocks(kind: QuantType, count: usize) -> Vec<u8> {
     let tile = block_tile(kind);
     let mut all = vec![0; kind.size(count)];
     all.par_chunks_mut(tile.len()).for_each(|part| part.copy_from_slice(&tile[..part.len()]));
@@ -88,17 +88,17 @@ pub fn blocks(kind: Blocks, count: usize) -> Vec<u8> {
 }
 
 /// Any bits are quants and small scales; the scale of a block says how far they reach.
-fn block_tile(kind: Blocks) -> Vec<u8> {
+fn block_tile(kind: QuantType) -> Vec<u8> {
     // where a block's scale lies, and where its minimum, which is so many times larger that the mean is zero
     let (scale_at, minimum) = match kind {
-        Blocks::Q4_0 | Blocks::Q5_0 | Blocks::Q8_0 | Blocks::Q8K => (0, None),
-        Blocks::Q4_1 => (0, Some((2, -7.5))),
-        Blocks::Q5_1 => (0, Some((2, -15.5))),
-        Blocks::Q2K => (80, Some((82, 1.5))),
-        Blocks::Q3K => (108, None),
-        Blocks::Q4K => (0, Some((2, 7.5))),
-        Blocks::Q5K => (0, Some((2, 15.5))),
-        Blocks::Q6K => (208, None),
+        QuantType::Q4_0 | QuantType::Q5_0 | QuantType::Q8_0 | QuantType::Q8K => (0, None),
+        QuantType::Q4_1 => (0, Some((2, -7.5))),
+        QuantType::Q5_1 => (0, Some((2, -15.5))),
+        QuantType::Q2K => (80, Some((82, 1.5))),
+        QuantType::Q3K => (108, None),
+        QuantType::Q4K => (0, Some((2, 7.5))),
+        QuantType::Q5K => (0, Some((2, 15.5))),
+        QuantType::Q6K => (208, None),
     };
     let mut tile = vec![0u8; kind.size(TILE)];
     let mut state = 0x2545_f491_4f6c_dd1du64;
@@ -113,7 +113,7 @@ fn block_tile(kind: Blocks) -> Vec<u8> {
         for block in tile.chunks_mut(kind.bytes()) {
             let half = |x: f32| f16::from_f32(x).to_le_bytes();
             match kind {
-                Blocks::Q8K => block[..4].copy_from_slice(&scale.to_le_bytes()),
+                QuantType::Q8K => block[..4].copy_from_slice(&scale.to_le_bytes()),
                 _ => block[scale_at..scale_at + 2].copy_from_slice(&half(scale)),
             }
             if let Some((at, times)) = minimum {
@@ -130,7 +130,7 @@ fn block_tile(kind: Blocks) -> Vec<u8> {
 }
 
 /// A random matrix (outputs, inputs) by itself, such as a layer has.
-pub fn matrix(outputs: usize, inputs: usize, stored: DType, quantize: Option<Blocks>) -> Result<Matrix> {
+pub fn matrix(outputs: usize, inputs: usize, stored: DType, quantize: Option<QuantType>) -> Result<Matrix> {
     let layer = weights(stored, quantize, DType::F32, &Device::Cpu).pp("transformer_blocks.0");
     layer.matrix(outputs, inputs, "weight")
 }

@@ -3,8 +3,8 @@
 use super::fast;
 use super::kernel::memory::filled;
 use super::kernel::micro::Kernel;
-use super::kernel::rows::{self, Act, Bend};
-use super::kernel::{self, Job, Math};
+use super::kernel::rows::{self, Act, RowNormAct};
+use super::kernel::{self, Job, MatmulType};
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
 
 /// GELU by the tanh formula (`gelu_new`, `gelu-approximate`). Any shape.
@@ -34,7 +34,7 @@ impl CustomOp1 for Each {
         let (CpuStorage::F32(x), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
             bail!("activation: expected contiguous f32")
         };
-        Ok((CpuStorage::F32(kernel::dispatch(Math::F32, Run(self.0, &x[start..end]))), layout.shape().clone()))
+        Ok((CpuStorage::F32(kernel::dispatch(MatmulType::F32, Run(self.0, &x[start..end]))), layout.shape().clone()))
     }
 }
 
@@ -44,7 +44,7 @@ impl Job for Run<'_> {
     type Done = Vec<f32>;
 
     fn run<K: Kernel>(self) -> Vec<f32> {
-        let how = Bend { act: Some(self.0), ..Bend::default() };
+        let how = RowNormAct { act: Some(self.0), ..RowNormAct::default() };
         // SAFETY: all of it is written.
         unsafe { filled(self.1.len(), |y| rows::map_all::<K>(self.1, y, &how)) }
     }

@@ -7,7 +7,7 @@ use super::kernel::int8;
 use super::kernel::memory::filled;
 use super::kernel::micro::Kernel;
 use super::kernel::rows::{Angles, heads};
-use super::kernel::{self, Job, Math};
+use super::kernel::{self, Job, MatmulType};
 use super::norm::rms_norm;
 use super::read::{Lines, Read, is_lines, lines};
 use super::rope::Rope;
@@ -31,8 +31,8 @@ pub struct Attention<'a> {
     /// (1, heads, n, m), added to the scores.
     pub bias: Option<&'a Tensor>,
     /// In what a CPU multiplies.
-    pub math: Math,
-    /// Whether it may make scores in whole numbers, which rounds queries and keys to eight bits.
+    pub math: MatmulType,
+    /// Whether it may make scores by int8 dot products, which rounds queries and keys to eight bits.
     pub whole: bool,
 }
 
@@ -111,7 +111,7 @@ impl Attention<'_> {
             if norm.is_none() && rope.is_none() {
                 return Ok(x.clone());
             }
-            return super::cuda::bend(x, RowOps { norm, scale: scale.as_ref(), rope, ..RowOps::default() });
+            return super::cuda::norm_act(x, RowOps { norm, scale: scale.as_ref(), rope, ..RowOps::default() });
         }
         let x = match norm {
             Some((weight, eps)) => rms_norm(x, Some(weight), eps)?,
@@ -316,8 +316,15 @@ mod tests {
         let coords: Vec<[f32; 3]> = (0..n).map(|i| [0.1 * i as f32, 0.3, 0.05 * i as f32]).collect();
         let rope = Rope::new(&coords, d, 10_000.0, q.device())?;
         let bias = values(&[1, heads, n, m], 6)?;
-        let bare =
-            Attention { heads, scale: 0.3, norms: [None; 2], rope: None, bias: None, math: Math::F32, whole: false };
+        let bare = Attention {
+            heads,
+            scale: 0.3,
+            norms: [None; 2],
+            rope: None,
+            bias: None,
+            math: MatmulType::F32,
+            whole: false,
+        };
         let full = Attention {
             norms: [Some((&norms.0, 1e-5)), Some((&norms.1, 1e-5))],
             rope: Some(&rope),
@@ -351,8 +358,15 @@ mod tests {
         let norms = (values(&[d], 4)?, values(&[d], 5)?);
         let coords: Vec<[f32; 3]> = (0..n).map(|i| [0.1 * i as f32, 0.3, 0.05 * i as f32]).collect();
         let rope = Rope::new(&coords, d, 10_000.0, norms.0.device())?;
-        let bare =
-            Attention { heads, scale: 0.3, norms: [None; 2], rope: None, bias: None, math: Math::F32, whole: false };
+        let bare = Attention {
+            heads,
+            scale: 0.3,
+            norms: [None; 2],
+            rope: None,
+            bias: None,
+            math: MatmulType::F32,
+            whole: false,
+        };
         let own = Attention { norms: [Some((&norms.0, 1e-5)), Some((&norms.1, 1e-5))], rope: Some(&rope), ..bare };
         let prompt = Attention { norms: [Some((&norms.0, 1e-5)), None], ..bare };
         for (how, m) in [(own, n), (prompt, 7), (bare, 5)] {
@@ -371,8 +385,15 @@ mod tests {
     fn a_key_with_a_large_negative_bias_changes_nothing() -> Result<()> {
         let (q, k, v) = (values(&[1, 5, 30], 7)?, values(&[1, 8, 30], 8)?, values(&[1, 8, 30], 9)?);
         let bias = Tensor::new(&[0f32, 0., 0., 0., 0., 0., -10_000., -10_000.], q.device())?;
-        let how =
-            Attention { heads: 3, scale: 0.3, norms: [None; 2], rope: None, bias: None, math: Math::F32, whole: false };
+        let how = Attention {
+            heads: 3,
+            scale: 0.3,
+            norms: [None; 2],
+            rope: None,
+            bias: None,
+            math: MatmulType::F32,
+            whole: false,
+        };
         let masked = Attention { bias: Some(&bias), ..how }.forward(&q, &k, &v)?;
         let dropped = how.forward(&q, &k.narrow(1, 0, 6)?, &v.narrow(1, 0, 6)?)?;
         assert!(distance(&masked, &dropped)? < 1e-6); // the same sums with zeros added

@@ -5,11 +5,11 @@ mod tests;
 
 use super::kernel::memory::filled;
 use super::kernel::micro::Kernel;
-use super::kernel::product::{self, Finish, Line, Operand, Piece};
-use super::kernel::rows::{Bend, bend};
-use super::kernel::{self, Job, Math};
+use super::kernel::product::{self, Line, Operand, Piece, RowEpilogue};
+use super::kernel::rows::{RowNormAct, norm_act};
+use super::kernel::{self, Job, MatmulType};
 use super::matrix::Matrix;
-use super::norm::Bent;
+use super::norm::NormAct;
 use super::paired::{Paired, is_half_kernel, is_paired};
 use super::read::Read;
 use super::vars::Vars;
@@ -50,17 +50,17 @@ enum Weight {
 
 /// What goes before a convolution and after it, in the same pass over memory.
 #[derive(Clone, Copy, Default)]
-pub struct Around<'a> {
+pub struct Fusion<'a> {
     /// Done to each pixel before.
-    pub bent: Option<Bent<'a>>,
+    pub prologue: Option<NormAct<'a>>,
     /// Added to the result.
     pub residual: Option<&'a Tensor>,
 }
 
-impl Around<'_> {
+impl Fusion<'_> {
     /// What goes before, in a pass of its own.
     fn before(&self, x: &Tensor) -> Result<Tensor> {
-        self.bent.map_or(Ok(x.clone()), |bent| bent.forward(x, Math::F32))
+        self.prologue.map_or(Ok(x.clone()), |prologue| prologue.forward(x, MatmulType::F32))
     }
 
     /// What goes after, in a pass of its own.
@@ -111,9 +111,9 @@ impl Conv3d {
     }
 
     /// - `x`: (b, f + kt - 1, h, w, in), padded in time, in parts that follow each other. Returns (b, ceil(f / st), ceil(h / sh), ceil(w / sw), out).
-    pub fn forward(&self, x: &[Tensor], around: Around) -> Result<Tensor> {
+    pub fn forward(&self, x: &[Tensor], around: Fusion) -> Result<Tensor> {
         let tracked = self.bias.track_op()
-            || around.bent.is_some_and(|bent| bent.track_op())
+            || around.prologue.is_some_and(|prologue| prologue.track_op())
             || around.residual.is_some_and(|residual| residual.track_op());
         let readable = match &self.weight {
             Weight::Rows(rows) => rows.is_fast(),
@@ -140,8 +140,13 @@ impl Conv3d {
 
     /// The form of CUDA's own kernels; `None` where they do not take it.
     #[cfg(feature = "cuda")]
-    fn on_cuda(&self, x: &[Tensor], around: Around) -> Result<Option<Tensor>> {
-        let tables = around.bent.iter().flat_map(|bent| [bent.scale, bent.shift]).flatten().map(|table| &table.rows);
+    fn on_cuda(&self, x: &[Tensor], around: Fusion) -> Result<Option<Tensor>> {
+        let tables = around
+            .prologue
+            .iter()
+            .flat_map(|prologue| [prologue.scale, prologue.shift])
+            .flatten()
+            .map(|table| &table.rows);
         let others: Vec<&Tensor> = [Some(&self.bias), around.residual].into_iter().flatten().chain(tables).collect();
         let Weight::Rows(rows) = &self.weight else { return Ok(None) };
         let weight = rows.tensor()?;
@@ -153,13 +158,13 @@ impl Conv3d {
         if !super::cuda::is_conv(&weight, self.inputs, self.outputs) || !x.iter().all(takes) {
             return Ok(None);
         }
-        let x = super::cuda::window(x, around.bent.map(|bent| bent.row_ops()))?;
+        let x = super::cuda::window(x, around.prologue.map(|prologue| prologue.row_ops()))?;
         super::cuda::conv(&x, &weight, &self.bias, around.residual, self.kernel, self.stride).map(Some)
     }
 
     /// The CPU form. Frames are copied once, in the type that products read and with zeros left and right; then every tap is the
     /// same rows a constant distance further on, so the products read the copy where it lies. Or they are made in pairs.
-    fn implicit(&self, parts: &[Tensor], around: Around) -> Result<Tensor> {
+    fn implicit(&self, parts: &[Tensor], around: Fusion) -> Result<Tensor> {
         let Conv3d { weight, bias, kernel: [kt, ..], inputs: c, outputs, stride: [st, sh, sw] } = self;
         let Some(first) = parts.first() else { bail!("conv3d: no frames") };
         let (b, _, h, w, _) = first.dims5()?;
@@ -188,14 +193,14 @@ impl Conv3d {
         if residual.is_some_and(|r| r.len() != b * size) {
             bail!("conv3d: the residual has another size than {shape:?}")
         }
-        let read = around.bent.as_ref().map(Bent::read).transpose()?;
+        let read = around.prologue.as_ref().map(NormAct::read).transpose()?;
         let how = read.as_ref().map(|read| read.rows(*c, b * frames * h * w)).transpose()?;
-        let how = |pixel: usize| how.as_ref().map_or(Bend::default(), |how| how(pixel));
+        let how = |pixel: usize| how.as_ref().map_or(RowNormAct::default(), |how| how(pixel));
         let bias = bias.slice::<f32>()?;
         let clips = clips.iter().enumerate();
         let finish = |i: usize| {
             let residual = residual.map(|r| &r[i * size..][..size]);
-            Finish { bias: Some(bias), residual, ..Finish::default() }
+            RowEpilogue { bias: Some(bias), residual, ..RowEpilogue::default() }
         };
         let y = match weight {
             Weight::Rows(rows) => rows.rows(|weights| {
@@ -223,7 +228,7 @@ impl Conv3d {
     }
 
     /// The plain form: one matrix product a tap, added up.
-    fn taps(&self, x: &Tensor, around: Around) -> Result<Tensor> {
+    fn taps(&self, x: &Tensor, around: Fusion) -> Result<Tensor> {
         let [kt, kh, kw] = self.kernel;
         let (b, frames, h, w, inputs) = x.dims5()?;
         let weight = match &self.weight {
@@ -310,11 +315,11 @@ struct Run<'a, F> {
     out: [usize; 3],
     how: &'a F,
     weights: kernel::pack::Rows<'a>,
-    finish: Finish<'a>,
+    finish: RowEpilogue<'a>,
     y: &'a mut [MaybeUninit<f32>],
 }
 
-impl<'b, F: Fn(usize) -> Bend<'b> + Sync> Job for Run<'_, F> {
+impl<'b, F: Fn(usize) -> RowNormAct<'b> + Sync> Job for Run<'_, F> {
     type Done = ();
 
     fn run<K: Kernel>(self) {
@@ -338,7 +343,7 @@ impl<'b, F: Fn(usize) -> Bend<'b> + Sync> Job for Run<'_, F> {
                     unsafe {
                         K::vectorised(
                             #[inline(always)]
-                            || bend::<K::V, K::Elem>(&how, from, to),
+                            || norm_act::<K::V, K::Elem>(&how, from, to),
                         )
                     }
                     rest.fill(zero);

@@ -72,11 +72,11 @@ pub struct Epilogue<'a> {
 }
 
 /// - `x`: (..., tokens, d).
-pub fn bend(x: &Tensor, how: RowOps) -> Result<Tensor> {
+pub fn norm_act(x: &Tensor, how: RowOps) -> Result<Tensor> {
     x.contiguous()?.apply_op1_no_bwd(&how)
 }
 
-/// Parts of a clip one after the other, each pixel as [`bend`] makes it.
+/// Parts of a clip one after the other, each pixel as [`norm_act`] makes it.
 /// - `parts`: (1, frames, h, w, c) each.
 pub fn window(parts: &[Tensor], how: Option<RowOps>) -> Result<Tensor> {
     let [first, others @ ..] = parts else { bail!("cuda: no frames") };
@@ -321,7 +321,7 @@ impl RowOps<'_> {
         let (rows, d, tokens) = (rows as u32, d as u32, tokens as u32);
         let silu = self.silu as u32;
         let stream = device.cuda_stream();
-        let function = over_rows(device, "bend", dtype, n)?;
+        let function = over_rows(device, "norm_act", dtype, n)?;
         let mut launch = stream.launch_builder(&function);
         launch.arg(&x).arg(&y).arg(&rows).arg(&d).arg(&norm).arg(&eps);
         launch.arg(&scale).arg(&scale_index).arg(&shift).arg(&shift_index);
@@ -560,8 +560,8 @@ fn storage_type(storage: &CudaStorage) -> DType {
 
 #[cfg(test)]
 mod tests {
-    use super::super::conv3d::{Around, Conv3d};
-    use super::super::norm::Bent;
+    use super::super::conv3d::{Conv3d, Fusion};
+    use super::super::norm::NormAct;
     use super::super::testing::{distance, values};
     use super::*;
     use candle_core::Device;
@@ -605,13 +605,13 @@ mod tests {
                         (scale, Table { rows: shift.clone(), index: None })
                     };
                     let (scale, shift) = tables(&scale, &index, &shift);
-                    let want = Bent::new(norm, 1e-6).scale(&scale).shift(&shift).silu().plain(&x)?;
+                    let want = NormAct::new(norm, 1e-6).scale(&scale).shift(&shift).silu().plain(&x)?;
                     let (scale, shift) = tables(&scale_gpu, &index_gpu, &shift_gpu);
-                    let got = Bent::new(norm, 1e-6)
+                    let got = NormAct::new(norm, 1e-6)
                         .scale(&scale)
                         .shift(&shift)
                         .silu()
-                        .forward(&x_gpu, super::super::kernel::Math::F32)?;
+                        .forward(&x_gpu, super::super::kernel::MatmulType::F32)?;
                     let off = apart(&got, &want)?;
                     assert!(off < limit(dtype), "{dtype:?} {d} {norm:?}: {off}");
                 }
@@ -631,18 +631,18 @@ mod tests {
                 let (x, x_gpu) = both(&[1, 9, d], 4, dtype, &gpu)?;
                 let (weight, weight_gpu) = both(&[d], 5, dtype, &gpu)?;
                 assert!(
-                    apart(&bend(&x_gpu, RowOps { rope: Some(&rope_gpu), ..RowOps::default() })?, &rope.apply(&x)?)?
+                    apart(&norm_act(&x_gpu, RowOps { rope: Some(&rope_gpu), ..RowOps::default() })?, &rope.apply(&x)?)?
                         < limit(dtype)
                 );
                 let (one, one_gpu) = (Table::one(&weight)?, Table::one(&weight_gpu)?);
-                let want = rope.apply(&Bent::new(Norm::Rms, 1e-5).scale(&one).plain(&x)?)?;
+                let want = rope.apply(&NormAct::new(Norm::Rms, 1e-5).scale(&one).plain(&x)?)?;
                 let how = RowOps {
                     norm: Some((Norm::Rms, 1e-5)),
                     scale: Some(&one_gpu),
                     rope: Some(&rope_gpu),
                     ..RowOps::default()
                 };
-                let got = bend(&x_gpu, how)?;
+                let got = norm_act(&x_gpu, how)?;
                 assert!(apart(&got, &want)? < limit(dtype), "{dtype:?} {d}");
             }
         }
@@ -707,10 +707,10 @@ mod tests {
             let (x, x_gpu) = both(&[1, 5, 9, 20, inputs], 10, DType::BF16, &gpu)?;
             let (weight, weight_gpu) = both(&[outputs, inputs, 3, 3, 3], 11, DType::BF16, &gpu)?;
             let (bias, bias_gpu) = both(&[outputs], 12, DType::BF16, &gpu)?;
-            let want = Conv3d::new(&weight, bias, stride)?.forward(&[x], Around::default())?;
+            let want = Conv3d::new(&weight, bias, stride)?.forward(&[x], Fusion::default())?;
             let (residual, residual_gpu) = both(want.dims(), 13, DType::BF16, &gpu)?;
             let conv = Conv3d::new(&weight_gpu, bias_gpu, stride)?;
-            let got = conv.forward(&[x_gpu], Around { residual: Some(&residual_gpu), ..Around::default() })?;
+            let got = conv.forward(&[x_gpu], Fusion { residual: Some(&residual_gpu), ..Fusion::default() })?;
             let off = apart(&got, &(want + residual)?)?;
             assert!(off < CONV, "{inputs} to {outputs}: {off}");
         }

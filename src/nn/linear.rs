@@ -4,8 +4,8 @@ use super::kernel::int8::{self, Activations, Quantised};
 use super::kernel::memory::filled;
 use super::kernel::micro::{Element, Kernel};
 use super::kernel::pack::Rows;
-use super::kernel::product::{self, Finish, Operand};
-use super::kernel::{self, Job, Math};
+use super::kernel::product::{self, Operand, RowEpilogue};
+use super::kernel::{self, Job, MatmulType};
 use super::matrix::{LowRank, Matrix};
 use super::read::{Lines, Read, is_lines, lines};
 use super::table::Table;
@@ -41,7 +41,7 @@ impl From<LowRank> for Lora {
 
 /// What happens to a layer's result on its way out, in this order.
 #[derive(Clone, Copy, Default)]
-pub struct Then<'a> {
+pub struct Epilogue<'a> {
     /// GELU by the tanh formula.
     pub gelu: bool,
     /// Multiplied: a row for all tokens, or one each.
@@ -74,9 +74,9 @@ impl Linear {
         Self { weight: self.weight.in_f32(), ..self }
     }
 
-    /// The same layer, its weights laid out for the products that they are for: for a layer that stays.
-    pub fn laid(self) -> Self {
-        Self { weight: self.weight.laid(), ..self }
+    /// The same layer, its weights repacked into the panels that products read; for layers kept in memory.
+    pub fn prepack(self) -> Self {
+        Self { weight: self.weight.prepack(), ..self }
     }
 
     /// The same layer with these added to it.
@@ -89,7 +89,7 @@ impl Linear {
         let mut sum: Option<Tensor> = None;
         for Lora { down, up, scale } in &self.loras {
             let low = (down.forward(x)? * *scale)?; // (..., rank)
-            sum = Some(up.forward_then(&low, Then { residual: sum.as_ref(), ..Then::default() })?);
+            sum = Some(up.forward_then(&low, Epilogue { residual: sum.as_ref(), ..Epilogue::default() })?);
         }
         Ok(sum)
     }
@@ -100,22 +100,22 @@ impl Linear {
     }
 
     /// In what a CPU computes it.
-    pub fn math(&self) -> Math {
+    pub fn math(&self) -> MatmulType {
         self.weight.math()
     }
 
-    /// Whether a CPU computes it in whole numbers.
-    pub fn is_whole(&self) -> bool {
-        self.weight.is_whole()
+    /// Whether a CPU computes it by int8 dot products.
+    pub fn uses_int8(&self) -> bool {
+        self.weight.uses_int8()
     }
 
     /// - `x`: (..., in) -> (..., out).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.forward_then(x, Then::default())
+        self.forward_then(x, Epilogue::default())
     }
 
     /// - `x`: (..., in) -> (..., out), f32 on a CPU unless it may be narrow.
-    pub fn forward_then(&self, x: &Tensor, then: Then) -> Result<Tensor> {
+    pub fn forward_then(&self, x: &Tensor, then: Epilogue) -> Result<Tensor> {
         let tracked = [then.factor, then.residual, self.bias.as_ref(), then.gate.map(|gate| &gate.rows)];
         let fast = x.device().is_cpu()
             && matches!(x.dtype(), DType::F32 | DType::BF16)
@@ -145,7 +145,7 @@ impl Linear {
     }
 
     /// The plain form.
-    fn plain(&self, x: &Tensor, then: Then) -> Result<Tensor> {
+    fn plain(&self, x: &Tensor, then: Epilogue) -> Result<Tensor> {
         // Half-precision weights are widened here and not at load: it halves the memory and rounds nothing.
         let weight = self.weight.tensor()?.to_dtype(x.dtype())?;
         let mut shape = x.dims().to_vec();
@@ -158,7 +158,7 @@ impl Linear {
             let others = [self.bias.as_ref(), added.as_ref(), then.factor, then.residual, then.gate.map(|g| &g.rows)];
             let follows = then.gelu || others.iter().any(Option::is_some);
             if super::cuda::takes(&y, others.into_iter().flatten()) {
-                let Then { gelu, gate, factor, residual, narrow: _ } = then;
+                let Epilogue { gelu, gate, factor, residual, narrow: _ } = then;
                 let (bias, added) = (self.bias.as_ref(), added.as_ref());
                 let how = super::cuda::Epilogue { bias, added, gelu, gate, factor, residual };
                 return if follows { super::cuda::finish(&y, how) } else { Ok(y) };
@@ -225,7 +225,7 @@ impl CustomOp1 for Dense<'_> {
         whole(&added)?;
         whole(&factor)?;
         whole(&residual)?;
-        let finish = Finish {
+        let finish = RowEpilogue {
             bias: bias.as_ref().map(|r| r.slice()).transpose()?,
             added: added.as_ref().map(|r| r.slice()).transpose()?,
             gelu: self.gelu,
@@ -236,7 +236,7 @@ impl CustomOp1 for Dense<'_> {
         let math = self.layer.math();
         let y = match self.layer.weight.quantised() {
             Some(weights) => {
-                Run { x, stride, rows: self.rows, inputs, weights, outputs, finish, half, apart }.whole_numbers()
+                Run { x, stride, rows: self.rows, inputs, weights, outputs, finish, half, apart }.int8_dot()
             }
             None => self.layer.weight.rows(|weights| {
                 let run = Run { x, stride, rows: self.rows, inputs, weights, outputs, finish, half, apart };
@@ -256,14 +256,14 @@ struct Run<'a, W> {
     inputs: usize,
     weights: W,
     outputs: usize,
-    finish: Finish<'a>,
+    finish: RowEpilogue<'a>,
     half: bool,
     apart: usize,
 }
 
 impl Run<'_, Quantised<'_>> {
-    /// Products in whole numbers.
-    fn whole_numbers(self) -> CpuStorage {
+    /// Int8 dot products.
+    fn int8_dot(self) -> CpuStorage {
         let count = self.rows * self.apart;
         // SAFETY: a product writes all of its result.
         unsafe {
@@ -340,7 +340,7 @@ fn narrow<K: Kernel>(x: &[f32], y: &mut [MaybeUninit<K::Elem>]) {
     unsafe {
         K::vectorised(
             #[inline(always)]
-            || kernel::rows::bend::<K::V, K::Elem>(&Default::default(), x, y),
+            || kernel::rows::norm_act::<K::V, K::Elem>(&Default::default(), x, y),
         )
     }
 }

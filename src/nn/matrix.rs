@@ -1,8 +1,8 @@
 //! The factor of a product that belongs to the model, wherever it lies.
 
-use super::kernel::blocks::Blocks;
+use super::kernel::blocks::QuantType;
 use super::kernel::int8::{self, Panels, Quantised};
-use super::kernel::{Math, pack::Rows};
+use super::kernel::{MatmulType, pack::Rows};
 use super::read::Read;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub enum Kind {
     Plain(DType),
     /// Rows of whole blocks.
-    Blocks(Blocks),
+    QuantType(QuantType),
 }
 
 impl Kind {
@@ -22,7 +22,7 @@ impl Kind {
     pub fn size(self, values: usize) -> usize {
         match self {
             Kind::Plain(dtype) => values * dtype.size_in_bytes(),
-            Kind::Blocks(kind) => kind.size(values),
+            Kind::QuantType(kind) => kind.size(values),
         }
     }
 }
@@ -37,7 +37,7 @@ pub trait Mapped: Send + Sync {
 /// Blocks that were made here.
 struct Made {
     bytes: Vec<u8>,
-    kind: Blocks,
+    kind: QuantType,
 }
 
 impl Mapped for Made {
@@ -46,7 +46,7 @@ impl Mapped for Made {
     }
 
     fn kind(&self) -> Kind {
-        Kind::Blocks(self.kind)
+        Kind::QuantType(self.kind)
     }
 }
 
@@ -54,8 +54,8 @@ impl Mapped for Made {
 enum Data {
     Tensor(Tensor),
     Mapped(Arc<dyn Mapped>),
-    /// Blocks, laid out for products in whole numbers.
-    Laid(Arc<Panels>),
+    /// Blocks, repacked into panels for int8 dot products.
+    Prepacked(Arc<Panels>),
     /// Blocks on a GPU.
     Device(Arc<QTensor>),
 }
@@ -64,7 +64,7 @@ enum Data {
 #[derive(Clone)]
 pub struct Matrix {
     data: Data,
-    math: Math,
+    math: MatmulType,
     whole: bool,
     pub outputs: usize,
     pub inputs: usize,
@@ -88,12 +88,12 @@ impl Matrix {
     }
 
     /// - `blocks_in`: in what a CPU multiplies by blocks; numbers are multiplied in their own type.
-    pub fn mapped(mapped: Arc<dyn Mapped>, outputs: usize, inputs: usize, blocks_in: Math) -> Self {
+    pub fn mapped(mapped: Arc<dyn Mapped>, outputs: usize, inputs: usize, blocks_in: MatmulType) -> Self {
         let math = match mapped.kind() {
             Kind::Plain(dtype) => math(dtype),
-            Kind::Blocks(_) => blocks_in,
+            Kind::QuantType(_) => blocks_in,
         };
-        Self { data: Data::Mapped(mapped), math, whole: math == Math::Bf16, outputs, inputs }
+        Self { data: Data::Mapped(mapped), math, whole: math == MatmulType::Bf16, outputs, inputs }
     }
 
     /// Whether gradients are wanted of it.
@@ -101,42 +101,44 @@ impl Matrix {
         matches!(&self.data, Data::Tensor(tensor) if tensor.track_op())
     }
 
-    /// The same matrix, whose blocks are multiplied as the numbers in them and never in whole numbers.
-    pub fn in_numbers(self) -> Self {
+    /// The same matrix, whose blocks are dequantised to be multiplied, never by int8 dot products.
+    pub fn dequantised(self) -> Self {
         Self { whole: false, ..self }
     }
 
     /// The same matrix, multiplied in f32 on a CPU whatever it is kept in.
     pub fn in_f32(self) -> Self {
-        Self { math: Math::F32, whole: false, ..self }
+        Self { math: MatmulType::F32, whole: false, ..self }
     }
 
     /// Blocks that were made here, `outputs` rows of them; see [`Matrix::mapped`].
-    pub fn made(kind: Blocks, bytes: Vec<u8>, outputs: usize, inputs: usize, blocks_in: Math) -> Self {
+    pub fn made(kind: QuantType, bytes: Vec<u8>, outputs: usize, inputs: usize, blocks_in: MatmulType) -> Self {
         Self::mapped(Arc::new(Made { bytes, kind }), outputs, inputs, blocks_in)
     }
 
-    /// The same matrix, laid out for the products that it is for, if they read it laid out: in as much memory, once and for all.
-    pub fn laid(self) -> Self {
+    /// The same matrix, repacked into the panels that products read, where there are such: once, in as much memory.
+    pub fn prepack(self) -> Self {
         let panels = |weights| Panels::of(weights, self.outputs, self.inputs / int8::BLOCK);
         match self.quantised().and_then(panels) {
-            Some(panels) => Self { data: Data::Laid(Arc::new(panels)), ..self },
+            Some(panels) => Self { data: Data::Prepacked(Arc::new(panels)), ..self },
             None => self,
         }
     }
 
-    /// The same matrix before it was laid out, for what reads rows.
-    fn unlaid(&self, panels: &Panels) -> Self {
+    /// The same matrix as it was before, for what reads rows.
+    fn unpacked(&self, panels: &Panels) -> Self {
         let bytes = panels.rows(self.inputs / int8::BLOCK);
         Self::made(panels.weights().kind, bytes, self.outputs, self.inputs, self.math)
     }
 
-    /// Its blocks, if a CPU multiplies by it in whole numbers.
+    /// Its blocks, if a CPU multiplies by it by int8 dot products.
     pub fn quantised(&self) -> Option<Quantised<'_>> {
         match (&self.data, self.kind()) {
-            _ if !self.is_whole() => None,
-            (Data::Mapped(mapped), Kind::Blocks(kind)) => Some(Quantised { kind, bytes: mapped.bytes(), laid: false }),
-            (Data::Laid(panels), _) => Some(panels.weights()),
+            _ if !self.uses_int8() => None,
+            (Data::Mapped(mapped), Kind::QuantType(kind)) => {
+                Some(Quantised { kind, bytes: mapped.bytes(), prepacked: false })
+            }
+            (Data::Prepacked(panels), _) => Some(panels.weights()),
             _ => None,
         }
     }
@@ -147,7 +149,7 @@ impl Matrix {
         if device.is_cpu() {
             return Ok(self);
         }
-        let Kind::Blocks(kind) = mapped.kind() else { return Ok(self) };
+        let Kind::QuantType(kind) = mapped.kind() else { return Ok(self) };
         let storage = QStorage::from_data(Cow::Borrowed(mapped.bytes()), device, ggml(kind))?;
         let blocks = QTensor::new(storage, (self.outputs, self.inputs))?;
         Ok(Self { data: Data::Device(Arc::new(blocks)), ..self })
@@ -158,31 +160,31 @@ impl Matrix {
         match &self.data {
             Data::Tensor(tensor) => Kind::Plain(tensor.dtype()),
             Data::Mapped(mapped) => mapped.kind(),
-            Data::Laid(panels) => Kind::Blocks(panels.weights().kind),
+            Data::Prepacked(panels) => Kind::QuantType(panels.weights().kind),
             Data::Device(_) => Kind::Plain(DType::F32),
         }
     }
 
     /// In what a CPU multiplies by it.
-    pub fn math(&self) -> Math {
+    pub fn math(&self) -> MatmulType {
         self.math
     }
 
-    /// Whether a CPU multiplies its blocks in whole numbers, which rounds activations to eight bits. Where f32 was asked for,
+    /// Whether a CPU multiplies its blocks by int8 dot products, which rounds activations to eight bits. Where f32 was asked for,
     /// the numbers in the blocks are what counts.
-    pub fn is_whole(&self) -> bool {
-        self.whole && matches!(self.kind(), Kind::Blocks(kind) if int8::fits(kind, self.inputs))
+    pub fn uses_int8(&self) -> bool {
+        self.whole && matches!(self.kind(), Kind::QuantType(kind) if int8::fits(kind, self.inputs))
     }
 
     /// Whether the CPU's own products can read it.
     pub fn is_fast(&self) -> bool {
         let known = match self.kind() {
             Kind::Plain(dtype) => matches!(dtype, DType::F32 | DType::BF16 | DType::F16),
-            Kind::Blocks(_) => true,
+            Kind::QuantType(_) => true,
         };
         match &self.data {
             Data::Tensor(tensor) => known && tensor.device().is_cpu() && !tensor.track_op() && tensor.is_contiguous(),
-            Data::Mapped(_) | Data::Laid(_) => known,
+            Data::Mapped(_) | Data::Prepacked(_) => known,
             Data::Device(_) => false,
         }
     }
@@ -193,10 +195,10 @@ impl Matrix {
         match &self.data {
             Data::Tensor(tensor) => Ok(tensor.clone()),
             Data::Device(blocks) => blocks.dequantize(&blocks.device()),
-            Data::Laid(panels) => self.unlaid(panels).tensor(),
+            Data::Prepacked(panels) => self.unpacked(panels).tensor(),
             Data::Mapped(mapped) => match mapped.kind() {
                 Kind::Plain(dtype) => Tensor::from_raw_buffer(mapped.bytes(), dtype, &[shape.0, shape.1], &Device::Cpu),
-                Kind::Blocks(kind) => {
+                Kind::QuantType(kind) => {
                     let mut values = vec![0f32; self.outputs * self.inputs];
                     kind.decode(mapped.bytes(), 0, &mut values);
                     Tensor::from_vec(values, shape, &Device::Cpu)
@@ -219,7 +221,9 @@ impl Matrix {
                     Kind::Plain(dtype) => {
                         Tensor::from_raw_buffer(&bytes, dtype, &[ids.len(), self.inputs], &Device::Cpu)?
                     }
-                    Kind::Blocks(kind) => Self::made(kind, bytes, ids.len(), self.inputs, Math::F32).tensor()?,
+                    Kind::QuantType(kind) => {
+                        Self::made(kind, bytes, ids.len(), self.inputs, MatmulType::F32).tensor()?
+                    }
                 };
                 rows.to_dtype(dtype)?.to_device(device)
             }
@@ -238,15 +242,15 @@ impl Matrix {
                 Ok(f(read.rows()?))
             }
             Data::Mapped(mapped) => Ok(f(rows(mapped.bytes(), mapped.kind())?)),
-            Data::Laid(panels) => self.unlaid(panels).rows(f),
+            Data::Prepacked(panels) => self.unpacked(panels).rows(f),
             Data::Device(_) => bail!("the rows of a matrix that is on a GPU"),
         }
     }
 }
 
 /// In what numbers are multiplied on a CPU.
-fn math(dtype: DType) -> Math {
-    if dtype == DType::BF16 { Math::Bf16 } else { Math::F32 }
+fn math(dtype: DType) -> MatmulType {
+    if dtype == DType::BF16 { MatmulType::Bf16 } else { MatmulType::F32 }
 }
 
 /// Bytes as the rows that they are.
@@ -257,24 +261,24 @@ pub fn rows(bytes: &[u8], kind: Kind) -> Result<Rows<'_>> {
         Kind::Plain(DType::BF16) => Rows::Bf16(numbers(bytes)?),
         Kind::Plain(DType::F16) => Rows::F16(numbers(bytes)?),
         Kind::Plain(dtype) => bail!("a mapped matrix of {dtype:?}"),
-        Kind::Blocks(kind) => Rows::Blocks { kind, bytes },
+        Kind::QuantType(kind) => Rows::QuantType { kind, bytes },
     })
 }
 
 /// candle's name of a block format.
-pub(super) fn ggml(kind: Blocks) -> GgmlDType {
+pub(super) fn ggml(kind: QuantType) -> GgmlDType {
     match kind {
-        Blocks::Q4_0 => GgmlDType::Q4_0,
-        Blocks::Q4_1 => GgmlDType::Q4_1,
-        Blocks::Q5_0 => GgmlDType::Q5_0,
-        Blocks::Q5_1 => GgmlDType::Q5_1,
-        Blocks::Q8_0 => GgmlDType::Q8_0,
-        Blocks::Q2K => GgmlDType::Q2K,
-        Blocks::Q3K => GgmlDType::Q3K,
-        Blocks::Q4K => GgmlDType::Q4K,
-        Blocks::Q5K => GgmlDType::Q5K,
-        Blocks::Q6K => GgmlDType::Q6K,
-        Blocks::Q8K => GgmlDType::Q8K,
+        QuantType::Q4_0 => GgmlDType::Q4_0,
+        QuantType::Q4_1 => GgmlDType::Q4_1,
+        QuantType::Q5_0 => GgmlDType::Q5_0,
+        QuantType::Q5_1 => GgmlDType::Q5_1,
+        QuantType::Q8_0 => GgmlDType::Q8_0,
+        QuantType::Q2K => GgmlDType::Q2K,
+        QuantType::Q3K => GgmlDType::Q3K,
+        QuantType::Q4K => GgmlDType::Q4K,
+        QuantType::Q5K => GgmlDType::Q5K,
+        QuantType::Q6K => GgmlDType::Q6K,
+        QuantType::Q8K => GgmlDType::Q8K,
     }
 }
 
@@ -300,7 +304,7 @@ fn aligned<T: Number>(bytes: &[u8]) -> Option<&[T]> {
 fn numbers<T: Number>(bytes: &[u8]) -> Result<&[T]> {
     match aligned(bytes) {
         Some(numbers) => Ok(numbers),
-        None => bail!("a mapped matrix that lies askew"),
+        None => bail!("a mapped matrix that is misaligned for its element type"),
     }
 }
 

@@ -3,8 +3,8 @@
 use super::fast;
 use super::kernel::memory::filled;
 use super::kernel::micro::Kernel;
-use super::kernel::rows::{self, Act, Bend};
-use super::kernel::{self, Job, Math};
+use super::kernel::rows::{self, Act, RowNormAct};
+use super::kernel::{self, Job, MatmulType};
 use super::read::{Lines, is_lines, lines};
 use super::table::{Table, TableRead};
 use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor, bail};
@@ -14,7 +14,7 @@ pub use super::kernel::rows::Norm;
 
 /// A norm and what follows it, in this order: y = act(norm(x) scale + shift).
 #[derive(Clone, Copy)]
-pub struct Bent<'a> {
+pub struct NormAct<'a> {
     pub norm: Norm,
     /// Added to the mean square.
     pub eps: f64,
@@ -23,7 +23,7 @@ pub struct Bent<'a> {
     pub silu: bool,
 }
 
-impl<'a> Bent<'a> {
+impl<'a> NormAct<'a> {
     pub fn new(norm: Norm, eps: f64) -> Self {
         Self { norm, eps, scale: None, shift: None, silu: false }
     }
@@ -46,11 +46,11 @@ impl<'a> Bent<'a> {
     }
 
     /// - `x`: (..., d). `next`: in what products read the result; it may be rounded to that.
-    pub fn forward(&self, x: &Tensor, next: Math) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, next: MatmulType) -> Result<Tensor> {
         if !fast(x) || self.track_op() {
             #[cfg(feature = "cuda")]
             if super::cuda::takes(x, [self.scale, self.shift].into_iter().flatten().map(|table| &table.rows)) {
-                return super::cuda::bend(x, self.row_ops());
+                return super::cuda::norm_act(x, self.row_ops());
             }
             return self.plain(x);
         }
@@ -88,9 +88,9 @@ impl<'a> Bent<'a> {
     }
 
     /// Its tables' values on the CPU.
-    pub fn read(&self) -> Result<BentRead<'a>> {
+    pub fn read(&self) -> Result<NormActRead<'a>> {
         let table = |table: Option<&'a Table>| table.map(Table::read).transpose();
-        Ok(BentRead {
+        Ok(NormActRead {
             norm: (self.norm, self.eps as f32),
             silu: self.silu,
             scale: table(self.scale)?,
@@ -99,21 +99,21 @@ impl<'a> Bent<'a> {
     }
 }
 
-/// A [`Bent`] as the row loops take it.
-pub struct BentRead<'a> {
+/// A [`NormAct`] as the row loops take it.
+pub struct NormActRead<'a> {
     norm: (Norm, f32),
     silu: bool,
     scale: Option<TableRead<'a>>,
     shift: Option<TableRead<'a>>,
 }
 
-impl BentRead<'_> {
+impl NormActRead<'_> {
     /// What happens to each of `rows` rows of `d`.
-    pub fn rows<'b>(&'b self, d: usize, rows: usize) -> Result<impl Fn(usize) -> Bend<'b> + Sync> {
+    pub fn rows<'b>(&'b self, d: usize, rows: usize) -> Result<impl Fn(usize) -> RowNormAct<'b> + Sync> {
         let scale = self.scale.as_ref().map(|t| t.gate(d, rows)).transpose()?;
         let shift = self.shift.as_ref().map(|t| t.gate(d, rows)).transpose()?;
         let (norm, act) = (Some(self.norm), self.silu.then_some(Act::Silu));
-        Ok(move |row: usize| Bend {
+        Ok(move |row: usize| RowNormAct {
             norm,
             scale: scale.as_ref().map(|gate| gate.row(row)),
             shift: shift.as_ref().map(|gate| gate.row(row)),
@@ -126,13 +126,13 @@ impl BentRead<'_> {
 /// - `x`: (..., d). `eps` is added to the mean square.
 pub fn rms_norm(x: &Tensor, weight: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     let table = weight.map(Table::one).transpose()?;
-    let bent = Bent { scale: table.as_ref(), ..Bent::new(Norm::Rms, eps) };
-    bent.forward(x, Math::F32)
+    let norm_act = NormAct { scale: table.as_ref(), ..NormAct::new(Norm::Rms, eps) };
+    norm_act.forward(x, MatmulType::F32)
 }
 
 /// The CPU form.
 struct Forward<'a> {
-    how: &'a Bent<'a>,
+    how: &'a NormAct<'a>,
     half: bool,
 }
 
@@ -152,7 +152,7 @@ impl CustomOp1 for Forward<'_> {
         let apart = kernel::row_stride(d, bytes);
         dims.push(apart);
         let job = Run { x, from, d, rows, apart, half: self.half, how };
-        Ok((kernel::dispatch(Math::Bf16, job), Shape::from(dims)))
+        Ok((kernel::dispatch(MatmulType::Bf16, job), Shape::from(dims)))
     }
 }
 
@@ -166,17 +166,21 @@ struct Run<'a, F> {
     how: F,
 }
 
-impl<'b, F: Fn(usize) -> Bend<'b> + Sync> Job for Run<'_, F> {
+impl<'b, F: Fn(usize) -> RowNormAct<'b> + Sync> Job for Run<'_, F> {
     type Done = CpuStorage;
 
     fn run<K: Kernel>(self) -> CpuStorage {
         let Run { x, from, d, rows, apart, half, how } = self;
         if half {
             // SAFETY: every row is written, and what lies between.
-            CpuStorage::BF16(unsafe { filled(rows * apart, |y| rows::bend_all::<K, bf16>(x, from, d, y, apart, how)) })
+            CpuStorage::BF16(unsafe {
+                filled(rows * apart, |y| rows::norm_act_all::<K, bf16>(x, from, d, y, apart, how))
+            })
         } else {
             // SAFETY: as above.
-            CpuStorage::F32(unsafe { filled(rows * apart, |y| rows::bend_all::<K, f32>(x, from, d, y, apart, how)) })
+            CpuStorage::F32(unsafe {
+                filled(rows * apart, |y| rows::norm_act_all::<K, f32>(x, from, d, y, apart, how))
+            })
         }
     }
 }
@@ -196,12 +200,12 @@ mod tests {
         let one = Table::one(&values(&[37], 3)?)?;
         let some = Table { rows: values(&[3, 37], 4)?, index: Some(Tensor::new(&[0u32, 2, 1, 1, 0], x.device())?) };
         for norm in [Norm::Rms, Norm::Layer] {
-            let bent = Bent::new(norm, 1e-5);
-            assert!(distance(&bent.forward(&x, Math::F32)?, &bent.plain(&x)?)? < LIMIT);
-            let bent = bent.scale(&one).shift(&one).silu();
-            assert!(distance(&bent.forward(&x, Math::F32)?, &bent.plain(&x)?)? < LIMIT);
-            let (x, bent) = (x.narrow(0, 1, 1)?, Bent::new(norm, 1e-5).scale(&some).shift(&some));
-            assert!(distance(&bent.forward(&x, Math::F32)?, &bent.plain(&x)?)? < LIMIT);
+            let norm_act = NormAct::new(norm, 1e-5);
+            assert!(distance(&norm_act.forward(&x, MatmulType::F32)?, &norm_act.plain(&x)?)? < LIMIT);
+            let norm_act = norm_act.scale(&one).shift(&one).silu();
+            assert!(distance(&norm_act.forward(&x, MatmulType::F32)?, &norm_act.plain(&x)?)? < LIMIT);
+            let (x, norm_act) = (x.narrow(0, 1, 1)?, NormAct::new(norm, 1e-5).scale(&some).shift(&some));
+            assert!(distance(&norm_act.forward(&x, MatmulType::F32)?, &norm_act.plain(&x)?)? < LIMIT);
         }
         Ok(())
     }
@@ -213,7 +217,8 @@ mod tests {
         for d in [5, 32, 37] {
             let row: Vec<f32> = (0..d).map(|i| 4096.0 + 0.25 * (i % 5) as f32).collect();
             let x = Tensor::from_slice(&row, (1, d), &candle_core::Device::Cpu)?;
-            let normed: Vec<f32> = Bent::new(Norm::Layer, EPS).forward(&x, Math::F32)?.flatten_all()?.to_vec1()?;
+            let normed: Vec<f32> =
+                NormAct::new(Norm::Layer, EPS).forward(&x, MatmulType::F32)?.flatten_all()?.to_vec1()?;
             let mean = row.iter().map(|&x| x as f64).sum::<f64>() / d as f64;
             let variance = row.iter().map(|&x| (x as f64 - mean).powi(2)).sum::<f64>() / d as f64;
             for (x, y) in row.iter().zip(normed) {
@@ -228,7 +233,7 @@ mod tests {
     fn plain_forms_have_gradients() -> Result<()> {
         let x = Var::from_tensor(&values(&[2, 5], 4)?)?;
         for norm in [Norm::Rms, Norm::Layer] {
-            let grads = Bent::new(norm, 1e-6).forward(&x, Math::F32)?.sqr()?.sum_all()?.backward()?;
+            let grads = NormAct::new(norm, 1e-6).forward(&x, MatmulType::F32)?.sqr()?.sum_all()?.backward()?;
             assert!(grads.get(&x).is_some());
         }
         Ok(())

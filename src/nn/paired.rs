@@ -2,10 +2,10 @@
 
 use super::kernel::micro::Kernel;
 use super::kernel::pack::Rows;
-use super::kernel::product::Finish;
-use super::kernel::rows::Bend;
+use super::kernel::product::RowEpilogue;
+use super::kernel::rows::RowNormAct;
 use super::kernel::winograd::{self, Panels};
-use super::kernel::{self, Job, Math};
+use super::kernel::{self, Job, MatmulType};
 use candle_core::DType;
 use std::any::Any;
 use std::mem::MaybeUninit;
@@ -36,7 +36,7 @@ pub fn kept_bytes(shape: &[usize], stored: DType, compute: DType) -> usize {
 /// Whether weights of this type are multiplied as bf16, by activations of `compute` numbers.
 pub fn is_half_kernel(stored: DType, compute: DType) -> bool {
     // on GPUs activations are what weights are
-    stored == DType::BF16 && compute == DType::F32 && kernel::is_half(Math::Bf16)
+    stored == DType::BF16 && compute == DType::F32 && kernel::is_half(MatmulType::Bf16)
 }
 
 /// [`Panels`] of this CPU's kernel for bf16.
@@ -46,12 +46,12 @@ pub struct Paired(Arc<dyn Any + Send + Sync>);
 impl Paired {
     /// - `weight`: (outputs, inputs, 3, 3, 3).
     pub fn new(weight: Rows, outputs: usize, inputs: usize) -> Self {
-        kernel::dispatch(Math::Bf16, Pack { weight, outputs, inputs })
+        kernel::dispatch(MatmulType::Bf16, Pack { weight, outputs, inputs })
     }
 
     /// The weights as they were, as near as can be told from what is left of them: (outputs, 3, 3, 3, inputs).
     pub fn kernel(&self) -> Vec<f32> {
-        kernel::dispatch(Math::Bf16, Unpack(self))
+        kernel::dispatch(MatmulType::Bf16, Unpack(self))
     }
 
     /// See [`winograd::convolve`].
@@ -59,11 +59,11 @@ impl Paired {
         &self,
         x: &[&[f32]],
         size: [usize; 2],
-        how: &(impl Fn(usize) -> Bend<'b> + Sync),
-        finish: Finish,
+        how: &(impl Fn(usize) -> RowNormAct<'b> + Sync),
+        finish: RowEpilogue,
         y: &mut [MaybeUninit<f32>],
     ) {
-        kernel::dispatch(Math::Bf16, Convolve { paired: self, x, size, how, finish, y })
+        kernel::dispatch(MatmulType::Bf16, Convolve { paired: self, x, size, how, finish, y })
     }
 
     fn panels<K: Kernel>(&self) -> &Panels<K::Elem> {
@@ -100,11 +100,11 @@ struct Convolve<'a, F> {
     x: &'a [&'a [f32]],
     size: [usize; 2],
     how: &'a F,
-    finish: Finish<'a>,
+    finish: RowEpilogue<'a>,
     y: &'a mut [MaybeUninit<f32>],
 }
 
-impl<'b, F: Fn(usize) -> Bend<'b> + Sync> Job for Convolve<'_, F> {
+impl<'b, F: Fn(usize) -> RowNormAct<'b> + Sync> Job for Convolve<'_, F> {
     type Done = ();
 
     fn run<K: Kernel>(self) {

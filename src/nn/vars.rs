@@ -1,6 +1,6 @@
 //! Weights by name, as the constructors of layers ask for them.
 
-use super::kernel::Math;
+use super::kernel::MatmulType;
 use super::matrix::{LowRank, Matrix};
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub trait Source: Send + Sync {
     }
 
     /// What LoRAs add to the layer of that name.
-    fn loras(&self, _layer: &str, _math: Math, _dtype: DType, _device: &Device) -> Result<Vec<LowRank>> {
+    fn loras(&self, _layer: &str, _math: MatmulType, _dtype: DType, _device: &Device) -> Result<Vec<LowRank>> {
         Ok(vec![])
     }
 
@@ -71,7 +71,7 @@ impl Vars {
 
     /// What LoRAs add to the layer whose weights these are.
     /// - `math`: in what a CPU multiplies by the layer itself.
-    pub fn loras(&self, math: Math) -> Result<Vec<LowRank>> {
+    pub fn loras(&self, math: MatmulType) -> Result<Vec<LowRank>> {
         self.source.loras(&self.prefix, math, self.dtype, &self.device)
     }
 

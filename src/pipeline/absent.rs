@@ -13,7 +13,7 @@ use crate::models::ltx::two_passes::{self, canvases};
 use crate::models::text::tokenizer::Tokenizer;
 use crate::pipeline::inputs::{self, Preparation};
 use crate::pipeline::{DEFAULT_MODEL, ModelFacts};
-use crate::planning::forecast::{Outlook, encoder};
+use crate::planning::forecast::{Forecast, encoder};
 use crate::planning::forecast::{Place, SILENT, Sketch};
 use crate::planning::outputs;
 use crate::planning::settings::{Settings, default_size};
@@ -103,12 +103,12 @@ impl Absent {
         let size = inputs::size_from_stills(request, default_size(&facts.defaults), facts.geometry)?;
         let sketch = self.known.sketch(request, size, more, direction)?;
         let settings = sketch.settings.clone();
-        let outlook = Outlook::new(self.known.model, sketch, request, &self.compute)?;
+        let forecast = Forecast::new(self.known.model, sketch, request, &self.compute)?;
         let target = outputs::target(request, &settings)?;
-        let mut report = outlook.report(&settings, &target, written.unwrap_or(settings.output()));
+        let mut report = forecast.report(&settings, &target, written.unwrap_or(settings.output()));
         report.downloads.extend(self.missing.iter().map(|part| (part.name.clone(), part.size())));
         report.download_room = room(&self.missing)?;
-        Ok((outlook.plan, report))
+        Ok((forecast.plan, report))
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::job::geometry::{Extent, Geometry};
 use crate::models::ltx::vae::{Decoder, Encoder, Posterior};
 use crate::nn::tiles::{Tile, Tiling, assemble};
-use crate::planning::cut::{Cut, smaller};
+use crate::planning::cut::{VaeChunking, smaller};
 use crate::sampling::noise::Noise;
 use crate::video::Frame;
 use crate::video::resize::{bilinear, bilinear_of};
@@ -89,7 +89,7 @@ fn cropped<T: Copy>(values: &[T], width: usize, height: usize, clip: Extent, to:
 pub fn encode(
     encoder: &Encoder,
     (frames, size): (&[Frame], (usize, usize)),
-    cut: &Cut,
+    cut: &VaeChunking,
     geometry: Geometry,
     device: &Device,
     mut after: impl FnMut(usize),
@@ -98,7 +98,8 @@ pub fn encode(
     let read = |window| move |first, count| numbers(&frames[first..first + count], size, window, device);
     let tiling = cut.tiling.filter(|tiling| !tiling.is_whole(height / space, width / space));
     let Some(tiling) = tiling else {
-        let moments = encoder.moments(frames.len(), cut.pace.group, read([0, 0, width, height]), &mut after)?;
+        let moments =
+            encoder.moments(frames.len(), cut.chunking.latent_frames, read([0, 0, width, height]), &mut after)?;
         return Ok(encoder.posterior(&moments)?);
     };
     let size = [geometry.latent_frame(frames.len() - 1) + 1, height / space, width / space, encoder.moment_channels()];
@@ -106,8 +107,8 @@ pub fn encode(
     let values = assemble(&tiling, 1, size, &|x| x, |tile, put| {
         let window = [tile.x, tile.y, tile.width, tile.height].map(|n| n * space);
         let area = tile.width * tile.height;
-        let moments =
-            encoder.moments(frames.len(), cut.pace.group, read(window), |done| after(counter.add(done, area)))?;
+        let moments = encoder
+            .moments(frames.len(), cut.chunking.latent_frames, read(window), |done| after(counter.add(done, area)))?;
         put(0, &moments)
     })?;
     let [f, h, w, c] = size;
@@ -120,7 +121,7 @@ pub fn encode(
 pub fn decode(
     decoder: &Decoder,
     latents: &Tensor,
-    (cut, geometry): (&Cut, Geometry),
+    (cut, geometry): (&VaeChunking, Geometry),
     (legal, clip): (Extent, Extent),
     (timestep, noise): (f32, Noise),
     mut sink: impl FnMut(Frame) -> Result<()>,
@@ -129,7 +130,7 @@ pub fn decode(
     let (_, f, h, w, _) = latents.dims5()?;
     let mut made = 0;
     let Some(tiling) = cut.tiling.filter(|tiling| !tiling.is_whole(h, w)) else {
-        decoder.frames(latents, cut.pace, timestep, noise, |pixels| {
+        decoder.frames(latents, cut.chunking, timestep, noise, |pixels| {
             for frame in pictures(&pixels, (legal, clip), clip.frames - made)? {
                 sink(frame)?;
                 made += 1;
@@ -147,7 +148,7 @@ pub fn decode(
         let part = latents.narrow(2, tile.y, tile.height)?.narrow(3, tile.x, tile.width)?.contiguous()?;
         let mut first = 0;
         let drawn = noise.take().unwrap_or_else(|| Noise::new(0));
-        let left = decoder.frames(&part, cut.pace, timestep, drawn, |pixels| {
+        let left = decoder.frames(&part, cut.chunking, timestep, drawn, |pixels| {
             check_numbers(&pixels)?;
             put(first, &pixels)?;
             let done = pixels.dim(1)?.min(frames.saturating_sub(first));
@@ -207,19 +208,19 @@ pub fn out_of_memory(error: &anyhow::Error) -> bool {
 /// Tries a cut, and smaller tiles for as long as the device runs out of memory.
 /// - `latents`: height and width of the picture. `attempt`: told how to cut. `again`: told of each new try.
 pub fn with_less<T>(
-    cut: Cut,
+    cut: VaeChunking,
     (height, width): (usize, usize),
-    mut attempt: impl FnMut(&Cut) -> Result<T>,
+    mut attempt: impl FnMut(&VaeChunking) -> Result<T>,
     mut again: impl FnMut(&Tiling),
 ) -> Result<T> {
-    let mut now = Cut { ..cut };
+    let mut now = VaeChunking { ..cut };
     loop {
         let error = match attempt(&now) {
             Ok(done) => return Ok(done),
             Err(error) if out_of_memory(&error) => error,
             Err(error) => return Err(error),
         };
-        now.pace.group = 1;
+        now.chunking.latent_frames = 1;
         match smaller(now.tiling, height, width) {
             Some(tiling) => now.tiling = Some(tiling),
             None => return Err(error),
@@ -231,14 +232,14 @@ pub fn with_less<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::ltx::vae::Pace;
+    use crate::models::ltx::vae::Chunking;
     use anyhow::{anyhow, bail};
 
     #[test]
     fn a_full_device_gets_smaller_tiles() {
         let mut tried = vec![];
         let done = with_less(
-            Cut { pace: Pace { group: 3, parts: 1 }, tiling: None },
+            VaeChunking { chunking: Chunking { latent_frames: 3, slices: 1 }, tiling: None },
             (16, 24),
             |cut| {
                 tried.push(*cut);
@@ -250,9 +251,9 @@ mod tests {
             |_| (),
         );
         assert_eq!(done.unwrap(), Tiling { height: 9, width: 10, overlap: 2 });
-        assert_eq!(tried[0], Cut { pace: Pace { group: 3, parts: 1 }, tiling: None });
-        let pace = Pace { group: 1, parts: 1 };
-        assert_eq!(tried[1], Cut { pace, tiling: Some(Tiling { height: 16, width: 14, overlap: 4 }) });
+        assert_eq!(tried[0], VaeChunking { chunking: Chunking { latent_frames: 3, slices: 1 }, tiling: None });
+        let chunking = Chunking { latent_frames: 1, slices: 1 };
+        assert_eq!(tried[1], VaeChunking { chunking, tiling: Some(Tiling { height: 16, width: 14, overlap: 4 }) });
         assert_eq!(tried.len(), 4); // whole; 1 x 2; 2 x 2; 2 x 3
     }
 
@@ -261,7 +262,7 @@ mod tests {
         let mut tries = 0;
         let mut run = |text: &'static str| {
             with_less(
-                Cut { pace: Pace { group: 1, parts: 1 }, tiling: None },
+                VaeChunking { chunking: Chunking { latent_frames: 1, slices: 1 }, tiling: None },
                 (9, 9),
                 |_| {
                     tries += 1;

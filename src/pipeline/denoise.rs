@@ -4,7 +4,7 @@ use crate::job::geometry::{Extent, Grid};
 use crate::job::windows::{ChannelStatistics, Direction, Window};
 use crate::models::ltx::conditioning::{Clean, Condition, Start, Tokens};
 use crate::models::ltx::vae::{LatentStatistics, Posterior};
-use crate::pipeline::Take;
+use crate::pipeline::Prepared;
 use crate::pipeline::inputs::Held;
 use crate::pipeline::stages::{Denoiser, Stages};
 use crate::planning::passes::Pass;
@@ -14,7 +14,7 @@ use anyhow::Result;
 use candle_core::Tensor;
 
 /// One pass, with all that its windows share.
-struct Way<'a> {
+struct PassContext<'a> {
     pass: &'a Pass,
     /// Which of how many, from 0.
     number: (usize, usize),
@@ -24,7 +24,7 @@ struct Way<'a> {
     statistics: LatentStatistics,
 }
 
-impl Take {
+impl Prepared {
     /// Noise -> latents of each scene, (1, f, h, w, c), by one pass or two.
     /// - `posteriors`: of what is held, for each pass.
     pub(super) fn denoise(
@@ -43,7 +43,8 @@ impl Take {
                 _ => vec![],
             };
             let number = (i, self.canvases.len());
-            let way = Way { pass, number, canvas, stages, denoiser: &denoiser, statistics: stages.statistics()? };
+            let way =
+                PassContext { pass, number, canvas, stages, denoiser: &denoiser, statistics: stages.statistics()? };
             (latents, noise) = self.pass(&way, posteriors, starts, noise)?;
         }
         Ok((latents, noise))
@@ -64,12 +65,12 @@ impl Take {
     /// - `starts`: what each window begins from, in order; empty: from noise alone.
     fn pass(
         &self,
-        way: &Way,
+        way: &PassContext,
         posteriors: Vec<Posterior>,
         starts: Vec<Tensor>,
         mut noise: Noise,
     ) -> Result<(Vec<Tensor>, Noise)> {
-        let Way { pass, number: (pass_number, passes), canvas, stages, denoiser, statistics } = way;
+        let PassContext { pass, number: (pass_number, passes), canvas, stages, denoiser, statistics } = way;
         let geometry = self.checkpoint.geometry();
         let Grid { height, width, .. } = geometry.grid(*canvas);
         let schedule = |window: &Window| stages.schedule(pass, Grid { frames: window.frames, height, width }.tokens());

@@ -5,7 +5,7 @@ use crate::job::geometry::Extent;
 use crate::job::request::Request;
 use crate::job::windows::Direction;
 use crate::pipeline::absent::Known;
-use crate::planning::forecast::{Outlook, Speeds, encoder};
+use crate::planning::forecast::{Forecast, Speeds, encoder};
 use crate::planning::{self, Budget, Choices, Need, Stage, Time};
 use crate::platform::device::{self, Compute};
 use anyhow::Result;
@@ -18,7 +18,7 @@ pub struct Entries {
 
 /// What one stage of them takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StageOutlook {
+pub struct StageForecast {
     pub stage: Stage,
     /// Bytes, as a run is cut to what is free now.
     pub memory: u64,
@@ -27,7 +27,7 @@ pub struct StageOutlook {
 
 /// What one of them takes.
 #[derive(Clone, Debug, PartialEq)]
-pub struct EntryOutlook {
+pub struct EntryForecast {
     pub clip: Extent,
     /// Bytes at the most, with all that is used more than once kept in memory.
     pub memory: u64,
@@ -36,7 +36,7 @@ pub struct EntryOutlook {
     /// Whether that can be had here; `None` where that is not known.
     pub fits: Option<bool>,
     pub time: Time,
-    pub stages: Vec<StageOutlook>,
+    pub stages: Vec<StageForecast>,
 }
 
 impl Entries {
@@ -47,7 +47,7 @@ impl Entries {
     }
 
     /// - `None` for what is no model, and for one whose sizes the catalogue does not know.
-    pub fn of(&mut self, entry: &'static Entry) -> Option<EntryOutlook> {
+    pub fn of(&mut self, entry: &'static Entry) -> Option<EntryForecast> {
         /// As long as people write them for these models.
         const PROMPT: &str = "A woman with long brown hair walks along a beach at sunset, waves roll in behind her, and the camera follows her from the side";
         if entry.kind != Kind::Model {
@@ -57,23 +57,23 @@ impl Entries {
         let encoder = encoder(&request, &self.compute).ok()?;
         let known = Known::of(&request, entry, encoder, &self.compute).ok()?;
         let sketch = known.sketch(&request, None, &[], Direction::Forward).ok()?;
-        let outlook = Outlook::new(known.model, sketch, &request, &self.compute).ok()?;
-        let Outlook { plan, model, .. } = &outlook;
+        let forecast = Forecast::new(known.model, sketch, &request, &self.compute).ok()?;
+        let Forecast { plan, model, .. } = &forecast;
         let most = |choices: &Choices| {
             let needs = planning::needs(model, &plan.task, choices, &self.compute);
             needs.iter().map(Need::memory).max().unwrap_or(0)
         };
-        let times = outlook.times(&plan.needs, &mut self.speeds);
-        let stages = plan.needs.iter().zip(&times).map(|(need, time)| StageOutlook {
+        let times = forecast.times(&plan.needs, &mut self.speeds);
+        let stages = plan.needs.iter().zip(&times).map(|(need, time)| StageForecast {
             stage: need.stage,
             memory: need.memory(),
             time: *time,
         });
-        Some(EntryOutlook {
+        Some(EntryForecast {
             clip: plan.task.clip,
             memory: most(&Choices::plenty(model, &plan.task, None, &self.compute)),
             least_memory: most(&Choices::least(None)),
-            fits: (plan.budget != Budget::Unknown).then_some(outlook.refusal.is_none()),
+            fits: (plan.budget != Budget::Unknown).then_some(forecast.refusal.is_none()),
             time: Time::sum(&times),
             stages: stages.collect(),
         })

@@ -12,7 +12,7 @@ use crate::job::request::Request;
 use crate::pipeline::absent::Absent;
 use crate::pipeline::inputs::{self, Held, Preparation};
 use crate::pipeline::join::seam::{Colours, Ease, Seam, Watch};
-use crate::pipeline::{ModelFacts, Opened, Take};
+use crate::pipeline::{ModelFacts, Opened, Prepared};
 use crate::planning::forecast::Place;
 use crate::planning::outputs;
 use crate::planning::settings::default_size;
@@ -94,7 +94,7 @@ impl Headers {
 
 /// A join with everything checked and nothing loaded.
 pub struct Join {
-    take: Take,
+    prepared: Prepared,
     before: Option<Side>,
     after: Option<Side>,
     closed: bool,
@@ -197,19 +197,19 @@ impl Join {
         let all = draft.frames(asked);
         let Draft { request, layout, before, after, shown, legal, fps } = draft;
         let preparation = opened.join_preparation(&request, legal);
-        let take = Take::new(opened, &request, None, &layout.places(), layout.direction(), progress)?;
-        let target = outputs::target(&request, &take.settings)?;
+        let prepared = Prepared::new(opened, &request, None, &layout.places(), layout.direction(), progress)?;
+        let target = outputs::target(&request, &prepared.settings)?;
         let canvas = canvas(shown, &target, progress);
         let (width, height) = canvas.size;
         outputs::check(&request, &target, &clips)?;
         target.check_clip(&Clip { width, height, frames: all, fps }, Sizing::Footage)?;
-        if take.outlook.fits().is_ok() {
+        if prepared.forecast.fits().is_ok() {
             planning::check_disk(&target, Extent { width, height, frames: all })?;
         }
         let encoded = matches!(target.format, Format::Mp4 | Format::Webp);
-        let quality = request.quality.unwrap_or(if encoded { FOOTAGE_QUALITY } else { take.settings.quality });
+        let quality = request.quality.unwrap_or(if encoded { FOOTAGE_QUALITY } else { prepared.settings.quality });
         Ok(Self {
-            take,
+            prepared,
             before,
             after,
             closed: asked.closed,
@@ -230,7 +230,7 @@ impl Join {
         let sides = [&mut self.before, &mut self.after].into_iter().flatten();
         for (side, Place { frame, count, .. }) in sides.zip(self.layout.places()) {
             let frames = side.read(count, &self.preparation, progress)?;
-            self.take.hold(Held { frame, strength: 1.0, frames });
+            self.prepared.hold(Held { frame, strength: 1.0, frames });
         }
         Ok(())
     }
@@ -243,7 +243,7 @@ impl Join {
 
     /// - Errors when the run does not fit the memory that there is.
     pub fn fits(&self) -> Result<()> {
-        self.take.outlook.fits()
+        self.prepared.forecast.fits()
     }
 
     /// What the run will take; disk is that of the joined clip.
@@ -251,7 +251,7 @@ impl Join {
         let (lead, tail) = self.footage();
         let (width, height) = self.canvas.size;
         let all = Extent { width, height, frames: lead + self.layout.new.len() + tail };
-        (&self.take.outlook.plan, self.take.outlook.report(&self.take.settings, &self.target, all))
+        (&self.prepared.forecast.plan, self.prepared.forecast.report(&self.prepared.settings, &self.target, all))
     }
 
     /// Makes the new part and writes the joined clip, after [`Join::read`].
@@ -259,7 +259,7 @@ impl Join {
     pub fn run(self, progress: &Progress) -> Result<()> {
         self.fits()?;
         let begun = Instant::now();
-        let latents = self.take.latents(progress)?;
+        let latents = self.prepared.latents(progress)?;
         let [first, second] = self.corrections(&latents)?;
         let (lead, tail) = self.footage();
         let count = self.layout.new.len();
@@ -274,7 +274,7 @@ impl Join {
         }
         let joined = watch.len();
         let mut index = 0;
-        self.take.decode(&latents, progress, |mut frame| {
+        self.prepared.decode(&latents, progress, |mut frame| {
             let at = index;
             index += 1;
             if !self.layout.new.contains(&at) {
@@ -317,7 +317,8 @@ impl Join {
             progress.detail(&seam.numbers());
         }
         let scores: Vec<_> = seams.iter().map(Seam::json).collect();
-        let (out, seed, seconds) = (self.target.path.display(), self.take.settings.seed, begun.elapsed().as_secs_f64());
+        let (out, seed, seconds) =
+            (self.target.path.display(), self.prepared.settings.seed, begun.elapsed().as_secs_f64());
         progress.done(
             &format!("{out}: {width}x{height}, {total} frames, {count} of them new, seed {seed}, {}", human_seconds(seconds)),
             json!({"out": out.to_string(), "width": width, "height": height, "frames": total, "new": count, "fps": self.fps,
@@ -337,13 +338,13 @@ impl Join {
         let near = seam::COMPARED.min(new.len());
         let mut both = [None, None];
         if let Some(Side { context, .. }) = &self.before {
-            let mut made = self.take.look(&latents[0], new.start - 1, new.start + near - 1)?;
+            let mut made = self.prepared.look(&latents[0], new.start - 1, new.start + near - 1)?;
             let seen = made.remove(0);
             both[0] =
                 Some(correct(made, seen, &context[context.len().saturating_sub(near)..], &context[context.len() - 1]));
         }
         if let Some(Side { context, .. }) = &self.after {
-            let mut made = self.take.look(&latents[latents.len() - 1], new.end - near, new.end)?;
+            let mut made = self.prepared.look(&latents[latents.len() - 1], new.end - near, new.end)?;
             let Some(seen) = made.pop() else { return Ok(both) };
             both[1] = Some(correct(made, seen, &context[..near.min(context.len())], &context[0]));
         }

@@ -22,7 +22,7 @@ use crate::models::ltx::two_passes;
 use crate::models::ltx::upscale::Upscaler;
 use crate::pipeline::inputs::{Held, Preparation};
 use crate::pipeline::stages::Stages;
-use crate::planning::forecast::{self, Outlook, Place, Sketch};
+use crate::planning::forecast::{self, Forecast, Place, Sketch};
 use crate::planning::outputs;
 use crate::planning::passes::Upscaling;
 use crate::planning::scenes::{Shot, shots};
@@ -47,8 +47,8 @@ pub const DEFAULT_MODEL: &str = crate::embedded::NAME;
 /// Words that are quoted of the end of a prompt that is not read.
 const UNREAD_WORDS: usize = 12;
 
-/// What there is to make, with everything checked and nothing loaded.
-pub struct Take {
+/// A validated job; no weights loaded yet.
+pub struct Prepared {
     pub settings: Settings,
     /// Whether nobody named a seed.
     drawn: bool,
@@ -67,7 +67,7 @@ pub struct Take {
     held: Vec<Held>,
     shots: Vec<Shot>,
     direction: Direction,
-    pub outlook: Outlook,
+    pub forecast: Forecast,
 }
 
 /// A model opened for a request, with its size of pictures known.
@@ -163,10 +163,10 @@ impl Opened {
     }
 }
 
-impl Take {
+impl Prepared {
     /// Fills the request up and reads what it holds to.
     /// - `size`: of the pictures, where the request asks for none. `more`: what is to be held besides the request's own
-    ///   pictures, which [`Take::hold`] brings. `direction`: which way a clip longer than a window grows.
+    ///   pictures, which [`Prepared::hold`] brings. `direction`: which way a clip longer than a window grows.
     /// - Errors are the user's to mend: flags, files, sizes.
     pub fn new(
         opened: Opened,
@@ -210,7 +210,7 @@ impl Take {
             context: more.iter().map(|place| place.count).sum(),
             scheduler: checkpoint.scheduler.clone(),
         };
-        let first = Outlook::new(model.clone(), sketch.clone(), request, &compute)?;
+        let first = Forecast::new(model.clone(), sketch.clone(), request, &compute)?;
         let mut held = vec![];
         if first.refusal.is_none() {
             let preparation = Preparation::of(&settings, request, legal, &canvases, checkpoint.entry.is_some());
@@ -239,8 +239,8 @@ impl Take {
         }
         let prompts: Vec<Vec<u32>> = prompts;
         sketch.prompts = prompts.iter().chain(&negative).map(Vec::len).collect();
-        let outlook = match first.refusal {
-            None => Outlook::new(model, sketch, request, &compute)?,
+        let forecast = match first.refusal {
+            None => Forecast::new(model, sketch, request, &compute)?,
             Some(_) => first,
         };
         Ok(Self {
@@ -256,11 +256,11 @@ impl Take {
             held,
             shots,
             direction,
-            outlook,
+            forecast,
         })
     }
 
-    /// Takes the pictures that [`Take::new`] was told of, before [`Take::latents`].
+    /// Takes the pictures that [`Prepared::new`] was told of, before [`Prepared::latents`].
     pub fn hold(&mut self, held: Held) {
         self.held.push(held);
     }
@@ -270,7 +270,7 @@ impl Take {
             checkpoint: &self.checkpoint,
             compute: &self.compute,
             settings: &self.settings,
-            choices: &self.outlook.plan.choices,
+            choices: &self.forecast.plan.choices,
             progress,
         }
     }
@@ -299,25 +299,25 @@ impl Take {
         let place = if self.compute.device.is_cpu() { "the CPU" } else { "the GPU" };
         let tokens: usize = self.shots.iter().map(|shot| shot.grid.tokens()).sum();
         progress.detail(&format!("{} on {place}, {tokens} tokens", self.checkpoint.name));
-        self.outlook.say(progress);
+        self.forecast.say(progress);
         let begun = Instant::now();
         let prompts: Vec<Vec<u32>> = self.prompts.iter().chain(&self.negative).cloned().collect();
         let texts = stages.encode_text(&prompts)?;
-        self.outlook.remember(Stage::Text, begun, progress);
+        self.forecast.remember(Stage::Text, begun, progress);
         let begun = Instant::now();
         let clips: Vec<&[Frame]> = self.held.iter().map(|held| held.frames.as_slice()).collect();
         let size = |canvas: &Extent| (canvas.width, canvas.height);
         let posteriors = self.canvases.iter().map(|canvas| stages.encode_clips(&clips, size(canvas)));
         let posteriors = posteriors.collect::<Result<_>>()?;
-        self.outlook.remember(Stage::Encode, begun, progress);
+        self.forecast.remember(Stage::Encode, begun, progress);
         let begun = Instant::now();
         let (latents, mut noise) = self.denoise(&stages, &texts, posteriors)?;
-        self.outlook.remember(Stage::Denoise, begun, progress);
+        self.forecast.remember(Stage::Denoise, begun, progress);
         latents.iter().map(|latents| stages.decoder_input(latents, &mut noise)).collect()
     }
 
     /// Decodes the clip and hands its frames over as they come.
-    /// - `latents`: of [`Take::latents`].
+    /// - `latents`: of [`Prepared::latents`].
     pub fn decode(
         &self,
         latents: &[Tensor],
@@ -333,7 +333,7 @@ impl Take {
             stages.decode(&decoder, latents, self.legal, clip, &mut sink, |frames| stage.advance(frames))?;
         }
         stage.finish();
-        self.outlook.remember(Stage::Decode, begun, progress);
+        self.forecast.remember(Stage::Decode, begun, progress);
         Ok(())
     }
 
@@ -361,9 +361,9 @@ impl Take {
     }
 }
 
-/// One `generate`: a take and where its frames go.
+/// One `generate`: a prepared job and where its frames go.
 pub struct Job {
-    take: Take,
+    prepared: Prepared,
     target: Target,
     force: bool,
 }
@@ -375,31 +375,31 @@ impl Job {
         outputs::check_named(request, &[])?;
         let opened = Opened::new(request, progress)?;
         let size = inputs::size_from_stills(request, opened.default_size(), opened.geometry())?;
-        let take = Take::new(opened, request, size, &[], Direction::Forward, progress)?;
-        let clip = take.settings.output();
-        let target = outputs::target(request, &take.settings)?;
+        let prepared = Prepared::new(opened, request, size, &[], Direction::Forward, progress)?;
+        let clip = prepared.settings.output();
+        let target = outputs::target(request, &prepared.settings)?;
         outputs::check(request, &target, &[])?;
         let Extent { width, height, frames } = clip;
-        let sizing = if take.settings.scale > 1 { Sizing::Scaled(take.settings.scale) } else { Sizing::Asked };
-        target.check_clip(&Clip { width, height, frames, fps: take.settings.fps }, sizing)?;
-        if take.outlook.fits().is_ok() {
-            planning::check_disk(&target, take.settings.least(clip))?; // else memory is what is wrong first
+        let sizing = if prepared.settings.scale > 1 { Sizing::Scaled(prepared.settings.scale) } else { Sizing::Asked };
+        target.check_clip(&Clip { width, height, frames, fps: prepared.settings.fps }, sizing)?;
+        if prepared.forecast.fits().is_ok() {
+            planning::check_disk(&target, prepared.settings.least(clip))?; // else memory is what is wrong first
         }
         if request.quality.is_some() && !matches!(target.format, Format::Mp4 | Format::Webp) {
             progress.note("--quality has no effect on a lossless format");
         }
-        Ok(Self { take, target, force: request.force })
+        Ok(Self { prepared, target, force: request.force })
     }
 
     /// - Errors when the run does not fit the memory that there is.
     pub fn fits(&self) -> Result<()> {
-        self.take.outlook.fits()
+        self.prepared.forecast.fits()
     }
 
     /// What the run will take.
     pub fn plan(&self) -> (&Plan, Report) {
-        let settings = &self.take.settings;
-        (&self.take.outlook.plan, self.take.outlook.report(settings, &self.target, settings.output()))
+        let settings = &self.prepared.settings;
+        (&self.prepared.forecast.plan, self.prepared.forecast.report(settings, &self.target, settings.output()))
     }
 
     /// Makes the clip and writes it.
@@ -407,11 +407,11 @@ impl Job {
     pub fn run(self, progress: &Progress) -> Result<()> {
         self.fits()?;
         let begun = Instant::now();
-        let settings = self.take.settings.clone();
+        let settings = self.prepared.settings.clone();
         let Extent { width, height, frames } = settings.output();
         let mut writer = None;
-        let latents = self.take.latents(progress)?;
-        self.take.decode(&latents, progress, |frame| {
+        let latents = self.prepared.latents(progress)?;
+        self.prepared.decode(&latents, progress, |frame| {
             // opened with the first frame: a long run leaves no empty file lying about
             let writer = match &mut writer {
                 Some(writer) => writer,

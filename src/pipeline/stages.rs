@@ -14,7 +14,7 @@ use crate::nn::rope::Rope;
 use crate::nn::tiles::Tiling;
 use crate::pipeline::decode;
 use crate::planning::Choices;
-use crate::planning::cut::Cut;
+use crate::planning::cut::VaeChunking;
 use crate::planning::passes::Pass;
 use crate::planning::settings::Settings;
 use crate::platform::device::Compute;
@@ -89,7 +89,7 @@ impl Stages<'_> {
             let mut done = 0; // a try that ran out of memory is not counted twice
             let geometry = self.checkpoint.geometry();
             let latents = (size.1 / geometry.space, size.0 / geometry.space);
-            let attempt = |cut: &Cut| {
+            let attempt = |cut: &VaeChunking| {
                 let mut now = 0;
                 decode::encode(&encoder, (clip, size), cut, geometry, device, |frames| {
                     now += frames;
@@ -205,7 +205,7 @@ impl Stages<'_> {
     ) -> Result<()> {
         let (_, _, h, w, _) = latents.dims5()?;
         let (mut handed, mut done) = (0, 0);
-        let attempt = |cut: &Cut| {
+        let attempt = |cut: &VaeChunking| {
             // the decoder of 0.9.1 draws from torch's global generator: another stream, with the same seed
             let start = (self.settings.decode_timestep as f32, Noise::new(self.settings.seed));
             let (mut made, mut now) = (0, 0);

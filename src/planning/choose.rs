@@ -12,9 +12,9 @@
 use crate::hub::catalogue;
 use crate::job::geometry::{Extent, Geometry};
 use crate::job::tiles::Tiles;
-use crate::models::ltx::vae::Pace;
+use crate::models::ltx::vae::Chunking;
 use crate::nn::tiles::Tiling;
-use crate::planning::cut::{self, Cut};
+use crate::planning::cut::{self, VaeChunking};
 use crate::planning::{Model, Need, Stage, Task, geometry, need, needs};
 use crate::platform::device::Compute;
 use crate::platform::progress::human_bytes;
@@ -50,21 +50,21 @@ pub struct Choices {
     pub resident: usize,
     /// Whether the others are quantised once, into a file that is gone after the run, and not each time they are opened.
     pub scratch: bool,
-    pub encode: Cut,
-    pub decode: Cut,
+    pub encode: VaeChunking,
+    pub decode: VaeChunking,
 }
 
 impl Choices {
     /// What is done where memory is plenty.
     pub fn plenty(model: &Model, task: &Task, tiling: Option<Tiling>, compute: &Compute) -> Self {
         let group = cut::group(task.canvas().width, task.canvas().height, geometry(model), &compute.device);
-        let cut = Cut { pace: Pace { group, parts: 1 }, tiling };
+        let cut = VaeChunking { chunking: Chunking { latent_frames: group, slices: 1 }, tiling };
         Self { resident: model.transformer.0.layers, scratch: false, encode: cut, decode: cut }
     }
 
     /// What takes the least memory that a run can be cut to, with these tiles.
     pub fn least(tiling: Option<Tiling>) -> Self {
-        let cut = Cut { pace: Pace { group: 1, parts: MOST_PARTS }, tiling };
+        let cut = VaeChunking { chunking: Chunking { latent_frames: 1, slices: MOST_PARTS }, tiling };
         Self { resident: 0, scratch: false, encode: cut, decode: cut }
     }
 }
@@ -136,19 +136,19 @@ impl Chooser<'_> {
         let space = geometry(model).space;
         let (h, w) = (task.canvas().height / space, task.canvas().width / space);
         for stage in [Stage::Encode, Stage::Decode] {
-            let cut = |choices: &mut Choices, cut: Cut| match stage {
+            let cut = |choices: &mut Choices, cut: VaeChunking| match stage {
                 Stage::Encode => choices.encode = cut,
                 _ => choices.decode = cut,
             };
             let mut now = Choices::plenty(model, task, tiling, self.compute).decode;
             while !fits(&choices, stage) {
-                let Cut { pace: Pace { group, parts }, tiling } = now;
+                let VaeChunking { chunking: Chunking { latent_frames: group, slices: parts }, tiling } = now;
                 now = if group > 1 {
-                    Cut { pace: Pace { group: group / 2, parts }, tiling }
+                    VaeChunking { chunking: Chunking { latent_frames: group / 2, slices: parts }, tiling }
                 } else if parts < MOST_PARTS && stage == Stage::Decode {
-                    Cut { pace: Pace { group, parts: 2 * parts }, tiling }
+                    VaeChunking { chunking: Chunking { latent_frames: group, slices: 2 * parts }, tiling }
                 } else if let Some(smaller) = cut::smaller(tiling, h, w).filter(|_| tiles == Tiles::Auto) {
-                    Cut { pace: Pace { group, parts }, tiling: Some(smaller) }
+                    VaeChunking { chunking: Chunking { latent_frames: group, slices: parts }, tiling: Some(smaller) }
                 } else {
                     refuse(&choices, stage)?;
                     break;

@@ -1,15 +1,15 @@
 //! How the VAE goes through a clip: how many frames at a time, in which tiles.
 
 use crate::job::geometry::Geometry;
-use crate::models::ltx::vae::Pace;
+use crate::models::ltx::vae::Chunking;
 use crate::nn::tiles::Tiling;
 use candle_core::Device;
 
 /// How the VAE goes through a clip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cut {
+pub struct VaeChunking {
     /// Frames at a time; any numbers give the same.
-    pub pace: Pace,
+    pub chunking: Chunking,
     /// `None`: whole pictures.
     pub tiling: Option<Tiling>,
 }

@@ -5,7 +5,7 @@ use crate::hub::catalogue::{self, Entry};
 use crate::models::parts::open_text_encoder;
 use crate::models::random;
 use crate::models::text::t5::T5Config;
-use crate::nn::kernel::Math;
+use crate::nn::kernel::MatmulType;
 use crate::planning::weights::Weights;
 use crate::planning::{Budget, Product, of_text};
 use crate::platform::device::Compute;
@@ -93,7 +93,7 @@ fn of_entry(entry: &Entry, prompts: &[usize], compute: &Compute) -> Option<u64> 
     let (_, _, config) = random::sizes().into_iter().find(|size| size.0 == "t5-xxl")?;
     let config = T5Config::parse(&config, "t5-xxl").ok()?;
     let weights = Weights::even(entry.size()?, config.layers);
-    let product = Product::plain(Math::F32);
+    let product = Product::plain(MatmulType::F32);
     Some(of_text(&config, &weights, product, prompts, 0, compute).memory())
 }
 

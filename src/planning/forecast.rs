@@ -9,7 +9,7 @@ use crate::job::convention::Convention;
 use crate::job::geometry::{Extent, Geometry};
 use crate::job::recipe::Recipe;
 use crate::job::request::Request;
-use crate::models::ltx::vae::Pace;
+use crate::models::ltx::vae::Chunking;
 use crate::models::text::tokenizer::Tokenizer;
 use crate::planning::history::{self, Run};
 use crate::planning::outputs;
@@ -36,8 +36,8 @@ const MUCH: u64 = 1_000_000_000_000;
 const SAID_FROM: f64 = 10.0;
 const OFFER_FROM: f64 = 600.0;
 
-/// A plan, what it was made from, and whether it fits.
-pub struct Outlook {
+/// Resource estimate before a run, timings after it.
+pub struct Forecast {
     pub plan: Plan,
     pub model: Model,
     sketch: Sketch,
@@ -102,9 +102,9 @@ impl Speeds {
     }
 }
 
-impl Outlook {
+impl Forecast {
     /// Plans a run and cuts it to the memory that there is.
-    /// - Errors on what cannot be made, and on tiles that cannot be. What does not fit is no error here: see [`Outlook::fits`].
+    /// - Errors on what cannot be made, and on tiles that cannot be. What does not fit is no error here: see [`Forecast::fits`].
     pub fn new(model: Model, sketch: Sketch, request: &Request, compute: &Compute) -> Result<Self> {
         let [_, space, _] = model.vae.strides();
         let tiling = planning::tiling(request.vae_tile, request.vae_overlap, space)?;
@@ -154,7 +154,7 @@ impl Outlook {
         for need in &self.plan.needs {
             progress.detail(&format!("{}: about {} of memory", need.stage.name(), human_bytes(need.memory())));
         }
-        let Pace { group, parts } = self.plan.choices.decode.pace;
+        let Chunking { latent_frames: group, slices: parts } = self.plan.choices.decode.chunking;
         let parts = if parts > 1 { format!(", and what becomes of them in {parts} parts") } else { String::new() };
         progress.detail(&format!("the decoder takes {group} latent frames at a time{parts}"));
     }

@@ -35,7 +35,7 @@ use crate::nn::conv3d::is_fused;
 use crate::nn::kernel::memory::{SLACK_BYTES, SLACK_SHARE};
 use crate::nn::tiles::Tiling;
 use crate::platform::device::Compute;
-use cut::Cut;
+use cut::VaeChunking;
 use std::path::PathBuf;
 use weights::Weights;
 
@@ -283,12 +283,12 @@ fn of_text(
 
 fn encode(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> Need {
     let widths = widths(compute, model.products.vae.operand(compute));
-    let Cut { pace, tiling } = choices.encode;
+    let VaeChunking { chunking, tiling } = choices.encode;
     let space = geometry(model).space;
     let mut all = Count::default();
     for (canvas, &frames) in task.canvases.iter().flat_map(|canvas| task.held.iter().map(move |held| (canvas, held))) {
         each_tile(tiling, canvas.height / space, canvas.width / space, |h, w, times| {
-            let count = cost::vae::encoder(&model.vae, [frames, h * space, w * space], pace.group, widths);
+            let count = cost::vae::encoder(&model.vae, [frames, h * space, w * space], chunking.latent_frames, widths);
             all.peak = all.peak.max(count.peak);
             all.operations += times * count.operations;
         });
@@ -334,7 +334,7 @@ fn denoise(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> 
 
 fn decode(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> Need {
     let widths = widths(compute, model.products.vae.operand(compute));
-    let Cut { pace, tiling } = choices.decode;
+    let VaeChunking { chunking, tiling } = choices.decode;
     let Geometry { space, time } = geometry(model);
     let canvas = task.canvas();
     let (h, w) = (canvas.height / space, canvas.width / space);
@@ -343,8 +343,8 @@ fn decode(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> N
     let (mut all, mut joined) = (Count::default(), 0);
     for &frames in &task.scenes {
         each_tile(tiling, h, w, |h, w, times| {
-            let seen = frames.min(STEADY.max(2 * pace.group));
-            let count = cost::vae::decoder(&model.vae, [seen, h, w], pace, widths);
+            let seen = frames.min(STEADY.max(2 * chunking.latent_frames));
+            let count = cost::vae::decoder(&model.vae, [seen, h, w], chunking, widths);
             all.peak = all.peak.max(count.peak);
             all.operations += times * (count.operations as f64 * frames as f64 / seen as f64) as u64;
         });

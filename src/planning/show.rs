@@ -1,7 +1,7 @@
 //! A plan as `--dry-run` prints it: a table for people, or JSON.
 
 use crate::job::geometry::Extent;
-use crate::planning::cut::Cut;
+use crate::planning::cut::VaeChunking;
 use crate::planning::{Budget, Need, Plan, Requantised, Window};
 use crate::platform::progress::{counted, human_bytes, human_seconds};
 use serde_json::{Value, json};
@@ -178,7 +178,7 @@ impl Plan {
         }
         let encodes = !self.task.held.is_empty();
         let cuts = [("encoding", self.choices.encode, encodes), ("decoding", self.choices.decode, true)];
-        for (what, Cut { tiling, .. }, _) in cuts.into_iter().filter(|cut| cut.2) {
+        for (what, VaeChunking { tiling, .. }, _) in cuts.into_iter().filter(|cut| cut.2) {
             let (h, w) = (self.task.canvas().height / space, self.task.canvas().width / space);
             if let Some(tiling) = tiling.filter(|tiling| !tiling.is_whole(h, w)) {
                 let [w, h, overlap] = [tiling.width, tiling.height, tiling.overlap].map(|n| n * space);
@@ -349,11 +349,11 @@ impl Plan {
         let offer = report.offer.as_ref().map(|offer| {
             json!({"flags": offer.flags, "width": offer.clip.width, "height": offer.clip.height, "frames": offer.clip.frames, "seconds": offer.time.seconds()})
         });
-        let cut = |cut: Cut| {
+        let cut = |cut: VaeChunking| {
             let tile = cut.tiling.map(|t| {
                 json!({"width": t.width * report.space, "height": t.height * report.space, "overlap": t.overlap * report.space})
             });
-            json!({"latent_frames": cut.pace.group, "parts": cut.pace.parts, "tile": tile})
+            json!({"latent_frames": cut.chunking.latent_frames, "parts": cut.chunking.slices, "tile": tile})
         };
         json!({
             "model": report.model, "asked": extent(self.task.clip), "legal": extent(self.task.legal), "fps": report.fps,

@@ -7,8 +7,8 @@ use crate::models::ltx::transformer::Transformer;
 use crate::models::ltx::vae::{Decoder, Encoder};
 use crate::models::random;
 use crate::models::text::t5::{T5, T5Config};
-use crate::nn::kernel::Math;
-use crate::nn::kernel::blocks::Blocks;
+use crate::nn::kernel::MatmulType;
+use crate::nn::kernel::blocks::QuantType;
 use crate::nn::paired;
 use crate::nn::vars::{Source, Vars};
 use crate::planning::work::Product;
@@ -135,7 +135,7 @@ impl Model {
     pub fn of_entry(
         entry: &Entry,
         encoder: Option<&Entry>,
-        quantize: Option<Blocks>,
+        quantize: Option<QuantType>,
         compute: &Compute,
     ) -> Result<Self> {
         let sizes = random::sizes();
@@ -172,10 +172,10 @@ impl Model {
             of_words.layers.iter_mut().for_each(|bytes| *bytes = (*bytes as f64 * taken as f64 / own as f64) as u64);
         }
         let half = compute.stored.unwrap_or(own) == DType::BF16;
-        let plain = Product::plain(if half { Math::Bf16 } else { Math::F32 });
-        let words_in = if compute.stored == Some(DType::BF16) { Math::Bf16 } else { Math::F32 };
+        let plain = Product::plain(if half { MatmulType::Bf16 } else { MatmulType::F32 });
+        let words_in = if compute.stored == Some(DType::BF16) { MatmulType::Bf16 } else { MatmulType::F32 };
         // blocks are multiplied in bf16, unless f32 was asked for
-        let blocks_in = if compute.stored == Some(DType::F32) { Math::F32 } else { Math::Bf16 };
+        let blocks_in = if compute.stored == Some(DType::F32) { MatmulType::F32 } else { MatmulType::Bf16 };
         let product = |plain: Product, int8: bool| match quantize {
             Some(_) => Product { math: blocks_in, blocks: quantize, int8 },
             None => plain,
@@ -211,7 +211,7 @@ impl Model {
 /// Every tensor that `build` asks for, as it would be kept.
 fn record(
     own: DType,
-    quantize: Option<Blocks>,
+    quantize: Option<QuantType>,
     compute: &Compute,
     build: &dyn Fn(Vars) -> candle_core::Result<()>,
 ) -> Result<Vec<(String, u64)>> {

@@ -3,9 +3,9 @@
 
 use crate::models::random;
 use crate::nn::attention::Attention;
-use crate::nn::conv3d::{Around, Conv3d};
-use crate::nn::kernel::blocks::Blocks;
-use crate::nn::kernel::{self, Math, int8, is_half};
+use crate::nn::conv3d::{Conv3d, Fusion};
+use crate::nn::kernel::blocks::QuantType;
+use crate::nn::kernel::{self, MatmulType, int8, is_half};
 use crate::nn::linear::Linear;
 use crate::platform::device::Compute;
 use crate::platform::machine;
@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 /// How a network's products are computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Product {
-    pub math: Math,
+    pub math: MatmulType,
     /// What most weights are quantised to.
-    pub blocks: Option<Blocks>,
+    pub blocks: Option<QuantType>,
     /// Whether quantised weights may be multiplied as 8-bit integers.
     pub int8: bool,
 }
@@ -31,13 +31,13 @@ impl Product {
     }
 
     /// Returns the product by weights that are not quantised.
-    pub fn plain(math: Math) -> Self {
+    pub fn plain(math: MatmulType) -> Self {
         Self { math, blocks: None, int8: false }
     }
 
     /// Whether a CPU multiplies in 8-bit integers: only rows that are whole blocks, which nearly all are.
     pub fn is_int8(self) -> bool {
-        self.int8 && self.math == Math::Bf16 && self.blocks.is_some_and(|kind| int8::fits(kind, kind.values()))
+        self.int8 && self.math == MatmulType::Bf16 && self.blocks.is_some_and(|kind| int8::fits(kind, kind.values()))
     }
 
     /// Bytes of a number that products read.
@@ -56,9 +56,9 @@ pub enum Work {
     /// Products of activations and weights.
     Product(Product),
     /// Attention with heads of so many channels.
-    Attention(Math, usize),
+    Attention(MatmulType, usize),
     /// The VAE's 3-D convolutions.
-    Convolution(Math),
+    Convolution(MatmulType),
 }
 
 /// How long one kind of work is measured for.
@@ -75,13 +75,13 @@ const CHANNELS: usize = 256;
 impl Work {
     /// Names the kind, as the history keeps it.
     pub fn name(self) -> String {
-        let of = |math: Math| match math {
-            Math::F32 => "f32",
-            Math::Bf16 => "bf16",
+        let of = |math: MatmulType| match math {
+            MatmulType::F32 => "f32",
+            MatmulType::Bf16 => "bf16",
         };
         match self {
             Work::Product(product) if product.is_int8() => {
-                format!("{} product in int8", product.blocks.map_or("plain", Blocks::name))
+                format!("{} product in int8", product.blocks.map_or("plain", QuantType::name))
             }
             Work::Product(Product { math, blocks: Some(kind), .. }) => {
                 format!("{} product in {}", kind.name(), of(math))
@@ -97,8 +97,8 @@ impl Work {
         match self {
             Work::Product(product) => {
                 let matrix = random::matrix(WIDTH, WIDTH, stored(product.math), product.blocks)?;
-                let matrix = if product.int8 { matrix } else { matrix.in_numbers() };
-                let layer = Linear::new(matrix, None).laid();
+                let matrix = if product.int8 { matrix } else { matrix.dequantised() };
+                let layer = Linear::new(matrix, None).prepack();
                 measure(64, 1024, |rows| normal(&[rows, WIDTH]), |x| layer.forward(x))
             }
             Work::Attention(math, head_dim) => {
@@ -118,17 +118,17 @@ impl Work {
                 let weight = normal(&[CHANNELS, CHANNELS, 3, 3, 3])?.to_dtype(stored(math))?;
                 let layer = Conv3d::new(&weight, Tensor::zeros(CHANNELS, DType::F32, &Device::Cpu)?, [1; 3])?;
                 let pictures = |side| normal(&[1, 4, side, side, CHANNELS]);
-                measure(8, 64, pictures, |x| layer.forward(std::slice::from_ref(x), Around::default()))
+                measure(8, 64, pictures, |x| layer.forward(std::slice::from_ref(x), Fusion::default()))
             }
         }
     }
 }
 
 /// What weights are kept in where products are made in `math`.
-fn stored(math: Math) -> DType {
+fn stored(math: MatmulType) -> DType {
     match math {
-        Math::F32 => DType::F32,
-        Math::Bf16 => DType::BF16,
+        MatmulType::F32 => DType::F32,
+        MatmulType::Bf16 => DType::BF16,
     }
 }
 

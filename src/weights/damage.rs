@@ -106,7 +106,7 @@ fn is_matrix(raw: &Raw) -> bool {
 /// Places in a large tensor: its beginning, its middle and its end.
 fn windows(raw: &Raw) -> Vec<(usize, usize)> {
     let unit = match raw.dtype.kind() {
-        Some(Kind::Blocks(kind)) => kind.bytes(),
+        Some(Kind::QuantType(kind)) => kind.bytes(),
         Some(Kind::Plain(dtype)) => dtype.size_in_bytes(),
         None => 1,
     };
@@ -135,7 +135,7 @@ fn are_numbers(raw: &Raw, (from, to): (usize, usize)) -> bool {
         Some(Kind::Plain(dtype)) => bytes
             .chunks(VALUES * dtype.size_in_bytes())
             .all(|bytes| widened(dtype, bytes).is_ok_and(|values| values.iter().all(|x| x.is_finite()))),
-        Some(Kind::Blocks(kind)) => bytes.chunks(VALUES / kind.values() * kind.bytes()).all(|bytes| {
+        Some(Kind::QuantType(kind)) => bytes.chunks(VALUES / kind.values() * kind.bytes()).all(|bytes| {
             let mut values = vec![0f32; bytes.len() / kind.bytes() * kind.values()];
             kind.decode(bytes, 0, &mut values);
             values.iter().all(|x| x.is_finite())

@@ -2,7 +2,7 @@
 //! - Source: ggml `docs/gguf.md`, versions 2 and 3.
 
 use super::open::{Placed, Type};
-use crate::nn::kernel::blocks::Blocks;
+use crate::nn::kernel::blocks::QuantType;
 use crate::nn::matrix::Kind;
 use crate::platform::files::AtomicFile;
 use anyhow::{Context, Result, bail, ensure};
@@ -111,7 +111,7 @@ pub(super) fn read(bytes: &[u8], what: &str) -> Result<(Vec<Placed>, HashMap<Str
         let count = shape.iter().try_fold(1usize, |n, &side| n.checked_mul(side));
         let size = count.and_then(|count| match dtype {
             Type::Plain(dtype) => count.checked_mul(dtype.bitsize() / 8),
-            Type::Blocks(kind) => {
+            Type::QuantType(kind) => {
                 let row = shape.last().copied().unwrap_or(0);
                 row.is_multiple_of(kind.values()).then(|| (count / kind.values()).checked_mul(kind.bytes()))?
             }
@@ -140,8 +140,8 @@ pub(super) fn read(bytes: &[u8], what: &str) -> Result<(Vec<Placed>, HashMap<Str
 }
 
 fn type_of(number: u32, name: &str, what: &str) -> Result<Type> {
-    if let Some(kind) = Blocks::of_number(number) {
-        return Ok(Type::Blocks(kind));
+    if let Some(kind) = QuantType::of_number(number) {
+        return Ok(Type::QuantType(kind));
     }
     if let Some((_, dtype)) = PLAIN.iter().find(|(n, _)| *n == number) {
         return Ok(Type::Plain(*dtype));
@@ -268,7 +268,7 @@ pub fn write(
     let mut sizes = vec![];
     for Part { name, dtype, shape } in parts {
         let (kind, number_of) = match dtype {
-            Type::Blocks(kind) => (Some(Kind::Blocks(*kind)), Some(kind.number())),
+            Type::QuantType(kind) => (Some(Kind::QuantType(*kind)), Some(kind.number())),
             Type::Plain(plain) => (dtype.kind(), PLAIN.iter().find(|(_, dtype)| dtype == plain).map(|(n, _)| *n)),
         };
         let (Some(kind), Some(number_of)) = (kind, number_of) else { bail!("GGUF has no type {dtype} (`{name}`)") };

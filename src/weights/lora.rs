@@ -5,7 +5,7 @@ mod peft;
 
 use super::damage::largest;
 use super::open::Tensors;
-use crate::nn::kernel::Math;
+use crate::nn::kernel::MatmulType;
 use crate::nn::matrix::LowRank;
 use anyhow::{Result, anyhow, bail, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -190,15 +190,15 @@ impl Adapter {
     pub(super) fn layer(
         &self,
         name: &str,
-        math: Math,
+        math: MatmulType,
         dtype: DType,
         device: &Device,
     ) -> candle_core::Result<Option<LowRank>> {
         let Some((down, up, scale)) = self.layers.get(name) else { return Ok(None) };
         let stored = match math {
             _ if !device.is_cpu() => dtype,
-            Math::Bf16 => DType::BF16,
-            Math::F32 => DType::F32,
+            MatmulType::Bf16 => DType::BF16,
+            MatmulType::F32 => DType::F32,
         };
         let vb = self.file.load(Some(stored), dtype, device);
         let factor = |name: &str| {

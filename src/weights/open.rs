@@ -5,8 +5,8 @@ use super::lora::{Adapter, LayerNames};
 use super::quantize::Cache;
 use super::source::{Checker, Fault, Reader};
 use super::{forms, gguf, scaled};
-use crate::nn::kernel::Math;
-use crate::nn::kernel::blocks::Blocks;
+use crate::nn::kernel::MatmulType;
+use crate::nn::kernel::blocks::QuantType;
 use crate::nn::matrix::{Kind, Mapped, usable};
 use crate::nn::vars::Vars;
 use crate::platform::mapped::MappedFile;
@@ -46,14 +46,14 @@ impl Bytes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
     Plain(Dtype),
-    Blocks(Blocks),
+    QuantType(QuantType),
 }
 
 impl Type {
     /// What products and layers can use; `None` for integers and the like.
     pub fn kind(self) -> Option<Kind> {
         Some(Kind::Plain(match self {
-            Type::Blocks(kind) => return Some(Kind::Blocks(kind)),
+            Type::QuantType(kind) => return Some(Kind::QuantType(kind)),
             Type::Plain(Dtype::F64) => DType::F64,
             Type::Plain(Dtype::F32) => DType::F32,
             Type::Plain(Dtype::F16) => DType::F16,
@@ -68,7 +68,7 @@ impl std::fmt::Display for Type {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         match self {
             Type::Plain(dtype) => write!(f, "{dtype:?}"),
-            Type::Blocks(kind) => f.write_str(kind.name()),
+            Type::QuantType(kind) => f.write_str(kind.name()),
         }
     }
 }
@@ -117,7 +117,7 @@ impl Entry {
         self.file.forget(self.range);
     }
 
-    /// Itself, to be used where it lies; `None` where it lies askew, or has to be multiplied by scales first.
+    /// Itself, to be used where it lies; `None` where it is misaligned for its element type, or has to be multiplied by scales first.
     pub fn in_place(&self) -> Option<Arc<dyn Mapped>> {
         let kind = self.dtype.kind().filter(|_| self.scales.is_none())?;
         usable(self.raw().bytes, kind).then(|| Arc::new(InPlace { entry: self.clone(), kind }) as Arc<dyn Mapped>)
@@ -152,7 +152,7 @@ pub struct Tensors {
     what: String,
     pub(super) entries: Arc<BTreeMap<String, Entry>>,
     metadata: Arc<HashMap<String, String>>,
-    pub(super) quantize: Option<Blocks>,
+    pub(super) quantize: Option<QuantType>,
     pub(super) loras: Arc<Vec<Adapter>>,
     pub(super) cache: Option<Cache>,
     /// Whether these were taken from the cache.
@@ -316,17 +316,17 @@ impl Tensors {
     }
 
     /// In what a CPU multiplies most of them, kept as [`Tensors::load`] keeps them.
-    pub fn math(&self, stored: Option<DType>) -> Math {
+    pub fn math(&self, stored: Option<DType>) -> MatmulType {
         let bytes = |wanted: fn(Type) -> bool| {
             self.entries.values().filter(|e| wanted(scaled::read_type(e))).map(|e| e.range.1 - e.range.0).sum::<usize>()
         };
-        let blocks = bytes(|dtype| matches!(dtype, Type::Blocks(_))) > 0 || self.quantize.is_some();
+        let blocks = bytes(|dtype| matches!(dtype, Type::QuantType(_))) > 0 || self.quantize.is_some();
         let mostly_half = bytes(|dtype| dtype == Type::Plain(Dtype::BF16)) * 2 > self.size() && self.elements() > SMALL;
         match stored {
-            Some(DType::BF16) => Math::Bf16,
+            Some(DType::BF16) => MatmulType::Bf16,
             stored if blocks => blocks_in(stored),
-            None if mostly_half => Math::Bf16,
-            _ => Math::F32,
+            None if mostly_half => MatmulType::Bf16,
+            _ => MatmulType::F32,
         }
     }
 
@@ -416,8 +416,8 @@ pub const SMALL: usize = 1 << 28;
 /// what was read out of blocks to bf16 once more is little beside what was lost when they were made (relative error of
 /// sums of 2048 products of normal values with Q8_0: 0.53 % in f32, 0.58 % in bf16; with Q4_K 7.18 % in either; with bf16 alone
 /// 0.24 %).
-fn blocks_in(stored: Option<DType>) -> Math {
-    if stored == Some(DType::F32) { Math::F32 } else { Math::Bf16 }
+fn blocks_in(stored: Option<DType>) -> MatmulType {
+    if stored == Some(DType::F32) { MatmulType::F32 } else { MatmulType::Bf16 }
 }
 
 /// What stands in the middle of an index's name; before `json` may stand a variant, as in `model.safetensors.index.fp16.json`.

@@ -5,7 +5,7 @@ use super::gguf::{self, Part};
 use super::open::{Entry, Raw, SMALL, Tensors, Type};
 use super::scaled;
 use super::source::plain;
-use crate::nn::kernel::blocks::Blocks;
+use crate::nn::kernel::blocks::QuantType;
 use crate::nn::kernel::encode::encode;
 use crate::nn::kernel::pack::Rows;
 use crate::nn::matrix::{Kind, rows};
@@ -50,7 +50,7 @@ pub(super) struct Cache {
 const LAYERS: [&str; 2] = ["transformer_blocks.", "encoder.block."];
 
 /// Of the layers' matrices those that are kept finer than the rest: in Q8_0 where the rest is Q4_K, and as they are where it is
-/// Q8_0. In the transformer their blocks are never multiplied in whole numbers. Each is small or loses more than others, and
+/// Q8_0. In the transformer their blocks are never multiplied by int8 dot products. Each is small or loses more than others, and
 /// what is lost in it is lost everywhere:
 /// - keys and values of the prompt, which guidance sets against those of the negative prompt, and so multiplies what was lost;
 /// - what cross-attention adds to the stream, ungated and of values that lie far apart in size: rounded to eight bits it cost as
@@ -61,18 +61,18 @@ const FINE: [&str; 5] = [".attn2.to_k.", ".attn2.to_v.", ".attn2.to_out.", ".Sel
 
 impl Tensors {
     /// The same tensors, to be quantised as they are loaded.
-    pub fn quantized(mut self, quantize: Option<Blocks>) -> Self {
+    pub fn quantized(mut self, quantize: Option<QuantType>) -> Self {
         self.quantize = quantize;
         self
     }
 
     /// What a matrix becomes when it is loaded, if it is to be quantised.
-    pub(super) fn becomes(&self, name: &str, entry: &Entry) -> Option<Blocks> {
+    pub(super) fn becomes(&self, name: &str, entry: &Entry) -> Option<QuantType> {
         self.wanted(name, entry).filter(|kind| entry.shape[1].is_multiple_of(kind.values()))
     }
 
     /// What it is to become, whether its rows allow it or not.
-    fn wanted(&self, name: &str, entry: &Entry) -> Option<Blocks> {
+    fn wanted(&self, name: &str, entry: &Entry) -> Option<QuantType> {
         self.quantize.filter(|_| entry.shape.len() == 2 && plain(entry.dtype)).and_then(|kind| kind_of(name, kind))
     }
 
@@ -82,7 +82,7 @@ impl Tensors {
         let entries: Vec<_> = self.entries.iter().collect();
         let part = |(name, entry): &(&String, &Entry)| Part {
             name: (form.rename)(name),
-            dtype: self.becomes(name, entry).map_or(written_type(entry), Type::Blocks),
+            dtype: self.becomes(name, entry).map_or(written_type(entry), Type::QuantType),
             shape: entry.shape.clone(),
         };
         let parts: Vec<Part> = entries.iter().map(part).collect();
@@ -205,11 +205,11 @@ impl Tensors {
     }
 
     /// The blocks that most values are kept in, if most are in blocks.
-    pub fn mostly(&self) -> Option<Blocks> {
-        let mut counts: Vec<(Blocks, usize)> = vec![];
+    pub fn mostly(&self) -> Option<QuantType> {
+        let mut counts: Vec<(QuantType, usize)> = vec![];
         for (name, entry) in self.entries.iter() {
             let kind = match entry.dtype {
-                Type::Blocks(kind) => Some(kind),
+                Type::QuantType(kind) => Some(kind),
                 Type::Plain(_) => self.becomes(name, entry),
             };
             let Some(kind) = kind else { continue };
@@ -238,7 +238,7 @@ impl Tensors {
         self.entries.iter().map(move |(name, entry)| {
             let count: usize = entry.shape.iter().product();
             let bytes = match (self.becomes(name, entry), entry.dtype, stored) {
-                (Some(kind), ..) | (None, Type::Blocks(kind), _) => kind.size(count),
+                (Some(kind), ..) | (None, Type::QuantType(kind), _) => kind.size(count),
                 (None, Type::Plain(_), _) if entry.shape.len() < 2 => count * compute.size_in_bytes(),
                 (None, _, stored) => match (stored, scaled::read_type(entry).kind()) {
                     (Some(dtype), _) | (None, Some(Kind::Plain(dtype))) => {
@@ -288,13 +288,13 @@ fn not_kept(folder: &Path) -> String {
 }
 
 /// What the matrix of that name becomes where the layers become `kind`; `None`: it stays as it is.
-pub fn kind_of(name: &str, kind: Blocks) -> Option<Blocks> {
+pub fn kind_of(name: &str, kind: QuantType) -> Option<QuantType> {
     let fine = is_fine(name);
     match kind {
         _ if !is_layer(name) => None,
         _ if !fine => Some(kind),
-        Blocks::Q8_0 => None,
-        _ => Some(Blocks::Q8_0),
+        QuantType::Q8_0 => None,
+        _ => Some(QuantType::Q8_0),
     }
 }
 
@@ -309,9 +309,9 @@ fn is_fine(name: &str) -> bool {
     FINE.iter().any(|part| name.contains(part))
 }
 
-/// Whether the blocks of that tensor are multiplied as the numbers in them, even where whole numbers are faster: `FINE`, and
+/// Whether the blocks of that tensor are dequantised to be multiplied, even where int8 dot products are faster: `FINE`, and
 /// those of the text encoder, which runs once a prompt and over few words, and whose activations lie far apart in size.
-pub fn in_numbers(name: &str) -> bool {
+pub fn dequantised(name: &str) -> bool {
     name.contains(LAYERS[1]) || is_fine(name)
 }
 
@@ -324,7 +324,7 @@ fn written_type(entry: &Entry) -> Type {
 }
 
 /// A matrix as blocks.
-pub(super) fn blocks(kind: Blocks, raw: &Raw) -> candle_core::Result<Vec<u8>> {
+pub(super) fn blocks(kind: QuantType, raw: &Raw) -> candle_core::Result<Vec<u8>> {
     let Some(own) = raw.dtype.kind() else { bail!("a matrix of {}", raw.dtype) };
     let mut out = vec![0; kind.size(raw.shape.iter().product())];
     match rows(raw.bytes, own) {
@@ -345,30 +345,30 @@ mod tests {
     /// Which matrices become what, by their part in the model.
     #[test]
     fn what_becomes_blocks() {
-        let (q8, q4) = (Some(Blocks::Q8_0), Some(Blocks::Q4K));
+        let (q8, q4) = (Some(QuantType::Q8_0), Some(QuantType::Q4K));
         let block = |part: &str| format!("transformer_blocks.7.{part}.weight");
         let layer = |part: &str| format!("encoder.block.3.layer.{part}.weight");
         let rough = ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q"];
         let rough = rough.into_iter().chain(["ff.net.0.proj", "ff.net.2"]).map(block);
         let text = ["0.SelfAttention.q", "0.SelfAttention.k", "0.SelfAttention.v", "1.DenseReluDense.wi_0"].map(layer);
         for name in rough.chain(text) {
-            assert_eq!((kind_of(&name, Blocks::Q8_0), kind_of(&name, Blocks::Q4K)), (q8, q4), "{name}");
+            assert_eq!((kind_of(&name, QuantType::Q8_0), kind_of(&name, QuantType::Q4K)), (q8, q4), "{name}");
         }
         let fine = ["attn2.to_k", "attn2.to_v", "attn2.to_out.0"].map(block).into_iter();
         for name in fine.chain(["0.SelfAttention.o", "1.DenseReluDense.wo"].map(layer)) {
-            assert_eq!((kind_of(&name, Blocks::Q8_0), kind_of(&name, Blocks::Q4K)), (None, q8), "{name}");
-            assert!(in_numbers(&name), "{name}");
+            assert_eq!((kind_of(&name, QuantType::Q8_0), kind_of(&name, QuantType::Q4K)), (None, q8), "{name}");
+            assert!(dequantised(&name), "{name}");
         }
         let relative = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
         let ends = ["proj_in.weight", "proj_out.weight", "time_embed.linear.weight", "shared.weight", relative];
         for name in
             ends.into_iter().chain(["caption_projection.linear_1.weight", "transformer_blocks.0.scale_shift_table"])
         {
-            assert_eq!(kind_of(name, Blocks::Q4K), None, "{name}");
+            assert_eq!(kind_of(name, QuantType::Q4K), None, "{name}");
         }
-        // what is multiplied in whole numbers
+        // what is multiplied by int8 dot products
         for name in ["attn1.to_q", "attn1.to_out.0", "attn2.to_q", "ff.net.2"].map(block) {
-            assert!(!in_numbers(&name), "{name}");
+            assert!(!dequantised(&name), "{name}");
         }
     }
 
@@ -386,7 +386,7 @@ mod tests {
                 bytes: &bytes[shift..][..3 * 512],
                 scales: None,
             };
-            [Blocks::Q8_0, Blocks::Q4K].map(|kind| blocks(kind, &raw).unwrap())
+            [QuantType::Q8_0, QuantType::Q4K].map(|kind| blocks(kind, &raw).unwrap())
         };
         assert_eq!(made(0), made(1));
     }

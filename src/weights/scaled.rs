@@ -129,7 +129,7 @@ pub(super) fn halves(raw: &Raw) -> Result<Vec<bf16>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::kernel::blocks::Blocks;
+    use crate::nn::kernel::blocks::QuantType;
     use crate::platform::files::AtomicFile;
     use crate::weights::open::Tensors;
     use safetensors::tensor::TensorView;
@@ -214,9 +214,9 @@ mod tests {
             // and what is quantised are these numbers too
             let plain = opened(name, &[("weight", Dtype::F32, vec![ROWS, WIDTH], floats(&want))]);
             let blocks = |tensors: Tensors| {
-                let vars = tensors.quantized(Some(Blocks::Q8_0)).load(None, DType::F32, &Device::Cpu);
+                let vars = tensors.quantized(Some(QuantType::Q8_0)).load(None, DType::F32, &Device::Cpu);
                 let matrix = vars.matrix(ROWS, WIDTH, &format!("{LAYER}.weight")).unwrap();
-                assert_eq!(matrix.kind(), Kind::Blocks(Blocks::Q8_0));
+                assert_eq!(matrix.kind(), Kind::QuantType(QuantType::Q8_0));
                 matrix.tensor().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
             };
             assert_eq!(blocks(tensors), blocks(plain), "{name}");
@@ -228,7 +228,7 @@ mod tests {
     fn fp8_is_quantised() {
         let norm: Part = ("norm_q.weight", Dtype::F8_E4M3, vec![WIDTH], bytes()[..WIDTH].to_vec());
         let tensors = opened("plain", &[("weight", Dtype::F8_E4M3, vec![ROWS, WIDTH], bytes()), norm]);
-        let tensors = tensors.quantized(Some(Blocks::Q8_0));
+        let tensors = tensors.quantized(Some(QuantType::Q8_0));
         assert_eq!(tensors.quantized_count(), 1);
         let form = crate::weights::quantize::Form {
             architecture: "ltxv",

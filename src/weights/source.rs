@@ -3,7 +3,7 @@
 
 use super::open::{Raw, Tensors, Type};
 use super::{quantize, scaled};
-use crate::nn::kernel::Math;
+use crate::nn::kernel::MatmulType;
 use crate::nn::matrix::LowRank;
 use crate::nn::matrix::{Kind, Matrix};
 use crate::nn::vars::Source;
@@ -15,7 +15,7 @@ pub(super) struct Reader {
     /// What matrices are kept in; `None`: as they are stored.
     pub stored: Option<DType>,
     /// In what a CPU multiplies by blocks.
-    pub blocks_in: Math,
+    pub blocks_in: MatmulType,
 }
 
 impl Reader {
@@ -37,7 +37,7 @@ impl Reader {
 
     /// A matrix that may be blocks.
     fn finished(&self, name: &str, matrix: Matrix, device: &Device) -> Result<Matrix> {
-        let matrix = if quantize::in_numbers(name) { matrix.in_numbers() } else { matrix };
+        let matrix = if quantize::dequantised(name) { matrix.dequantised() } else { matrix };
         matrix.to_device(device)
     }
 }
@@ -61,7 +61,7 @@ impl Source for Reader {
                 Tensor::from_raw_buffer(bytes, own, own_shape, device)?.to_dtype(self.kept(own_shape, own, dtype))
             }
             // a table or the like: what is large is asked for as a matrix
-            Some(Kind::Blocks(kind)) => {
+            Some(Kind::QuantType(kind)) => {
                 let mut values = vec![0f32; shape.elem_count()];
                 kind.decode(bytes, 0, &mut values);
                 Tensor::from_vec(values, shape.clone(), device)?.to_dtype(dtype)
@@ -89,7 +89,7 @@ impl Source for Reader {
         match entry.dtype.kind() {
             Some(Kind::Plain(own)) if !device.is_cpu() || self.kept(&entry.shape, own, dtype) != own => plain(),
             // rows that are not whole blocks cannot be read one by one
-            Some(Kind::Blocks(kind)) if !inputs.is_multiple_of(kind.values()) => plain(),
+            Some(Kind::QuantType(kind)) if !inputs.is_multiple_of(kind.values()) => plain(),
             _ => match entry.in_place() {
                 Some(mapped) => self.finished(name, Matrix::mapped(mapped, outputs, inputs, self.blocks_in), device),
                 None => plain(),
@@ -97,14 +97,14 @@ impl Source for Reader {
         }
     }
 
-    fn loras(&self, layer: &str, math: Math, dtype: DType, device: &Device) -> Result<Vec<LowRank>> {
+    fn loras(&self, layer: &str, math: MatmulType, dtype: DType, device: &Device) -> Result<Vec<LowRank>> {
         let found = self.tensors.loras.iter().map(|lora| lora.layer(layer, math, dtype, device));
         Ok(found.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
     fn table(&self, rows: usize, width: usize, name: &str, dtype: DType, device: &Device) -> Result<Matrix> {
         let entry = self.tensors.entries.get(name).filter(|entry| entry.shape == [rows, width]);
-        let whole = |kind: Kind| !matches!(kind, Kind::Blocks(kind) if !width.is_multiple_of(kind.values()));
+        let whole = |kind: Kind| !matches!(kind, Kind::QuantType(kind) if !width.is_multiple_of(kind.values()));
         match entry.filter(|entry| entry.dtype.kind().is_some_and(whole)).and_then(|entry| entry.in_place()) {
             Some(mapped) => Ok(Matrix::mapped(mapped, rows, width, self.blocks_in)),
             None => self.matrix(rows, width, name, dtype, device),

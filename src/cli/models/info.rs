@@ -6,7 +6,7 @@ use super::{kind, named, named_state, open};
 use crate::cli::{Failure, columns, print, print_data};
 use crate::hub::catalogue::{self, Entry, Kind};
 use crate::hub::store::{State, Store, size_of};
-use crate::pipeline::entries::{Entries, EntryOutlook, StageOutlook};
+use crate::pipeline::entries::{Entries, EntryForecast, StageForecast};
 use crate::planning::rough_seconds;
 use crate::platform::progress::human_bytes;
 use serde_json::{Value, json};
@@ -14,21 +14,21 @@ use serde_json::{Value, json};
 /// Prints what is known of `name`.
 pub fn info(name: &str, as_json: bool) -> Result<(), Failure> {
     let (entry, store) = (named(name)?, open()?);
-    let outlook = match entry.kind {
+    let forecast = match entry.kind {
         Kind::Model => Entries::new().ok().and_then(|mut entries| entries.of(entry)),
         _ => None,
     };
     if as_json {
-        return print_data(&format!("{}\n", about_in_json(entry, &store, outlook.as_ref())));
+        return print_data(&format!("{}\n", about_in_json(entry, &store, forecast.as_ref())));
     }
-    let lines = lines(entry, &store, outlook.as_ref());
+    let lines = lines(entry, &store, forecast.as_ref());
     let columns = columns();
     let text: String = lines.iter().map(|(label, text)| labelled(label, text, columns)).collect();
     print(text.as_bytes())
 }
 
 /// Labels, and what stands beside them.
-fn lines(entry: &Entry, store: &Store, outlook: Option<&EntryOutlook>) -> Vec<(&'static str, String)> {
+fn lines(entry: &Entry, store: &Store, forecast: Option<&EntryForecast>) -> Vec<(&'static str, String)> {
     let own = if entry.own { " (of your own weights.toml)" } else { "" };
     let mut lines = vec![("name", format!("{}{own}", entry.name)), ("about", entry.about.clone())];
     lines.extend(entry.world().map(|world| ("knows", world.about.clone())));
@@ -37,7 +37,7 @@ fn lines(entry: &Entry, store: &Store, outlook: Option<&EntryOutlook>) -> Vec<(&
     if entry.kind == Kind::Model {
         lines.extend(parts(entry, store));
         lines.push(("run", run_text(&run(entry))));
-        lines.extend(outlook.into_iter().flat_map(needs));
+        lines.extend(forecast.into_iter().flat_map(needs));
     } else {
         let users = catalogue::models().filter(|model| uses(model, entry)).map(|model| model.name.clone());
         let users = users.collect::<Vec<_>>().join(", ");
@@ -109,22 +109,22 @@ fn parts(entry: &Entry, store: &Store) -> Vec<(&'static str, String)> {
 }
 
 /// Memory and time of the clip that it makes by default.
-fn needs(outlook: &EntryOutlook) -> Vec<(&'static str, String)> {
-    let clip = outlook.clip;
-    let fits = match outlook.fits {
+fn needs(forecast: &EntryForecast) -> Vec<(&'static str, String)> {
+    let clip = forecast.clip;
+    let fits = match forecast.fits {
         Some(true) => "; it fits this machine",
         Some(false) => "; it does not fit what is free on this machine",
         None => "",
     };
     let of = format!("for {}x{}, {} frames", clip.width, clip.height, clip.frames);
-    let stages = |cell: &dyn Fn(&StageOutlook) -> Option<String>| {
-        let said = outlook.stages.iter().filter_map(|stage| Some(format!("{} {}", stage.stage.name(), cell(stage)?)));
+    let stages = |cell: &dyn Fn(&StageForecast) -> Option<String>| {
+        let said = forecast.stages.iter().filter_map(|stage| Some(format!("{} {}", stage.stage.name(), cell(stage)?)));
         said.collect::<Vec<_>>().join(", ")
     };
     let each = stages(&|stage| Some(human_bytes(stage.memory)));
-    let memory = format!("{} {of}{fits}; as it would run now: {each}", memory_of(outlook));
+    let memory = format!("{} {of}{fits}; as it would run now: {each}", memory_of(forecast));
     let each = stages(&|stage| stage.time.seconds().map(rough_seconds));
-    let time = outlook.time.describe().map(|time| ("time", format!("{time}: {each}")));
+    let time = forecast.time.describe().map(|time| ("time", format!("{time}: {each}")));
     std::iter::once(("memory", memory)).chain(time).collect()
 }
 
@@ -161,7 +161,7 @@ fn run_text(run: &Value) -> String {
     said.collect::<Vec<_>>().join(", ")
 }
 
-fn about_in_json(entry: &Entry, store: &Store, outlook: Option<&EntryOutlook>) -> Value {
+fn about_in_json(entry: &Entry, store: &Store, forecast: Option<&EntryForecast>) -> Value {
     let part = |part: &Entry| {
         let (state, path, bytes) = named_state(part, &store.state(part));
         json!({"name": part.name, "kind": kind(part), "bytes": part.size(), "licence": part.licence, "state": state,
@@ -176,7 +176,7 @@ fn about_in_json(entry: &Entry, store: &Store, outlook: Option<&EntryOutlook>) -
         parts.map(|part| part.size().or(Some(0).filter(|_| part.embedded))).sum::<Option<u64>>()
     };
     let stage =
-        |one: &StageOutlook| json!({"stage": one.stage.name(), "memory": one.memory, "seconds": one.time.seconds()});
+        |one: &StageForecast| json!({"stage": one.stage.name(), "memory": one.memory, "seconds": one.time.seconds()});
     json!({
         "name": entry.name, "kind": kind(entry), "about": entry.about, "own": entry.own, "embedded": entry.embedded,
         "knows": entry.world().map(|world| world.about.clone()),
@@ -189,9 +189,9 @@ fn about_in_json(entry: &Entry, store: &Store, outlook: Option<&EntryOutlook>) -
         "download": sum(&mut all.iter().map(|(part, _)| *part)),
         "to_fetch": sum(&mut all.iter().filter(|(_, path)| path.is_none()).map(|(part, _)| *part)),
         "run": is_model.then(|| run(entry)),
-        "clip": outlook.map(|o| json!({"width": o.clip.width, "height": o.clip.height, "frames": o.clip.frames})),
-        "memory": outlook.map(|o| o.memory), "least_memory": outlook.map(|o| o.least_memory),
-        "fits": outlook.and_then(|o| o.fits), "seconds": outlook.and_then(|o| o.time.seconds()),
-        "stages": outlook.map(|o| o.stages.iter().map(stage).collect::<Vec<_>>()),
+        "clip": forecast.map(|o| json!({"width": o.clip.width, "height": o.clip.height, "frames": o.clip.frames})),
+        "memory": forecast.map(|o| o.memory), "least_memory": forecast.map(|o| o.least_memory),
+        "fits": forecast.and_then(|o| o.fits), "seconds": forecast.and_then(|o| o.time.seconds()),
+        "stages": forecast.map(|o| o.stages.iter().map(stage).collect::<Vec<_>>()),
     })
 }

@@ -5,7 +5,7 @@ use super::{kind, named_state, open};
 use crate::cli::{Failure, columns, print, print_data};
 use crate::hub::catalogue::{self, Entry, Kind};
 use crate::hub::store::{Found, State, Store, size_of};
-use crate::pipeline::entries::{Entries, EntryOutlook};
+use crate::pipeline::entries::{Entries, EntryForecast};
 use crate::planning::rough_seconds;
 use crate::platform::progress::{Progress, human_bytes};
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ struct Row {
     found: Found,
     /// All that it is run with, itself first.
     parts: Vec<&'static Entry>,
-    outlook: Option<EntryOutlook>,
+    forecast: Option<EntryForecast>,
 }
 
 impl Row {
@@ -29,7 +29,7 @@ impl Row {
             Kind::Model => store.parts(entry, None).into_iter().map(|(part, _)| part).collect(),
             _ => vec![entry],
         };
-        Self { entry, found: store.look(entry), parts, outlook: entries.and_then(|entries| entries.of(entry)) }
+        Self { entry, found: store.look(entry), parts, forecast: entries.and_then(|entries| entries.of(entry)) }
     }
 
     fn download(&self) -> String {
@@ -41,15 +41,15 @@ impl Row {
     }
 
     fn memory(&self) -> String {
-        self.outlook.as_ref().map_or("?".to_string(), memory_of)
+        self.forecast.as_ref().map_or("?".to_string(), memory_of)
     }
 
     fn time(&self) -> String {
-        self.outlook.as_ref().and_then(|outlook| outlook.time.seconds()).map_or("?".to_string(), rough_seconds)
+        self.forecast.as_ref().and_then(|forecast| forecast.time.seconds()).map_or("?".to_string(), rough_seconds)
     }
 
     fn fits(&self) -> Option<bool> {
-        self.outlook.as_ref()?.fits
+        self.forecast.as_ref()?.fits
     }
 
     fn state(&self) -> String {
@@ -75,26 +75,26 @@ impl Row {
     fn json(&self) -> Value {
         let e = self.entry;
         let (state, path, bytes) = named_state(e, &self.found.state);
-        let outlook = self.outlook.as_ref();
+        let forecast = self.forecast.as_ref();
         json!({
             "name": e.name, "kind": kind(e), "size": e.size_text(), "bytes": e.size(), "licence": e.licence,
             "about": e.about, "embedded": e.embedded, "own": e.own, "state": state, "bytes_here": bytes,
             "path": path, "repo": e.repo, "file": e.file, "text_encoder": e.text_encoder, "upscaler": e.upscaler,
             "download": self.parts.iter().map(|part| part.size().or(Some(0).filter(|_| part.embedded))).sum::<Option<u64>>(),
-            "memory": outlook.map(|o| o.memory), "least_memory": outlook.map(|o| o.least_memory),
-            "fits": outlook.and_then(|o| o.fits), "seconds": outlook.and_then(|o| o.time.seconds()),
+            "memory": forecast.map(|o| o.memory), "least_memory": forecast.map(|o| o.least_memory),
+            "fits": forecast.and_then(|o| o.fits), "seconds": forecast.and_then(|o| o.time.seconds()),
             "remarks": self.found.remarks,
         })
     }
 }
 
 /// `14.2 GB`, or `5.2-14.2 GB` where it can do with less.
-pub fn memory_of(outlook: &EntryOutlook) -> String {
-    let most = human_bytes(outlook.memory);
-    if outlook.least_memory as f64 > WORTH_SAYING * outlook.memory as f64 {
+pub fn memory_of(forecast: &EntryForecast) -> String {
+    let most = human_bytes(forecast.memory);
+    if forecast.least_memory as f64 > WORTH_SAYING * forecast.memory as f64 {
         return most;
     }
-    let least = human_bytes(outlook.least_memory);
+    let least = human_bytes(forecast.least_memory);
     let unit = |text: &str| text.rsplit(' ').next().unwrap_or_default().to_string();
     match unit(&least) == unit(&most) {
         true => format!("{}-{most}", least.split(' ').next().unwrap_or_default()),

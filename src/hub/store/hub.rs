@@ -44,14 +44,14 @@ impl Meta {
 
 /// Why there is no answer.
 #[derive(Debug)]
-pub enum Trouble {
+pub enum FetchError {
     /// Worth another attempt: after so long, where the server says.
-    Again(String, Option<Duration>),
+    Retry(String, Option<Duration>),
     /// There is no way to the server at all, which seldom mends itself in a minute.
     Away(String),
     /// The file is another one than when it was asked about.
-    Changed,
-    Final(anyhow::Error),
+    Modified,
+    Fatal(anyhow::Error),
 }
 
 /// An answer with what the way to it said.
@@ -89,7 +89,7 @@ impl<'a> Hub<'a> {
     }
 
     /// What `remote` is now.
-    pub fn meta(&self, remote: &Remote) -> Result<Meta, Trouble> {
+    pub fn meta(&self, remote: &Remote) -> Result<Meta, FetchError> {
         let answer = self.ask(Method::HEAD, &address(&self.settings.endpoint, remote), None)?;
         self.judge(&answer, remote)?;
         let text = |name: &str| answer.response.headers().get(name).and_then(|v| v.to_str().ok());
@@ -100,7 +100,7 @@ impl<'a> Hub<'a> {
             text("content-length").filter(|_| !redirected).and_then(|n| n.parse().ok())
         });
         let (Some(commit), Some(etag)) = (answer.commit, etag) else {
-            return Err(Trouble::Final(anyhow!(
+            return Err(FetchError::Fatal(anyhow!(
                 "`{}` answers without a commit or an etag: it is no Hugging Face hub\n  fix: check HF_ENDPOINT",
                 self.settings.shown_endpoint()
             )));
@@ -108,7 +108,7 @@ impl<'a> Hub<'a> {
         // both become names of files
         if !is_commit(&commit) || !is_etag(&etag) {
             let cut = |text: &str| text.chars().take(80).collect::<String>();
-            return Err(Trouble::Final(anyhow!(
+            return Err(FetchError::Fatal(anyhow!(
                 "`{}` answers with a commit `{}` and an etag `{}` that cannot be names of files\n  fix: check HF_ENDPOINT",
                 self.settings.shown_endpoint(),
                 cut(&commit),
@@ -119,7 +119,7 @@ impl<'a> Hub<'a> {
     }
 
     /// The bytes of a file from `from` on, as the server chooses to give them: status 206, 200 (from the start) or 416.
-    pub fn bytes(&self, remote: &Remote, meta: &Meta, from: u64) -> Result<Response<Body>, Trouble> {
+    pub fn bytes(&self, remote: &Remote, meta: &Meta, from: u64) -> Result<Response<Body>, FetchError> {
         let at_commit = Remote { revision: &meta.commit, ..*remote };
         let answer = self.ask(Method::GET, &address(&self.settings.endpoint, &at_commit), Some(from))?;
         if answer.response.status() != 416 {
@@ -129,18 +129,18 @@ impl<'a> Hub<'a> {
         // a store behind the hub has etags of its own
         let now = answer.linked_etag.or_else(|| own.filter(|_| answer.at_hub));
         if now.is_some_and(|now| now != meta.etag) {
-            return Err(Trouble::Changed);
+            return Err(FetchError::Modified);
         }
         Ok(answer.response)
     }
 
     /// Sends a request and follows redirects. A HEAD that has been told all that the hub knows goes no further.
-    fn ask(&self, method: Method, address: &str, from: Option<u64>) -> Result<Answer, Trouble> {
-        let hub = origin(address).map_err(Trouble::Final)?;
+    fn ask(&self, method: Method, address: &str, from: Option<u64>) -> Result<Answer, FetchError> {
+        let hub = origin(address).map_err(FetchError::Fatal)?;
         let mut address = address.to_string();
         let (mut commit, mut linked_etag, mut linked_bytes) = (None, None, None);
         for _ in 0..MOST_HOPS {
-            let at_hub = origin(&address).map_err(Trouble::Final)? == hub;
+            let at_hub = origin(&address).map_err(FetchError::Fatal)? == hub;
             let mut request = ureq::http::Request::builder().method(method.clone()).uri(&address);
             if let Some(token) = self.settings.token.as_ref().filter(|_| at_hub) {
                 request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.secret()));
@@ -148,7 +148,7 @@ impl<'a> Hub<'a> {
             if let Some(from) = from.filter(|from| *from > 0) {
                 request = request.header(header::RANGE, format!("bytes={from}-"));
             }
-            let request = request.body(()).map_err(|e| Trouble::Final(e.into()))?;
+            let request = request.body(()).map_err(|e| FetchError::Fatal(e.into()))?;
             let response = self.agent.run(request).map_err(|e| self.unanswered(e, &address))?;
             let text = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
             commit = text("x-repo-commit").map(str::to_string).or(commit);
@@ -159,40 +159,40 @@ impl<'a> Hub<'a> {
             let Some(target) = target.map(str::to_string) else {
                 return Ok(Answer { response, commit, linked_etag, linked_bytes, at_hub });
             };
-            let next = joined(&address, &target).map_err(Trouble::Final)?;
+            let next = joined(&address, &target).map_err(FetchError::Fatal)?;
             if address.starts_with("https:") && !next.starts_with("https:") {
-                return Err(Trouble::Final(anyhow!(
+                return Err(FetchError::Fatal(anyhow!(
                     "`{}` redirects to an address without encryption\n  fix: check HF_ENDPOINT",
                     host(&address)
                 )));
             }
             address = next;
         }
-        Err(Trouble::Final(anyhow!(
+        Err(FetchError::Fatal(anyhow!(
             "`{}` redirects without end\n  fix: check HF_ENDPOINT",
             self.settings.shown_endpoint()
         )))
     }
 
     /// A request that brought no answer.
-    fn unanswered(&self, error: ureq::Error, address: &str) -> Trouble {
+    fn unanswered(&self, error: ureq::Error, address: &str) -> FetchError {
         use ErrorKind::{ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable};
         use ureq::Error::*;
         let host = host(address);
         let proxy =
             self.agent.config().proxy().map(|proxy| format!(" through the proxy `{}:{}`", proxy.host(), proxy.port()));
         let proxy = proxy.unwrap_or_default();
-        let unknown = || Trouble::Away(format!("`{host}` cannot be found{proxy}: no network, or no such name"));
+        let unknown = || FetchError::Away(format!("`{host}` cannot be found{proxy}: no network, or no such name"));
         match error {
             Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => {
-                Trouble::Away(format!("no connection to `{host}`{proxy} in {:?}", self.settings.timeout))
+                FetchError::Away(format!("no connection to `{host}`{proxy} in {:?}", self.settings.timeout))
             }
-            Timeout(_) => Trouble::Again(format!("`{host}` did not answer in {:?}", self.settings.timeout), None),
+            Timeout(_) => FetchError::Retry(format!("`{host}` did not answer in {:?}", self.settings.timeout), None),
             HostNotFound => unknown(),
-            Rustls(e) => Trouble::Final(unsafe_connection(&host, &e)),
+            Rustls(e) => FetchError::Fatal(unsafe_connection(&host, &e)),
             Io(e) if e.kind() == ErrorKind::InvalidData => {
                 let rustls = e.get_ref().and_then(|e| e.downcast_ref());
-                Trouble::Final(match rustls {
+                FetchError::Fatal(match rustls {
                     Some(rustls) => unsafe_connection(&host, rustls),
                     None => anyhow!("`{host}` answers what cannot be read: {e}\n  fix: check HF_ENDPOINT"),
                 })
@@ -200,18 +200,18 @@ impl<'a> Hub<'a> {
             // the standard library has no kind of its own for it
             Io(e) if e.to_string().starts_with("failed to lookup address") => unknown(),
             Io(e) if matches!(e.kind(), ConnectionRefused | HostUnreachable | NetworkDown | NetworkUnreachable) => {
-                Trouble::Away(format!("no connection to `{host}`{proxy}: {e}"))
+                FetchError::Away(format!("no connection to `{host}`{proxy}: {e}"))
             }
-            Io(e) => Trouble::Again(format!("no connection to `{host}`{proxy}: {e}"), None),
-            ConnectionFailed | Protocol(_) => Trouble::Again(format!("`{host}` broke off: {error}"), None),
-            error => {
-                Trouble::Final(anyhow!("cannot ask `{host}`: {error}\n  fix: check HF_ENDPOINT and the proxy settings"))
-            }
+            Io(e) => FetchError::Retry(format!("no connection to `{host}`{proxy}: {e}"), None),
+            ConnectionFailed | Protocol(_) => FetchError::Retry(format!("`{host}` broke off: {error}"), None),
+            error => FetchError::Fatal(anyhow!(
+                "cannot ask `{host}`: {error}\n  fix: check HF_ENDPOINT and the proxy settings"
+            )),
         }
     }
 
     /// What a status that is no success means.
-    fn judge(&self, answer: &Answer, remote: &Remote) -> Result<(), Trouble> {
+    fn judge(&self, answer: &Answer, remote: &Remote) -> Result<(), FetchError> {
         let response = &answer.response;
         let status = response.status();
         if status.is_success() || status.is_redirection() {
@@ -224,7 +224,7 @@ impl<'a> Hub<'a> {
         match status.as_u16() {
             // an address that was signed for a while; the hub gives another
             401 | 403 if !answer.at_hub => {
-                Err(Trouble::Again(format!("the store behind `{hub}` answers {status}"), None))
+                Err(FetchError::Retry(format!("the store behind `{hub}` answers {status}"), None))
             }
             401 | 403 => {
                 let fix = match (code, known) {
@@ -232,9 +232,9 @@ impl<'a> Hub<'a> {
                     (_, true) => "check HF_TOKEN: it is expired, or has no right to read this repository".to_string(),
                     (_, false) => "set HF_TOKEN, if the repository needs one; else the entry in weights.toml names a repository that is not there".to_string(),
                 };
-                Err(Trouble::Final(anyhow!("`{hub}` refuses `{file}` of {repo} ({status})\n  fix: {fix}")))
+                Err(FetchError::Fatal(anyhow!("`{hub}` refuses `{file}` of {repo} ({status})\n  fix: {fix}")))
             }
-            404 => Err(Trouble::Final(anyhow!(
+            404 => Err(FetchError::Fatal(anyhow!(
                 "`{hub}` has no `{file}` in {repo} at revision `{revision}` ({status})\n  fix: correct the entry in a weights.toml of your own (see the README)"
             ))),
             408 | 425 | 429 | 500..=599 => {
@@ -242,15 +242,15 @@ impl<'a> Hub<'a> {
                 let rest = text(header::RETRY_AFTER).and_then(|after| wait(after, text(header::DATE)));
                 let why = format!("`{hub}` answers {status}");
                 match rest {
-                    Some(rest) if rest > LONGEST_REST => Err(Trouble::Final(anyhow!(
+                    Some(rest) if rest > LONGEST_REST => Err(FetchError::Fatal(anyhow!(
                         "{why} and asks to wait {} s\n  fix: try again then{}",
                         rest.as_secs(),
                         if known { "" } else { ", or set HF_TOKEN, which has higher limits" }
                     ))),
-                    rest => Err(Trouble::Again(why, rest)),
+                    rest => Err(FetchError::Retry(why, rest)),
                 }
             }
-            _ => Err(Trouble::Final(anyhow!(
+            _ => Err(FetchError::Fatal(anyhow!(
                 "`{hub}` answers {status} for `{file}` of {repo}\n  fix: check HF_ENDPOINT"
             ))),
         }

@@ -2,7 +2,7 @@
 
 use crate::hub::catalogue::{Entry, Kind, Remote};
 use crate::hub::store::cache::Folder;
-use crate::hub::store::hub::{self, Hub, Meta, Trouble};
+use crate::hub::store::hub::{self, FetchError, Hub, Meta};
 use crate::hub::store::record::Record;
 use crate::hub::store::settings::HUB;
 use crate::hub::store::transfer::{Ended, Wanted, fetch, hash_file, hash_of_git, is_git_hash, pause};
@@ -168,10 +168,10 @@ impl Store {
         loop {
             let (why, rest, most) = match hub.meta(remote) {
                 Ok(meta) => return Ok(meta),
-                Err(Trouble::Again(why, rest)) => (why, rest, None),
-                Err(Trouble::Away(why)) => (why, None, Some(MOST_CALLS)),
-                Err(Trouble::Final(error)) => return Err(error),
-                Err(Trouble::Changed) => {
+                Err(FetchError::Retry(why, rest)) => (why, rest, None),
+                Err(FetchError::Away(why)) => (why, None, Some(MOST_CALLS)),
+                Err(FetchError::Fatal(error)) => return Err(error),
+                Err(FetchError::Modified) => {
                     bail!("`{}` changes while it is asked about\n  fix: try again later", entry.name)
                 }
             };

@@ -3,7 +3,7 @@
 
 use crate::hub::catalogue::Remote;
 use crate::hub::store::check::no_plain_file;
-use crate::hub::store::hub::{Hub, Meta, Trouble};
+use crate::hub::store::hub::{FetchError, Hub, Meta};
 use crate::hub::store::short;
 use crate::platform::machine::free_disk;
 use crate::platform::progress::{Bytes, human_bytes};
@@ -122,7 +122,7 @@ pub fn fetch(hub: &Hub, wanted: &Wanted, path: &Path, waits: &[Duration], stage:
         let whole = wanted.bytes == Some(part.bytes) && part.bytes > 0;
         let done = if whole { Ok(()) } else { attempt(hub, wanted, path, &mut part, stage) };
         let rest = match &done {
-            Err(Trouble::Again(_, rest)) => *rest,
+            Err(FetchError::Retry(_, rest)) => *rest,
             _ => None,
         };
         pieced |= before > 0 && part.bytes > before;
@@ -153,10 +153,10 @@ pub fn fetch(hub: &Hub, wanted: &Wanted, path: &Path, waits: &[Duration], stage:
                 let file = wanted.remote.file;
                 stage.note(&format!("`{file}`: the pieces do not make up the right file; starting it over"));
             }
-            Err(Trouble::Changed) => return Err(Ended::Changed),
-            Err(Trouble::Final(error)) => return Err(Ended::Failed(error)),
+            Err(FetchError::Modified) => return Err(Ended::Changed),
+            Err(FetchError::Fatal(error)) => return Err(Ended::Failed(error)),
             // a hub that is away was there a moment ago: patience may help
-            Err(Trouble::Again(why, _) | Trouble::Away(why)) => {
+            Err(FetchError::Retry(why, _) | FetchError::Away(why)) => {
                 if part.bytes > before {
                     failed = 0;
                 }
@@ -183,12 +183,12 @@ pub fn pause(why: &str, wait: Duration, note: impl FnOnce(&str)) {
 }
 
 /// One request, and what it brings. An error leaves in `part` what had come.
-fn attempt(hub: &Hub, wanted: &Wanted, path: &Path, part: &mut Part, stage: &mut Bytes) -> Result<(), Trouble> {
+fn attempt(hub: &Hub, wanted: &Wanted, path: &Path, part: &mut Part, stage: &mut Bytes) -> Result<(), FetchError> {
     let from = if part.ranges { part.bytes } else { 0 };
     let response = hub.bytes(&wanted.remote, wanted.meta, from)?;
     let on_disk = |e| match disk(e, path, wanted.bytes) {
-        Ended::Failed(error) => Trouble::Final(error),
-        Ended::Changed => Trouble::Changed,
+        Ended::Failed(error) => FetchError::Fatal(error),
+        Ended::Changed => FetchError::Modified,
     };
     let text = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_string);
     let (start, total) = text("content-range").and_then(|range| ranges(&range)).unwrap_or_default();
@@ -196,15 +196,15 @@ fn attempt(hub: &Hub, wanted: &Wanted, path: &Path, part: &mut Part, stage: &mut
     // Bytes that come again are passed over: what is here stays, whatever a server makes of ranges, and the hash over the whole
     // file tells whether they were the same.
     let mut known = match response.status().as_u16() {
-        206 if total.is_some() && wanted.bytes.is_some() && total != wanted.bytes => return Err(Trouble::Changed),
+        206 if total.is_some() && wanted.bytes.is_some() && total != wanted.bytes => return Err(FetchError::Modified),
         206 if start.is_some_and(|start| start <= part.bytes) => part.bytes - start.unwrap_or_default(),
         206 => {
             part.ranges = false;
-            return Err(Trouble::Again("the server sent another part than was asked for".to_string(), None));
+            return Err(FetchError::Retry("the server sent another part than was asked for".to_string(), None));
         }
         200 => match (length, wanted.bytes) {
             (Some(length), Some(bytes)) if length != bytes => {
-                return Err(Trouble::Final(anyhow!(
+                return Err(FetchError::Fatal(anyhow!(
                     "`{}` has {bytes} bytes, and the server sends {length}\n  fix: try again later, or another HF_ENDPOINT",
                     wanted.remote.file
                 )));
@@ -215,9 +215,9 @@ fn attempt(hub: &Hub, wanted: &Wanted, path: &Path, part: &mut Part, stage: &mut
         416 if wanted.bytes.is_none() && total == Some(part.bytes) => return Ok(()),
         416 => {
             part.ranges = false;
-            return Err(Trouble::Again("the server does not have the part that was asked for".to_string(), None));
+            return Err(FetchError::Retry("the server does not have the part that was asked for".to_string(), None));
         }
-        status => return Err(Trouble::Again(format!("the server answers {status}"), None)),
+        status => return Err(FetchError::Retry(format!("the server answers {status}"), None)),
     };
     let mut body = response.into_body().into_reader();
     let mut piece = vec![0; PIECE];
@@ -226,13 +226,13 @@ fn attempt(hub: &Hub, wanted: &Wanted, path: &Path, part: &mut Part, stage: &mut
             Ok(0) => break,
             Ok(n) => n,
             Err(e) if e.kind() == ErrorKind::Interrupted => continue,
-            Err(e) => return Err(Trouble::Again(format!("the connection broke ({e})"), None)),
+            Err(e) => return Err(FetchError::Retry(format!("the connection broke ({e})"), None)),
         };
         let skip = known.min(n as u64) as usize;
         known -= skip as u64;
         let new = &piece[skip..n];
         if wanted.bytes.is_some_and(|bytes| part.bytes + new.len() as u64 > bytes) {
-            return Err(Trouble::Final(anyhow!(
+            return Err(FetchError::Fatal(anyhow!(
                 "`{}`: the server sends more than the {} bytes that the file has\n  fix: try again later, or another HF_ENDPOINT",
                 wanted.remote.file,
                 wanted.bytes.unwrap_or_default()
@@ -242,7 +242,9 @@ fn attempt(hub: &Hub, wanted: &Wanted, path: &Path, part: &mut Part, stage: &mut
         stage.advance(new.len() as u64);
     }
     match wanted.bytes {
-        Some(bytes) if part.bytes < bytes => Err(Trouble::Again("the connection closed too early".to_string(), None)),
+        Some(bytes) if part.bytes < bytes => {
+            Err(FetchError::Retry("the connection closed too early".to_string(), None))
+        }
         _ => Ok(()),
     }
 }

@@ -6,9 +6,9 @@
 
 use super::config::TransformerConfig;
 use crate::nn::attention;
-use crate::nn::kernel::Math;
-use crate::nn::linear::{Linear, Then};
-use crate::nn::norm::{Bent, Norm};
+use crate::nn::kernel::MatmulType;
+use crate::nn::linear::{Epilogue, Linear};
+use crate::nn::norm::{Norm, NormAct};
 use crate::nn::{activation, rope::Rope, table::Table, timestep::TimestepEmbedder, vars::Vars};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::cell::OnceCell;
@@ -45,19 +45,19 @@ impl Attention {
     }
 
     /// The same, for a layer that stays.
-    fn laid(self) -> Self {
+    fn prepack(self) -> Self {
         let Self { to_q, to_k, to_v, to_out, .. } = self;
-        Self { to_q: to_q.laid(), to_k: to_k.laid(), to_v: to_v.laid(), to_out: to_out.laid(), ..self }
+        Self { to_q: to_q.prepack(), to_k: to_k.prepack(), to_v: to_v.prepack(), to_out: to_out.prepack(), ..self }
     }
 
     /// Every token sees every other.
     /// - `x`: (b, n, d). `then`: what follows the last layer.
-    fn forward(&self, x: &Tensor, rope: &Rope, then: Then) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, rope: &Rope, then: Epilogue) -> Result<Tensor> {
         let (q, k) = (self.to_q.forward(x)?, self.to_k.forward(x)?);
         let how = attention::Attention {
             norms: [Some((&self.norm_q, QK_NORM_EPS)), Some((&self.norm_k, QK_NORM_EPS))],
             rope: Some(rope),
-            whole: self.to_q.is_whole(), // not across to the prompt: little is to be gained there, and more is lost
+            whole: self.to_q.uses_int8(), // not across to the prompt: little is to be gained there, and more is lost
             ..self.how()
         };
         self.to_out.forward_then(&how.forward(&q, &k, &self.values(x)?)?, then)
@@ -67,19 +67,19 @@ impl Attention {
     /// - `context`: (b, m, c).
     fn keys(&self, context: &Tensor) -> Result<Keys> {
         let weight = Table::one(&self.norm_k)?;
-        let norm = Bent::new(Norm::Rms, QK_NORM_EPS).scale(&weight);
+        let norm = NormAct::new(Norm::Rms, QK_NORM_EPS).scale(&weight);
         Ok(Keys { k: norm.forward(&self.to_k.forward(context)?, self.how().math)?, v: self.values(context)? })
     }
 
     /// Every token sees the prompt.
     /// - `x`: (b, n, d). `then`: what follows the last layer.
-    fn forward_to(&self, x: &Tensor, keys: &Keys, then: Then) -> Result<Tensor> {
+    fn forward_to(&self, x: &Tensor, keys: &Keys, then: Epilogue) -> Result<Tensor> {
         let how = attention::Attention { norms: [Some((&self.norm_q, QK_NORM_EPS)), None], ..self.how() };
         self.to_out.forward_then(&how.forward(&self.to_q.forward(x)?, &keys.k, &keys.v)?, then)
     }
 
     fn values(&self, x: &Tensor) -> Result<Tensor> {
-        self.to_v.forward_then(x, Then { narrow: true, ..Then::default() })
+        self.to_v.forward_then(x, Epilogue { narrow: true, ..Epilogue::default() })
     }
 
     fn how(&self) -> attention::Attention<'_> {
@@ -98,7 +98,7 @@ impl Attention {
     /// - `x`: (b, n, d). `then`: what follows the last layer.
     /// - Source: LTX-Video `models/transformers/attention.py`, `AttnProcessor2_0` (`SkipLayerStrategy.AttentionValues`), at
     ///   5260738.
-    fn forward_alone(&self, x: &Tensor, then: Then) -> Result<Tensor> {
+    fn forward_alone(&self, x: &Tensor, then: Epilogue) -> Result<Tensor> {
         self.to_out.forward_then(&self.values(x)?, then)
     }
 }
@@ -169,10 +169,10 @@ impl Block {
         })
     }
 
-    /// The same, its weights laid out for the products that they are for: for a layer that stays.
-    fn laid(self) -> Self {
+    /// The same, its weights repacked into the panels that products read; for layers kept in memory.
+    fn prepack(self) -> Self {
         let Self { attn1, attn2, up, down, .. } = self;
-        Self { attn1: attn1.laid(), attn2: attn2.laid(), up: up.laid(), down: down.laid(), ..self }
+        Self { attn1: attn1.prepack(), attn2: attn2.prepack(), up: up.prepack(), down: down.prepack(), ..self }
     }
 
     /// What [`Block::forward`] reads of a prompt.
@@ -187,19 +187,19 @@ impl Block {
         let math = self.up.math();
         let normed = |x: &Tensor, first: usize| {
             let (shift, scale) = (ada.part(first)?, ada.scale(first + 1)?);
-            Bent::new(Norm::Rms, self.eps).scale(&scale).shift(&shift).forward(x, math)
+            NormAct::new(Norm::Rms, self.eps).scale(&scale).shift(&shift).forward(x, math)
         };
         let h = normed(x, 0)?;
         let gate = ada.part(2)?;
-        let then = Then { gate: Some(&gate), residual: Some(x), ..Then::default() };
+        let then = Epilogue { gate: Some(&gate), residual: Some(x), ..Epilogue::default() };
         let x = match rope {
             Some(rope) => self.attn1.forward(&h, rope, then)?,
             None => self.attn1.forward_alone(&h, then)?,
         };
-        let x = self.attn2.forward_to(&x, keys, Then { residual: Some(&x), ..Then::default() })?;
-        let h = self.up.forward_then(&normed(&x, 3)?, Then { gelu: true, narrow: true, ..Then::default() })?;
+        let x = self.attn2.forward_to(&x, keys, Epilogue { residual: Some(&x), ..Epilogue::default() })?;
+        let h = self.up.forward_then(&normed(&x, 3)?, Epilogue { gelu: true, narrow: true, ..Epilogue::default() })?;
         let gate = ada.part(5)?;
-        self.down.forward_then(&h, Then { gate: Some(&gate), residual: Some(&x), ..Then::default() })
+        self.down.forward_then(&h, Epilogue { gate: Some(&gate), residual: Some(&x), ..Epilogue::default() })
     }
 }
 
@@ -238,7 +238,7 @@ impl Transformer {
             caption_1: Linear::load(config.caption_channels, d, true, vb.pp("caption_projection.linear_1"))?.in_f32(),
             caption_2: Linear::load(d, d, true, vb.pp("caption_projection.linear_2"))?.in_f32(),
             blocks: (0..resident)
-                .map(|i| Ok(Block::load(config, blocks.pp(i.to_string()))?.laid()))
+                .map(|i| Ok(Block::load(config, blocks.pp(i.to_string()))?.prepack()))
                 .collect::<Result<_>>()?,
             later: (config.clone(), blocks),
             table: vb.get((2, d), "scale_shift_table")?.to_dtype(vb.dtype())?,
@@ -324,7 +324,7 @@ impl Transformer {
         // shift, then scale, of the last norm
         let ada = Modulation { rows: Tensor::cat(&[&emb, &emb], 1)?, index }.with(&self.table)?;
         let (shift, scale) = (ada.part(0)?, ada.scale(1)?);
-        let h = Bent::new(Norm::Layer, NORM_OUT_EPS).scale(&scale).shift(&shift).forward(&h, Math::F32)?;
+        let h = NormAct::new(Norm::Layer, NORM_OUT_EPS).scale(&scale).shift(&shift).forward(&h, MatmulType::F32)?;
         self.proj_out.forward(&h)
     }
 }

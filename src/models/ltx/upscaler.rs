@@ -5,7 +5,7 @@
 //! - the enlarging convolution looks at each frame by itself, unless time is enlarged too.
 
 use crate::nn::activation::silu;
-use crate::nn::conv3d::{Around, Conv3d};
+use crate::nn::conv3d::{Conv3d, Fusion};
 use crate::nn::group_norm::GroupNorm;
 use crate::nn::stream::FRAMES;
 use crate::nn::vars::Vars;
@@ -109,7 +109,7 @@ impl Conv {
     /// - `x`: (b, f, h, w, in) -> (b, f, h, w, out).
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let nothing = vec![x.narrow(FRAMES, 0, 1)?.zeros_like()?; self.0.frames() / 2];
-        self.0.forward(&[nothing.as_slice(), std::slice::from_ref(x), &nothing].concat(), Around::default())
+        self.0.forward(&[nothing.as_slice(), std::slice::from_ref(x), &nothing].concat(), Fusion::default())
     }
 }
 

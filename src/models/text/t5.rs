@@ -4,9 +4,9 @@
 //! - its layers are opened one after the other while it runs, so the 19 GB of XXL in f32 are never in memory at once.
 
 use crate::nn::attention::Attention;
-use crate::nn::linear::{Linear, Then};
+use crate::nn::linear::{Epilogue, Linear};
 use crate::nn::matrix::Matrix;
-use crate::nn::norm::{Bent, Norm, rms_norm};
+use crate::nn::norm::{Norm, NormAct, rms_norm};
 use crate::nn::table::Table;
 use crate::nn::vars::Vars;
 use crate::weights::config::{Keys, with_fix};
@@ -181,11 +181,12 @@ impl Layer {
     /// - `x`: (b, n, d_model). `bias`: broadcast to (b, heads, n, n).
     fn forward(&self, x: &Tensor, bias: &Tensor, config: &T5Config) -> Result<Tensor> {
         let math = self.q.math();
-        let normed =
-            |x: &Tensor, weight: &Tensor| Bent::new(Norm::Rms, config.eps).scale(&Table::one(weight)?).forward(x, math);
+        let normed = |x: &Tensor, weight: &Tensor| {
+            NormAct::new(Norm::Rms, config.eps).scale(&Table::one(weight)?).forward(x, math)
+        };
         let h = normed(x, &self.attention_norm)?;
         let (q, k) = (self.q.forward(&h)?, self.k.forward(&h)?);
-        let v = self.v.forward_then(&h, Then { narrow: true, ..Then::default() })?;
+        let v = self.v.forward_then(&h, Epilogue { narrow: true, ..Epilogue::default() })?;
         let how = Attention {
             heads: config.heads,
             scale: 1.0,
@@ -195,11 +196,12 @@ impl Layer {
             math,
             whole: false,
         };
-        let x = self.o.forward_then(&how.forward(&q, &k, &v)?, Then { residual: Some(x), ..Then::default() })?;
+        let x =
+            self.o.forward_then(&how.forward(&q, &k, &v)?, Epilogue { residual: Some(x), ..Epilogue::default() })?;
         let h = normed(&x, &self.mlp_norm)?;
-        let gate = self.wi_0.forward_then(&h, Then { gelu: true, ..Then::default() })?;
-        let h = self.wi_1.forward_then(&h, Then { factor: Some(&gate), narrow: true, ..Then::default() })?;
-        self.wo.forward_then(&h, Then { residual: Some(&x), ..Then::default() })
+        let gate = self.wi_0.forward_then(&h, Epilogue { gelu: true, ..Epilogue::default() })?;
+        let h = self.wi_1.forward_then(&h, Epilogue { factor: Some(&gate), narrow: true, ..Epilogue::default() })?;
+        self.wo.forward_then(&h, Epilogue { residual: Some(&x), ..Epilogue::default() })
     }
 }
 

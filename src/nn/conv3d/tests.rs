@@ -1,5 +1,5 @@
 use super::*;
-use crate::nn::kernel::Math;
+use crate::nn::kernel::MatmulType;
 use crate::nn::norm::Norm;
 use crate::nn::table::Table;
 use crate::nn::testing::{distance, values};
@@ -18,11 +18,11 @@ fn fast_form_equals_plain_form() -> Result<()> {
         let weight = values(&[9, shape[4], kernel, kernel, kernel], 10)?;
         let conv = Conv3d::new(&weight, values(&[9], 11)?, stride)?;
         let x = values(&shape, 12)?;
-        let plain = conv.taps(&x, Around::default())?;
-        assert!(distance(&conv.forward(std::slice::from_ref(&x), Around::default())?, &plain)? < LIMIT);
+        let plain = conv.taps(&x, Fusion::default())?;
+        assert!(distance(&conv.forward(std::slice::from_ref(&x), Fusion::default())?, &plain)? < LIMIT);
         let (scale, residual) = (Table::one(&values(&[shape[4]], 13)?)?, values(plain.dims(), 14)?);
-        let bent = Bent::new(Norm::Rms, 1e-6).scale(&scale).silu();
-        let around = Around { bent: Some(bent), residual: Some(&residual) };
+        let prologue = NormAct::new(Norm::Rms, 1e-6).scale(&scale).silu();
+        let around = Fusion { prologue: Some(prologue), residual: Some(&residual) };
         assert!(distance(&conv.forward(std::slice::from_ref(&x), around)?, &conv.taps(&x, around)?)? < LIMIT);
     }
     Ok(())
@@ -42,12 +42,12 @@ fn half_kernels_equal_plain_form_nearly() -> Result<()> {
         let weight = values(&[outputs, inputs, 3, 3, 3], 10)?.to_dtype(DType::BF16)?;
         let bias = values(&[outputs], 11)?;
         let conv = Conv3d::new(&weight, bias.clone(), stride)?;
-        assert_eq!(matches!(conv.weight, Weight::Paired(_)), kernel::is_half(Math::Bf16) && stride == [1; 3]);
+        assert_eq!(matches!(conv.weight, Weight::Paired(_)), kernel::is_half(MatmulType::Bf16) && stride == [1; 3]);
         let exact = Conv3d::new(&weight.to_dtype(DType::F32)?, bias, stride)?;
         let (x, scale) = (values(&shape, 12)?, Table::one(&values(&[inputs], 13)?)?);
-        let residual = values(exact.taps(&x, Around::default())?.dims(), 14)?;
-        let bent = Bent::new(Norm::Rms, 1e-6).scale(&scale).silu();
-        let around = Around { bent: Some(bent), residual: Some(&residual) };
+        let residual = values(exact.taps(&x, Fusion::default())?.dims(), 14)?;
+        let prologue = NormAct::new(Norm::Rms, 1e-6).scale(&scale).silu();
+        let around = Fusion { prologue: Some(prologue), residual: Some(&residual) };
         let want = exact.taps(&x, around)?;
         assert!(distance(&conv.forward(std::slice::from_ref(&x), around)?, &want)? < HALF);
         assert!(distance(&conv.taps(&x, around)?, &want)? < HALF); // from what is left of the kernel
@@ -63,7 +63,7 @@ fn few_channels_are_multiplied_in_f32() -> Result<()> {
         let bias = values(&[outputs], 11)?;
         let run = |weight: &Tensor| -> Result<Vec<f32>> {
             let conv = Conv3d::new(weight, bias.clone(), [1; 3])?;
-            conv.forward(&[values(&shape, 12)?], Around::default())?.flatten_all()?.to_vec1()
+            conv.forward(&[values(&shape, 12)?], Fusion::default())?.flatten_all()?.to_vec1()
         };
         assert!(run(&weight)? == run(&weight.to_dtype(DType::F32)?)?);
     }
@@ -81,7 +81,7 @@ fn windows_and_threads_change_nothing() -> Result<()> {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
             let window = |parts: &&[(usize, usize)]| {
                 let parts = parts.iter().map(|(first, count)| x.narrow(FRAMES, *first, *count));
-                conv.forward(&parts.collect::<Result<Vec<_>>>()?, Around::default())
+                conv.forward(&parts.collect::<Result<Vec<_>>>()?, Fusion::default())
             };
             let all = pool.install(|| windows.iter().map(window).collect::<Result<Vec<_>>>())?;
             Tensor::cat(&all, FRAMES)?.flatten_all()?.to_vec1()
@@ -102,7 +102,7 @@ fn one_pixel_through_an_identity_kernel() -> Result<()> {
     let x = values(&[1, 3, 2, 2, 1], 13)?;
     let want = (x.narrow(FRAMES, 1, 1)? + 0.5)?;
     assert_eq!(
-        conv.forward(std::slice::from_ref(&x), Around::default())?.flatten_all()?.to_vec1::<f32>()?,
+        conv.forward(std::slice::from_ref(&x), Fusion::default())?.flatten_all()?.to_vec1::<f32>()?,
         want.flatten_all()?.to_vec1::<f32>()?
     );
     Ok(())

@@ -66,7 +66,7 @@ __device__ __forceinline__ float over_row(float x, float *sums) {
 
 // y = act(turn(norm(x) scale + shift)). A block has blockDim.y rows, each with blockDim.x threads.
 template <class T, int N>
-__device__ __forceinline__ void bend(const T *x, T *y, u32 rows, u32 d, u32 norm, float eps, const T *scale,
+__device__ __forceinline__ void norm_act(const T *x, T *y, u32 rows, u32 d, u32 norm, float eps, const T *scale,
                                      const u32 *scale_index, const T *shift, const u32 *shift_index, const float *cosines,
                                      const float *sines, u32 tokens, u32 silu) {
     __shared__ float sums[8 * 32];
@@ -177,10 +177,10 @@ __device__ __forceinline__ void finish(const T *x, T *y, u32 parts, u32 d, const
 }
 
 #define KERNELS(T, N)                                                                                                            \
-    extern "C" __global__ void bend_##T##_##N(const T *x, T *y, u32 rows, u32 d, u32 norm, float eps, const T *scale,            \
+    extern "C" __global__ void norm_act_##T##_##N(const T *x, T *y, u32 rows, u32 d, u32 norm, float eps, const T *scale,            \
                                               const u32 *scale_index, const T *shift, const u32 *shift_index,                    \
                                               const float *cosines, const float *sines, u32 tokens, u32 silu) {                  \
-        bend<T, N>(x, y, rows, d, norm, eps, scale, scale_index, shift, shift_index, cosines, sines, tokens, silu);              \
+        norm_act<T, N>(x, y, rows, d, norm, eps, scale, scale_index, shift, shift_index, cosines, sines, tokens, silu);              \
     }                                                                                                                            \
     extern "C" __global__ void finish_##T##_##N(const T *x, T *y, u32 parts, u32 d, const T *bias, const T *added, u32 gelu,     \
                                                 const T *gate, const u32 *gate_index, u32 tokens, const T *factor,               \

@@ -8,7 +8,7 @@
 
 use super::micro::{Element, Kernel, Micro};
 use super::pack::{self, Rows};
-use super::rows::{Bend, bend};
+use super::rows::{RowNormAct, norm_act};
 use super::simd::Simd;
 use rayon::prelude::*;
 use std::f32::consts::LOG2_E;
@@ -269,7 +269,7 @@ impl<K: Kernel> State<K> {
 }
 
 /// One head's queries of a tile before a block of keys.
-struct Meeting<'a, S: Scores> {
+struct ScoreBlock<'a, S: Scores> {
     x: &'a Heads<'a, S>,
     head: usize,
     /// First query, and how many.
@@ -282,7 +282,7 @@ struct Meeting<'a, S: Scores> {
     keys: &'a [S::Elem],
 }
 
-impl<K: Kernel, S: Scores<Kernel = K>> Meeting<'_, S> {
+impl<K: Kernel, S: Scores<Kernel = K>> ScoreBlock<'_, S> {
     fn panels(&self) -> usize {
         self.count.div_ceil(K::NR)
     }
@@ -392,7 +392,7 @@ fn run<K: Kernel, S: Scores<Kernel = K>, T: Element>(
         for (part, state) in states.iter_mut().enumerate() {
             let (first, rows) = (bound(part), bound(part + 1) - bound(part));
             let keys = &keys[key / K::NR * hs * K::NR..];
-            let meeting = Meeting::<S> { x, head: h, first, rows, key, count, keys };
+            let meeting = ScoreBlock::<S> { x, head: h, first, rows, key, count, keys };
             before.copy_from_slice(&state.sums);
             meeting.weigh(state, &mut tile, &mut weights, share);
             if !(0..rows).all(|r| FIT.contains(&state.sum(r))) {
@@ -427,7 +427,7 @@ fn run<K: Kernel, S: Scores<Kernel = K>, T: Element>(
                 let y = std::slice::from_raw_parts_mut(target.0.add(at).cast::<MaybeUninit<T>>(), x.head_dim);
                 K::vectorised(
                     #[inline(always)]
-                    || bend::<K::V, T>(&Bend::default(), &row[..x.head_dim], y),
+                    || norm_act::<K::V, T>(&RowNormAct::default(), &row[..x.head_dim], y),
                 )
             }
         }

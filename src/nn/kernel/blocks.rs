@@ -5,10 +5,10 @@ use crate::platform::device::Quantize;
 
 impl Quantize {
     /// What matrices become.
-    pub fn blocks(self) -> Blocks {
+    pub fn blocks(self) -> QuantType {
         match self {
-            Quantize::Q8 => Blocks::Q8_0,
-            Quantize::Q4 => Blocks::Q4K,
+            Quantize::Q8 => QuantType::Q8_0,
+            Quantize::Q4 => QuantType::Q4K,
         }
     }
 }
@@ -16,7 +16,7 @@ impl Quantize {
 /// The formats that weights are found in.
 /// - Source: ggml `src/ggml-common.h` (layouts), `src/ggml-quants.c` (`dequantize_row_*`), at master of 2025.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Blocks {
+pub enum QuantType {
     Q4_0,
     Q4_1,
     Q5_0,
@@ -41,34 +41,34 @@ struct Facts {
     bytes: usize,
 }
 
-impl Blocks {
-    pub const ALL: [Blocks; 11] = [
-        Blocks::Q4_0,
-        Blocks::Q4_1,
-        Blocks::Q5_0,
-        Blocks::Q5_1,
-        Blocks::Q8_0,
-        Blocks::Q2K,
-        Blocks::Q3K,
-        Blocks::Q4K,
-        Blocks::Q5K,
-        Blocks::Q6K,
-        Blocks::Q8K,
+impl QuantType {
+    pub const ALL: [QuantType; 11] = [
+        QuantType::Q4_0,
+        QuantType::Q4_1,
+        QuantType::Q5_0,
+        QuantType::Q5_1,
+        QuantType::Q8_0,
+        QuantType::Q2K,
+        QuantType::Q3K,
+        QuantType::Q4K,
+        QuantType::Q5K,
+        QuantType::Q6K,
+        QuantType::Q8K,
     ];
 
     const fn facts(self) -> Facts {
         let (name, number, values, bytes) = match self {
-            Blocks::Q4_0 => ("Q4_0", 2, 32, 18),
-            Blocks::Q4_1 => ("Q4_1", 3, 32, 20),
-            Blocks::Q5_0 => ("Q5_0", 6, 32, 22),
-            Blocks::Q5_1 => ("Q5_1", 7, 32, 24),
-            Blocks::Q8_0 => ("Q8_0", 8, 32, 34),
-            Blocks::Q2K => ("Q2_K", 10, 256, 84),
-            Blocks::Q3K => ("Q3_K", 11, 256, 110),
-            Blocks::Q4K => ("Q4_K", 12, 256, 144),
-            Blocks::Q5K => ("Q5_K", 13, 256, 176),
-            Blocks::Q6K => ("Q6_K", 14, 256, 210),
-            Blocks::Q8K => ("Q8_K", 15, 256, 292),
+            QuantType::Q4_0 => ("Q4_0", 2, 32, 18),
+            QuantType::Q4_1 => ("Q4_1", 3, 32, 20),
+            QuantType::Q5_0 => ("Q5_0", 6, 32, 22),
+            QuantType::Q5_1 => ("Q5_1", 7, 32, 24),
+            QuantType::Q8_0 => ("Q8_0", 8, 32, 34),
+            QuantType::Q2K => ("Q2_K", 10, 256, 84),
+            QuantType::Q3K => ("Q3_K", 11, 256, 110),
+            QuantType::Q4K => ("Q4_K", 12, 256, 144),
+            QuantType::Q5K => ("Q5_K", 13, 256, 176),
+            QuantType::Q6K => ("Q6_K", 14, 256, 210),
+            QuantType::Q8K => ("Q8_K", 15, 256, 292),
         };
         Facts { name, number, values, bytes }
     }
@@ -108,17 +108,17 @@ impl Blocks {
     #[inline(always)]
     pub fn read(self, bytes: &[u8], at: usize, count: usize, run: impl FnMut(usize, &[f32])) {
         match self {
-            Blocks::Q4_0 => each::<18, 1>(bytes, at, count, q4_0, run),
-            Blocks::Q4_1 => each::<20, 1>(bytes, at, count, q4_1, run),
-            Blocks::Q5_0 => each::<22, 1>(bytes, at, count, q5_0, run),
-            Blocks::Q5_1 => each::<24, 1>(bytes, at, count, q5_1, run),
-            Blocks::Q8_0 => each::<34, 1>(bytes, at, count, q8_0, run),
-            Blocks::Q2K => each::<84, 8>(bytes, at, count, q2k, run),
-            Blocks::Q3K => each::<110, 8>(bytes, at, count, q3k, run),
-            Blocks::Q4K => each::<144, 8>(bytes, at, count, q4k, run),
-            Blocks::Q5K => each::<176, 8>(bytes, at, count, q5k, run),
-            Blocks::Q6K => each::<210, 8>(bytes, at, count, q6k, run),
-            Blocks::Q8K => each::<292, 8>(bytes, at, count, q8k, run),
+            QuantType::Q4_0 => each::<18, 1>(bytes, at, count, q4_0, run),
+            QuantType::Q4_1 => each::<20, 1>(bytes, at, count, q4_1, run),
+            QuantType::Q5_0 => each::<22, 1>(bytes, at, count, q5_0, run),
+            QuantType::Q5_1 => each::<24, 1>(bytes, at, count, q5_1, run),
+            QuantType::Q8_0 => each::<34, 1>(bytes, at, count, q8_0, run),
+            QuantType::Q2K => each::<84, 8>(bytes, at, count, q2k, run),
+            QuantType::Q3K => each::<110, 8>(bytes, at, count, q3k, run),
+            QuantType::Q4K => each::<144, 8>(bytes, at, count, q4k, run),
+            QuantType::Q5K => each::<176, 8>(bytes, at, count, q5k, run),
+            QuantType::Q6K => each::<210, 8>(bytes, at, count, q6k, run),
+            QuantType::Q8K => each::<292, 8>(bytes, at, count, q8k, run),
         }
     }
 

@@ -1,9 +1,9 @@
 //! Numbers -> ggml's blocks, as `--quantize` wants them.
 
-use super::blocks::{Blocks, six_bits};
+use super::blocks::{QuantType, six_bits};
 use super::micro::Kernel;
 use super::pack::Rows;
-use super::{Job, Math, dispatch};
+use super::{Job, MatmulType, dispatch};
 use half::f16;
 use rayon::prelude::*;
 
@@ -12,17 +12,17 @@ const TASK_BLOCKS: usize = 256;
 
 /// Makes blocks of numbers, which are whole blocks.
 /// - `kind`: Q8_0 or Q4_K. `out`: `kind.size(rows.count())` bytes.
-pub fn encode(kind: Blocks, rows: Rows, out: &mut [u8]) {
-    assert!(matches!(kind, Blocks::Q8_0 | Blocks::Q4K), "no blocks of {} are made", kind.name());
+pub fn encode(kind: QuantType, rows: Rows, out: &mut [u8]) {
+    assert!(matches!(kind, QuantType::Q8_0 | QuantType::Q4K), "no blocks of {} are made", kind.name());
     let values = kind.values();
     assert!(rows.count().is_multiple_of(values) && out.len() == kind.size(rows.count()));
     out.par_chunks_mut(TASK_BLOCKS * kind.bytes()).enumerate().for_each(|(task, out)| {
-        dispatch(Math::F32, Task { kind, rows, first: task * TASK_BLOCKS * values, out });
+        dispatch(MatmulType::F32, Task { kind, rows, first: task * TASK_BLOCKS * values, out });
     });
 }
 
 struct Task<'a> {
-    kind: Blocks,
+    kind: QuantType,
     rows: Rows<'a>,
     first: usize,
     out: &'a mut [u8],
@@ -43,7 +43,7 @@ impl Job for Task<'_> {
                         let x = &mut x[..values];
                         self.rows.copy(self.first + i * values, x);
                         match self.kind {
-                            Blocks::Q8_0 => q8_0(x, out),
+                            QuantType::Q8_0 => q8_0(x, out),
                             _ => q4k(x, out),
                         }
                     }

@@ -5,11 +5,11 @@
 //! m = 128 s, which is taken off before scaling and so without rounding, or, where instructions take signed weights, u = q and
 //! no m; Q4_K has u in 0..=15 and an m of its own.
 
-use super::blocks::Blocks;
+use super::blocks::QuantType;
 use super::memory::filled;
 use super::micro::{Element, Micro};
 use super::pack::Weights;
-use super::product::{self, Finish, Operand};
+use super::product::{self, Operand, RowEpilogue};
 use super::{Isa, row_stride};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
@@ -48,16 +48,16 @@ pub fn size(values: u64) -> u64 {
 }
 
 /// The formats that are multiplied here.
-pub const KINDS: [Blocks; 2] = [Blocks::Q8_0, Blocks::Q4K];
+pub const KINDS: [QuantType; 2] = [QuantType::Q8_0, QuantType::Q4K];
 
 /// Rows of blocks.
 #[derive(Clone, Copy)]
 pub struct Quantised<'a> {
     /// One of [`KINDS`].
-    pub kind: Blocks,
+    pub kind: QuantType,
     pub bytes: &'a [u8],
     /// Whether they are [`Panels`], and not one after the other.
-    pub laid: bool,
+    pub prepacked: bool,
 }
 
 impl Quantised<'_> {
@@ -134,11 +134,11 @@ impl Dot {
 }
 
 /// Whether products with rows of `k` values in these blocks can be made here.
-pub fn fits(kind: Blocks, k: usize) -> bool {
+pub fn fits(kind: QuantType, k: usize) -> bool {
     Dot::best().is_some() && divides(kind, k)
 }
 
-/// Whether attention's scores between heads of `head_dim` values can be made in whole numbers here: by `Kernel::Whole`.
+/// Whether attention's scores between heads of `head_dim` values can be made as int8 dot products here: by `Kernel::Whole`.
 pub fn scores_fit(head_dim: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
     return scores::fits(head_dim);
@@ -149,7 +149,7 @@ pub fn scores_fit(head_dim: usize) -> bool {
     }
 }
 
-fn divides(kind: Blocks, k: usize) -> bool {
+fn divides(kind: QuantType, k: usize) -> bool {
     KINDS.contains(&kind) && k > 0 && k.is_multiple_of(kind.values())
 }
 
@@ -168,7 +168,7 @@ pub fn product<E: Element, T: Element>(
     x: &Activations<E>,
     weights: Quantised,
     n: usize,
-    finish: Finish,
+    finish: RowEpilogue,
     y: &mut [MaybeUninit<T>],
     apart: usize,
 ) {
@@ -182,30 +182,30 @@ pub fn product_on<E: Element, T: Element>(
     x: &Activations<E>,
     weights: Quantised,
     n: usize,
-    finish: Finish,
+    finish: RowEpilogue,
     y: &mut [MaybeUninit<T>],
     apart: usize,
 ) {
     assert!(divides(weights.kind, x.k), "int8: rows of {} values in {:?}", x.k, weights.kind);
-    assert!(!weights.laid || dot == Dot::Avx512, "int8: panels for {dot:?}");
+    assert!(!weights.prepacked || dot == Dot::Avx512, "int8: panels for {dot:?}");
     #[cfg(target_arch = "x86_64")]
     match (dot, weights.kind) {
-        (Dot::Avx512, Blocks::Q8_0) => run::<avx512::Vnni<false>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::Avx512, Blocks::Q4K) => run::<avx512::Vnni<true>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::Avx512Half, Blocks::Q8_0) => run::<avx2::Evex<false>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::Avx512Half, Blocks::Q4K) => run::<avx2::Evex<true>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::AvxVnni, Blocks::Q8_0) => run::<avx2::Vex<false>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::AvxVnni, Blocks::Q4K) => run::<avx2::Vex<true>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::Avx2, Blocks::Q8_0) => run::<avx2::Avx2<false>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::Avx2, Blocks::Q4K) => run::<avx2::Avx2<true>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::Avx512, QuantType::Q8_0) => run::<avx512::Vnni<false>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::Avx512, QuantType::Q4K) => run::<avx512::Vnni<true>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::Avx512Half, QuantType::Q8_0) => run::<avx2::Evex<false>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::Avx512Half, QuantType::Q4K) => run::<avx2::Evex<true>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::AvxVnni, QuantType::Q8_0) => run::<avx2::Vex<false>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::AvxVnni, QuantType::Q4K) => run::<avx2::Vex<true>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::Avx2, QuantType::Q8_0) => run::<avx2::Avx2<false>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::Avx2, QuantType::Q4K) => run::<avx2::Avx2<true>, E, T>(x, weights, n, finish, y, apart),
         (dot, kind) => unreachable!("{dot:?} is not of this CPU, or {kind:?} of `KINDS`"),
     }
     #[cfg(target_arch = "aarch64")]
     match (dot, weights.kind) {
-        (Dot::NeonMatrix, Blocks::Q8_0) => run::<neon::Matrices<false>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::NeonMatrix, Blocks::Q4K) => run::<neon::Matrices<true>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::NeonDot, Blocks::Q8_0) => run::<neon::Dots<false>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::NeonDot, Blocks::Q4K) => run::<neon::Dots<true>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::NeonMatrix, QuantType::Q8_0) => run::<neon::Matrices<false>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::NeonMatrix, QuantType::Q4K) => run::<neon::Matrices<true>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::NeonDot, QuantType::Q8_0) => run::<neon::Dots<false>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::NeonDot, QuantType::Q4K) => run::<neon::Dots<true>, E, T>(x, weights, n, finish, y, apart),
         (dot, kind) => unreachable!("{dot:?} is not of this CPU, or {kind:?} of `KINDS`"),
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -219,7 +219,7 @@ fn run<'a, K: Bytes, E: Element, T: Element>(
     x: &Activations<E>,
     weights: Quantised<'a>,
     n: usize,
-    finish: Finish,
+    finish: RowEpilogue,
     y: &mut [MaybeUninit<T>],
     apart: usize,
 ) where

@@ -67,7 +67,7 @@ const TILE: usize = 12 * 32;
 
 /// A loop over numbers that stand for themselves.
 pub trait Kernel: Micro<Elem: Element> {
-    /// How it makes scores of attention in whole numbers: itself, where it cannot.
+    /// How it makes scores of attention by int8 dot products: itself, where it cannot.
     type Whole: Scores<Kernel = Self>;
 
     /// weights = 2^(start + a b), rounded to elements, and what they come to before that is added to `sums`.

@@ -34,7 +34,7 @@ fn count(products: usize) {
 
 /// In what products are computed; sums are f32 in either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Math {
+pub enum MatmulType {
     F32,
     /// Both factors rounded to bf16, where the CPU multiplies that faster; else weights alone are bf16.
     Bf16,
@@ -111,26 +111,26 @@ pub trait Job {
 }
 
 /// Whether products in `math` read activations as bf16 on this CPU.
-pub fn is_half(math: Math) -> bool {
-    matches!(Isa::best(), Isa::Avx512Bf16 | Isa::NeonBf16) && math == Math::Bf16
+pub fn is_half(math: MatmulType) -> bool {
+    matches!(Isa::best(), Isa::Avx512Bf16 | Isa::NeonBf16) && math == MatmulType::Bf16
 }
 
 /// Does `job` with the kernel for `math` on this CPU.
-pub fn dispatch<J: Job>(math: Math, job: J) -> J::Done {
+pub fn dispatch<J: Job>(math: MatmulType, job: J) -> J::Done {
     dispatch_on(Isa::best(), math, job)
 }
 
 /// Does `job` with the kernel for `math` of an instruction set that this CPU has.
-pub fn dispatch_on<J: Job>(isa: Isa, math: Math, job: J) -> J::Done {
+pub fn dispatch_on<J: Job>(isa: Isa, math: MatmulType, job: J) -> J::Done {
     match (isa, math) {
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512Bf16, Math::Bf16) => job.run::<micro::Avx512Bf16>(),
+        (Isa::Avx512Bf16, MatmulType::Bf16) => job.run::<micro::Avx512Bf16>(),
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx512Bf16 | Isa::Avx512, _) => job.run::<micro::Avx512>(),
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx2, _) => job.run::<micro::Avx2>(),
         #[cfg(target_arch = "aarch64")]
-        (Isa::NeonBf16, Math::Bf16) => job.run::<micro::NeonBf16>(),
+        (Isa::NeonBf16, MatmulType::Bf16) => job.run::<micro::NeonBf16>(),
         #[cfg(target_arch = "aarch64")]
         (Isa::NeonBf16 | Isa::Neon, _) => job.run::<micro::Neon>(),
         _ => job.run::<micro::Plain>(),

@@ -3,7 +3,7 @@
 
 #![allow(unsafe_op_in_unsafe_fn)] // the bodies are loads, stores and intrinsics
 
-use super::blocks::Blocks;
+use super::blocks::QuantType;
 use super::micro::{Element, Kernel, Micro};
 use super::simd;
 use half::slice::HalfFloatSliceExt;
@@ -19,8 +19,8 @@ pub enum Rows<'a> {
     Bf16(&'a [bf16]),
     F16(&'a [f16]),
     /// Whole blocks a row.
-    Blocks {
-        kind: Blocks,
+    QuantType {
+        kind: QuantType,
         bytes: &'a [u8],
     },
 }
@@ -70,7 +70,7 @@ impl<K: Kernel> Weights<K> for Rows<'_> {
         match self {
             Rows::F32(_) => 4 * k,
             Rows::Bf16(_) | Rows::F16(_) => 2 * k,
-            Rows::Blocks { kind, .. } => k * kind.bytes() / kind.values(),
+            Rows::QuantType { kind, .. } => k * kind.bytes() / kind.values(),
         }
     }
 
@@ -95,7 +95,7 @@ impl Rows<'_> {
             Rows::F32(x) => x.len(),
             Rows::Bf16(x) => x.len(),
             Rows::F16(x) => x.len(),
-            Rows::Blocks { kind, bytes } => bytes.len() / kind.bytes() * kind.values(),
+            Rows::QuantType { kind, bytes } => bytes.len() / kind.bytes() * kind.values(),
         }
     }
 
@@ -105,7 +105,7 @@ impl Rows<'_> {
             Rows::F32(x) => x.as_ptr().wrapping_add(at).cast(),
             Rows::Bf16(x) => x.as_ptr().wrapping_add(at).cast(),
             Rows::F16(x) => x.as_ptr().wrapping_add(at).cast(),
-            Rows::Blocks { kind, bytes } => bytes.as_ptr().wrapping_add(at / kind.values() * kind.bytes()),
+            Rows::QuantType { kind, bytes } => bytes.as_ptr().wrapping_add(at / kind.values() * kind.bytes()),
         }
     }
 
@@ -124,7 +124,7 @@ impl Rows<'_> {
                     y.iter_mut().zip(wide).for_each(|(y, x)| *y = E::from_f32(*x));
                 }
             }
-            Rows::Blocks { kind, bytes } => kind.read(bytes, at, out.len(), |i, run| {
+            Rows::QuantType { kind, bytes } => kind.read(bytes, at, out.len(), |i, run| {
                 out[i..].iter_mut().zip(run).for_each(|(y, x)| *y = E::from_f32(*x));
             }),
         }
@@ -132,7 +132,7 @@ impl Rows<'_> {
 
     /// As `copy`, vectorised for a kernel.
     fn copy_for<K: Kernel>(&self, at: usize, out: &mut [K::Elem]) {
-        let Rows::Blocks { kind, bytes } = self else { return self.copy(at, out) };
+        let Rows::QuantType { kind, bytes } = self else { return self.copy(at, out) };
         // SAFETY: K was chosen for this CPU; a run has as many values as there are places for.
         unsafe {
             K::vectorised(

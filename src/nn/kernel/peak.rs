@@ -1,13 +1,13 @@
 //! How fast this CPU multiplies when nothing stands in its way: products in registers, without loads or stores.
 
 use super::int8::Dot;
-use super::{Isa, Math};
+use super::{Isa, MatmulType};
 use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::Instant;
 
 /// Multiplications and additions a second, over `threads` threads of the current pool.
-pub fn measure(math: Math, threads: usize) -> f64 {
+pub fn measure(math: MatmulType, threads: usize) -> f64 {
     fastest(threads, || spin(math, ROUNDS))
 }
 
@@ -47,13 +47,13 @@ pub fn measure_int8(threads: usize) -> Option<f64> {
 }
 
 /// Multiplies `rounds` times in every register and says how many operations that were.
-fn spin(math: Math, rounds: usize) -> usize {
+fn spin(math: MatmulType, rounds: usize) -> usize {
     #[cfg(target_arch = "x86_64")]
     {
         // SAFETY: the instruction sets were found on this CPU.
         unsafe {
             match (Isa::best(), math) {
-                (Isa::Avx512Bf16, Math::Bf16) => return x86::pairs(rounds),
+                (Isa::Avx512Bf16, MatmulType::Bf16) => return x86::pairs(rounds),
                 (Isa::Avx512Bf16 | Isa::Avx512, _) => return x86::sixteen(rounds),
                 (Isa::Avx2, _) => return x86::eight(rounds),
                 _ => {}
@@ -64,7 +64,7 @@ fn spin(math: Math, rounds: usize) -> usize {
     // SAFETY: as above.
     unsafe {
         match (Isa::best(), math) {
-            (Isa::NeonBf16, Math::Bf16) => return neon::matrices(rounds),
+            (Isa::NeonBf16, MatmulType::Bf16) => return neon::matrices(rounds),
             (Isa::NeonBf16 | Isa::Neon, _) => return neon::four(rounds),
             _ => {}
         }

@@ -72,7 +72,7 @@ impl<'a, E> Operand<'a, E> {
 
 /// What happens to a sum before it is written, in this order.
 #[derive(Clone, Copy, Default)]
-pub struct Finish<'a> {
+pub struct RowEpilogue<'a> {
     /// Added to each row.
     pub bias: Option<&'a [f32]>,
     /// Added, element by element, before the activation; as wide as the result.
@@ -116,7 +116,7 @@ pub fn product<K: Micro, T: Element>(
     a: &Operand<K::Elem>,
     weights: impl Weights<K>,
     n: usize,
-    finish: Finish,
+    finish: RowEpilogue,
     y: &mut [MaybeUninit<T>],
     apart: usize,
 ) {
@@ -249,7 +249,7 @@ fn run<K: Micro, T: Element>(
     weights_k: usize,
     n: usize,
     columns: std::ops::Range<usize>,
-    finish: &Finish,
+    finish: &RowEpilogue,
     target: Target<T>,
     apart: usize,
 ) {
@@ -345,7 +345,7 @@ fn write<K: Micro, T: Element>(
     sums: &[f32],
     n: usize,
     columns: std::ops::Range<usize>,
-    finish: &Finish,
+    finish: &RowEpilogue,
     target: Target<T>,
     apart: usize,
 ) {
@@ -385,7 +385,7 @@ fn write<K: Micro, T: Element>(
 /// The registers' instruction set is there; `y` has room for the sums.
 #[inline(always)]
 pub(super) unsafe fn finish_row<V: Simd, T: Element>(
-    finish: &Finish,
+    finish: &RowEpilogue,
     sums: &[f32],
     row: usize,
     first: usize,

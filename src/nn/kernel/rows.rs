@@ -19,7 +19,7 @@ pub enum Norm {
 
 /// What happens to a row, in this order.
 #[derive(Clone, Copy, Default)]
-pub struct Bend<'a> {
+pub struct RowNormAct<'a> {
     /// With what is added to the mean square.
     pub norm: Option<(Norm, f32)>,
     /// Multiplied, then added: rows of the width.
@@ -34,12 +34,12 @@ pub enum Act {
     Silu,
 }
 
-/// y = bend(x), one row; all of y is written.
+/// y = norm_act(x), one row; all of y is written.
 ///
 /// # Safety
 /// The registers' instruction set is there.
 #[inline(always)]
-pub unsafe fn bend<V: Simd, E: Element>(how: &Bend, x: &[f32], y: &mut [MaybeUninit<E>]) {
+pub unsafe fn norm_act<V: Simd, E: Element>(how: &RowNormAct, x: &[f32], y: &mut [MaybeUninit<E>]) {
     let d = x.len();
     assert!(y.len() == d && how.scale.is_none_or(|s| s.len() == d) && how.shift.is_none_or(|s| s.len() == d));
     let (scale, shift) = (how.scale.map(<[f32]>::as_ptr), how.shift.map(<[f32]>::as_ptr));
@@ -167,7 +167,11 @@ pub fn heads<K: Kernel>(
     stride: usize,
     y: &mut [MaybeUninit<K::Elem>],
 ) {
-    let how = Bend { norm: norm.map(|(_, eps)| (Norm::Rms, eps)), scale: norm.map(|(w, _)| w), ..Bend::default() };
+    let how = RowNormAct {
+        norm: norm.map(|(_, eps)| (Norm::Rms, eps)),
+        scale: norm.map(|(w, _)| w),
+        ..RowNormAct::default()
+    };
     let task = (TASK / d.max(1)).max(1);
     y.par_chunks_mut(task * stride).zip(x.par_chunks(task * d)).enumerate().for_each(|(i, (y, x))| {
         let mut row = vec![0f32; d];
@@ -179,14 +183,14 @@ pub fn heads<K: Kernel>(
                 K::vectorised(
                     #[inline(always)]
                     || {
-                        bend::<K::V, f32>(&how, x, uninit(&mut row));
+                        norm_act::<K::V, f32>(&how, x, uninit(&mut row));
                         if let Some(Angles { cos, sin }) = angles {
                             turn::<K::V>(&mut row, &cos[at * (d / 2)..][..d / 2], &sin[at * (d / 2)..][..d / 2]);
                         }
                         row.iter_mut().for_each(|x| *x *= by);
                         for (h, row) in row.chunks(head_dim).enumerate() {
                             let (y, rest) = y[h * to..][..to].split_at_mut(head_dim);
-                            bend::<K::V, K::Elem>(&Bend::default(), row, y);
+                            norm_act::<K::V, K::Elem>(&RowNormAct::default(), row, y);
                             rest.fill(zero);
                         }
                         y[d / head_dim * to..].fill(zero);
@@ -197,16 +201,16 @@ pub fn heads<K: Kernel>(
     });
 }
 
-/// y = bend(x), row by row.
+/// y = norm_act(x), row by row.
 /// - `x`: rows of `d`, `from` elements apart. `y`: rows of `apart`, at least `d`; what is beyond is set to zero. `how`: what
 ///   happens to a row.
-pub fn bend_all<'a, K: Kernel, E: Element>(
+pub fn norm_act_all<'a, K: Kernel, E: Element>(
     x: &[f32],
     from: usize,
     d: usize,
     y: &mut [MaybeUninit<E>],
     apart: usize,
-    how: impl Fn(usize) -> Bend<'a> + Sync,
+    how: impl Fn(usize) -> RowNormAct<'a> + Sync,
 ) {
     let task = (TASK / d.max(1)).max(1);
     y.par_chunks_mut(task * apart).enumerate().for_each(|(i, y)| {
@@ -217,7 +221,7 @@ pub fn bend_all<'a, K: Kernel, E: Element>(
             unsafe {
                 K::vectorised(
                     #[inline(always)]
-                    || bend::<K::V, E>(&how, &x[at * from..][..d], &mut y[..d]),
+                    || norm_act::<K::V, E>(&how, &x[at * from..][..d], &mut y[..d]),
                 )
             }
             y[d..].fill(MaybeUninit::new(E::default()));
@@ -225,15 +229,15 @@ pub fn bend_all<'a, K: Kernel, E: Element>(
     });
 }
 
-/// y = bend(x), where rows do not matter; all of y is written.
-pub fn map_all<K: Kernel>(x: &[f32], y: &mut [MaybeUninit<f32>], how: &Bend) {
+/// y = norm_act(x), where rows do not matter; all of y is written.
+pub fn map_all<K: Kernel>(x: &[f32], y: &mut [MaybeUninit<f32>], how: &RowNormAct) {
     assert_eq!(x.len(), y.len());
     y.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(|(y, x)| {
         // SAFETY: K was chosen for this CPU.
         unsafe {
             K::vectorised(
                 #[inline(always)]
-                || bend::<K::V, f32>(how, x, y),
+                || norm_act::<K::V, f32>(how, x, y),
             )
         }
     });

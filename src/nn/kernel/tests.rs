@@ -8,9 +8,9 @@ use super::int8::scores_fit;
 use super::memory::filled;
 use super::micro::{Element, Kernel};
 use super::pack::Rows;
-use super::product::{Finish, Gate, Line, Operand, Piece, product};
-use super::rows::{self, Act, Angles, Bend, Norm};
-use super::{Isa, Job, Math, dispatch_on, row_stride, simd};
+use super::product::{Gate, Line, Operand, Piece, RowEpilogue, product};
+use super::rows::{self, Act, Angles, Norm, RowNormAct};
+use super::{Isa, Job, MatmulType, dispatch_on, row_stride, simd};
 use crate::sampling::noise::Noise;
 use half::{bf16, f16};
 use std::any::TypeId;
@@ -26,7 +26,7 @@ const ROWS: f64 = 2e-6;
 /// Runs `job` for each instruction set, type and number of threads.
 fn everywhere<J: Job<Done = ()> + Send>(job: impl Fn(String) -> J) {
     for isa in Isa::all() {
-        for math in [Math::F32, Math::Bf16] {
+        for math in [MatmulType::F32, MatmulType::Bf16] {
             for threads in [1, 3] {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 let job = job(format!("{} in {math:?} on {threads} threads", isa.name()));
@@ -82,7 +82,7 @@ impl Job for Products {
                 let (bias, table, whole) = (values(n, 3), values(2 * n, 4), values(m * n, 5));
                 let index: Vec<u32> = (0..m as u32).map(|i| i % 2).collect();
                 let gate = Gate { rows: &table, stride: n, index: Some(&index) };
-                let finish = Finish {
+                let finish = RowEpilogue {
                     bias: Some(&bias),
                     added: (i % 3 == 1).then_some(&whole),
                     gelu: i % 2 == 0,
@@ -159,7 +159,7 @@ impl Job for Windows {
         };
         // SAFETY: a product writes all of its result.
         let y: Vec<f32> = unsafe {
-            filled(h * w * n, |y| product::<K, f32>(&operand, Rows::F32(&weights), n, Finish::default(), y, n))
+            filled(h * w * n, |y| product::<K, f32>(&operand, Rows::F32(&weights), n, RowEpilogue::default(), y, n))
         };
         for (at, got) in y.iter().enumerate() {
             let (i, j, column) = (at / n / w, at / n % w, at % n);
@@ -187,7 +187,7 @@ impl Job for Attentions {
     fn run<K: Kernel>(self) {
         attentions::<K, K>(&self.0);
         if TypeId::of::<K::Whole>() != TypeId::of::<K>() && scores_fit(64) {
-            attentions::<K, K::Whole>(&format!("{}, scores in whole numbers", self.0));
+            attentions::<K, K::Whole>(&format!("{}, scores by int8 dot products", self.0));
         }
     }
 }
@@ -298,10 +298,11 @@ impl Job for RowLoops {
             for (norm, act) in
                 [(None, Some(Act::Gelu)), (Some(Norm::Rms), Some(Act::Silu)), (Some(Norm::Layer), None), (None, None)]
             {
-                let how = Bend { norm: norm.map(|norm| (norm, 1e-5)), scale: Some(&scale), shift: Some(&shift), act };
+                let how =
+                    RowNormAct { norm: norm.map(|norm| (norm, 1e-5)), scale: Some(&scale), shift: Some(&shift), act };
                 // SAFETY: every row is written.
                 let y: Vec<f32> =
-                    unsafe { filled(count * apart, |y| rows::bend_all::<K, f32>(&x, from, d, y, apart, |_| how)) };
+                    unsafe { filled(count * apart, |y| rows::norm_act_all::<K, f32>(&x, from, d, y, apart, |_| how)) };
                 for row in 0..count {
                     let x: Vec<f64> = x[row * from..][..d].iter().map(|x| *x as f64).collect();
                     let mid = if norm == Some(Norm::Layer) { x.iter().sum::<f64>() / d as f64 } else { 0.0 };

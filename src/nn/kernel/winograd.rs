@@ -16,8 +16,8 @@
 use super::memory::filled;
 use super::micro::{Element, Kernel};
 use super::pack::Rows;
-use super::product::{Finish, Piece, SUMS, Target, finish_row, fitting, in_tasks};
-use super::rows::{Bend, bend, uninit};
+use super::product::{Piece, RowEpilogue, SUMS, Target, finish_row, fitting, in_tasks};
+use super::rows::{RowNormAct, norm_act, uninit};
 use super::simd::{self, Simd};
 use super::{count, row_stride};
 use rayon::prelude::*;
@@ -140,9 +140,9 @@ pub fn bytes(frames: u64, h: u64, w: u64, c: u64, element: u64) -> u64 {
 pub fn convolve<'b, K: Kernel>(
     x: &[&[f32]],
     [h, w]: [usize; 2],
-    how: &(impl Fn(usize) -> Bend<'b> + Sync),
+    how: &(impl Fn(usize) -> RowNormAct<'b> + Sync),
     weights: &Panels<K::Elem>,
-    finish: Finish,
+    finish: RowEpilogue,
     y: &mut [MaybeUninit<f32>],
 ) {
     let layout = Layout::new::<K>(h, w, weights.inputs);
@@ -161,7 +161,7 @@ fn transform<'b, K: Kernel>(
     x: &[&[f32]],
     c: usize,
     layout: Layout,
-    how: &(impl Fn(usize) -> Bend<'b> + Sync),
+    how: &(impl Fn(usize) -> RowNormAct<'b> + Sync),
     to: &mut [MaybeUninit<K::Elem>],
 ) {
     let Layout { h, w, apart, .. } = layout;
@@ -180,7 +180,7 @@ fn transform<'b, K: Kernel>(
                 || {
                     for j in 0..w {
                         let pixel = &x[f][(i * w + j) * c..][..c];
-                        bend::<K::V, f32>(&how(at * w + j), pixel, uninit(&mut line[(j + 1) * c..][..c]));
+                        norm_act::<K::V, f32>(&how(at * w + j), pixel, uninit(&mut line[(j + 1) * c..][..c]));
                     }
                     for j in 0..layout.pairs() {
                         let column = to.0.add(f * layout.frame() + j * POINTS * layout.column());
@@ -250,7 +250,7 @@ fn products<K: Kernel>(
     frames: usize,
     layout: Layout,
     weights: &Panels<K::Elem>,
-    finish: &Finish,
+    finish: &RowEpilogue,
     target: Target<f32>,
 ) {
     let Layout { h, w, whole, apart } = layout;
@@ -292,7 +292,7 @@ fn run<K: Kernel>(
     tiles: &[Tile],
     weights: &Panels<K::Elem>,
     columns: std::ops::Range<usize>,
-    finish: &Finish,
+    finish: &RowEpilogue,
     target: Target<f32>,
 ) {
     SUMS.with_borrow_mut(|sums| {
@@ -357,7 +357,7 @@ fn write<K: Kernel>(
     w: usize,
     n: usize,
     columns: std::ops::Range<usize>,
-    finish: &Finish,
+    finish: &RowEpilogue,
     target: Target<f32>,
 ) {
     let target = { target };

@@ -50,7 +50,7 @@ pub struct Widths {
     pub fused: bool,
     /// Whether FlashAttention's kernels run there, where they take the heads.
     pub flash: bool,
-    /// Whether products in whole numbers round what they read to blocks of their own.
+    /// Whether int8 dot products round what they read to blocks of their own.
     pub whole: bool,
 }
 

@@ -2,7 +2,7 @@
 
 use crate::models::ltx::config::{Down, UpBlock, VaeConfig};
 use crate::models::ltx::cost::count::{Count, Frames, Kind, Picture, Walk, Widths};
-use crate::models::ltx::vae::Pace;
+use crate::models::ltx::vae::Chunking;
 
 /// Frames that a kernel of three looks back and ahead.
 fn kind(causal: bool, noise: bool) -> Kind {
@@ -18,7 +18,7 @@ enum Layer<'a> {
 }
 
 /// The decoder over a clip or tile of latents (frames, height, width).
-pub fn decoder(config: &VaeConfig, [frames, h, w]: [usize; 3], pace: Pace, widths: Widths) -> Count {
+pub fn decoder(config: &VaeConfig, [frames, h, w]: [usize; 3], chunking: Chunking, widths: Widths) -> Count {
     let causal = config.decoder_causal;
     let latent = Picture { h: h as u64, w: w as u64, c: config.latent_channels as u64 };
     let mut picture = latent.with(config.decoder_width);
@@ -41,10 +41,10 @@ pub fn decoder(config: &VaeConfig, [frames, h, w]: [usize; 3], pace: Pace, width
     }
     let p = config.patch_size;
     let patches = picture.with(3 * p * p);
-    let run = Run { layers, ends: (picture, patches, rate), plain: kind(causal, false), pace };
+    let run = Run { layers, ends: (picture, patches, rate), plain: kind(causal, false), chunking };
     let mut walk = Walk::new(widths);
     walk.tracks = vec![vec![]; run.layers.len() + 1];
-    let group = pace.group.clamp(1, frames);
+    let group = chunking.latent_frames.clamp(1, frames);
     for first in (0..frames).step_by(group) {
         let count = group.min(frames - first);
         let x = Frames { count: count as u64, bytes: 0 };
@@ -59,7 +59,7 @@ struct Run<'a> {
     layers: Vec<(Layer<'a>, Picture, usize)>,
     ends: (Picture, Picture, usize),
     plain: Kind,
-    pace: Pace,
+    chunking: Chunking,
 }
 
 impl Run<'_> {
@@ -96,7 +96,7 @@ impl Run<'_> {
         };
         walk.tracks[i] = std::mem::take(&mut walk.slots);
         let rate = self.layers.get(i + 1).map_or(self.ends.2, |next| next.2);
-        let most = self.pace.frames(rate) as u64;
+        let most = self.chunking.frames(rate) as u64;
         if y.count == 0 {
             walk.drop(y);
             if last {

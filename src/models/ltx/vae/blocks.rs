@@ -2,10 +2,10 @@
 //! layer that cannot answer yet gives `None`.
 
 use crate::models::ltx::config::Down;
-use crate::nn::conv3d::{Around, Conv3d, is_narrow};
+use crate::nn::conv3d::{Conv3d, Fusion, is_narrow};
 use crate::nn::linear::Linear;
 use crate::nn::matrix::Matrix;
-use crate::nn::norm::{Bent, Norm};
+use crate::nn::norm::{Norm, NormAct};
 use crate::nn::spread::{Order, gather, spread};
 use crate::nn::stream::{FRAMES, Stream};
 use crate::nn::table::Table;
@@ -18,8 +18,8 @@ use candle_core::{Result, Tensor};
 const NORM_EPS: f64 = 1e-8;
 
 /// Divides each pixel's channels by their root mean square.
-pub fn pixel_norm<'a>() -> Bent<'a> {
-    Bent::new(Norm::Rms, NORM_EPS)
+pub fn pixel_norm<'a>() -> NormAct<'a> {
+    NormAct::new(Norm::Rms, NORM_EPS)
 }
 
 /// A convolution that knows how many frames it looks back and ahead.
@@ -39,12 +39,12 @@ impl TimeConv {
         Ok(Self { conv, before: KERNEL - 1 - after, after })
     }
 
-    /// - `bent`: done to each pixel before. `skip`: added to the frames that come out, which may be later ones; the result is
+    /// - `prologue`: done to each pixel before. `skip`: added to the frames that come out, which may be later ones; the result is
     ///   `None` while there are none.
     pub fn forward(
         &self,
         x: Option<&Tensor>,
-        bent: Option<Bent>,
+        prologue: Option<NormAct>,
         skip: Option<Skip>,
         stream: &mut Stream,
     ) -> Result<Option<Tensor>> {
@@ -58,7 +58,7 @@ impl TimeConv {
             Some(Skip(skip)) => stream.delay(skip, count)?,
             None => None,
         };
-        window.map(|x| self.conv.forward(&x, Around { bent, residual: residual.as_ref() })).transpose()
+        window.map(|x| self.conv.forward(&x, Fusion { prologue, residual: residual.as_ref() })).transpose()
     }
 }
 
@@ -102,8 +102,8 @@ struct Shortcut {
 impl Shortcut {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (scale, shift) = (Table::one(&self.weight)?, Table::one(&self.bias)?);
-        let bent = Bent::new(Norm::Layer, self.eps).scale(&scale).shift(&shift);
-        self.linear.forward(&bent.forward(x, self.linear.math())?)
+        let prologue = NormAct::new(Norm::Layer, self.eps).scale(&scale).shift(&shift);
+        self.linear.forward(&prologue.forward(x, self.linear.math())?)
     }
 }
 
@@ -163,7 +163,7 @@ impl Resnet {
             (Some(table), Some(temb)) => Some(Ada::new(table, temb)?),
             _ => None,
         };
-        let bent = |first: bool| match &ada {
+        let prologue = |first: bool| match &ada {
             Some(ada) if first => pixel_norm().scale(&ada.scale_1).shift(&ada.shift_1).silu(),
             Some(ada) => pixel_norm().scale(&ada.scale_2).shift(&ada.shift_2).silu(),
             None => pixel_norm().silu(),
@@ -172,12 +172,12 @@ impl Resnet {
             Some(shortcut) => x.map(|x| shortcut.forward(x)).transpose()?,
             None => x.cloned(),
         };
-        let h = self.conv1.forward(x, Some(bent(true)), None, stream)?;
+        let h = self.conv1.forward(x, Some(prologue(true)), None, stream)?;
         let h = self.add_noise(h, 0, noise, stream)?;
         if self.noise_scales.is_none() {
-            return self.conv2.forward(h.as_ref(), Some(bent(false)), Some(Skip(shortcut.as_ref())), stream);
+            return self.conv2.forward(h.as_ref(), Some(prologue(false)), Some(Skip(shortcut.as_ref())), stream);
         }
-        let h = self.conv2.forward(h.as_ref(), Some(bent(false)), None, stream)?;
+        let h = self.conv2.forward(h.as_ref(), Some(prologue(false)), None, stream)?;
         let h = self.add_noise(h, 1, noise, stream)?;
         add_delayed(h, shortcut.as_ref(), stream)
     }
@@ -302,7 +302,7 @@ impl Downsampler {
     pub fn forward(&self, x: Option<&Tensor>, stream: &mut Stream) -> Result<Option<Tensor>> {
         match self {
             Self::Conv(conv, time) => {
-                stream.strided_window(x, 2, *time)?.map(|x| conv.forward(&[x], Around::default())).transpose()
+                stream.strided_window(x, 2, *time)?.map(|x| conv.forward(&[x], Fusion::default())).transpose()
             }
             Self::Fold { conv, stride, outputs } => {
                 let time = stride[0];

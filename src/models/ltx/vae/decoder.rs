@@ -67,20 +67,20 @@ enum Layer<'a> {
 
 /// How many frames are at work at once; any numbers give the same pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pace {
+pub struct Chunking {
     /// Latent frames that go in at a time.
-    pub group: usize,
+    pub latent_frames: usize,
     /// Into how many parts the frames that they become are cut on the way.
-    pub parts: usize,
+    pub slices: usize,
 }
 
-impl Pace {
+impl Chunking {
     /// All at once.
-    pub const WHOLE: Pace = Pace { group: usize::MAX, parts: 1 };
+    pub const WHOLE: Chunking = Chunking { latent_frames: usize::MAX, slices: 1 };
 
     /// Frames at a time, where a latent frame has become `rate`.
     pub fn frames(self, rate: usize) -> usize {
-        (self.group.saturating_mul(rate) / self.parts.max(1)).max(1)
+        (self.latent_frames.saturating_mul(rate) / self.slices.max(1)).max(1)
     }
 }
 
@@ -92,7 +92,7 @@ pub struct Decoding {
     /// Shift and scale of the last norm.
     ada: Option<(Table, Table)>,
     noise: Noise,
-    pace: Pace,
+    chunking: Chunking,
 }
 
 impl Decoder {
@@ -159,7 +159,7 @@ impl Decoder {
     /// Begins a clip.
     /// - `timestep`: in 0..=1, read only where the checkpoint's decoder takes one. `noise`: generator for what the decoder
     ///   of 0.9.1 adds between its layers.
-    pub fn start(&self, timestep: f32, noise: Noise, pace: Pace, device: &Device) -> Result<Decoding> {
+    pub fn start(&self, timestep: f32, noise: Noise, chunking: Chunking, device: &Device) -> Result<Decoding> {
         let timestep = self.out.as_ref().map(|out| timestep * out.timestep_scale);
         let runs = std::iter::once(&self.mid).chain(self.stages.iter().map(|stage| &stage.resnets));
         let embeddings = runs.map(|resnets| resnets.embed(timestep, device)).collect::<Result<_>>()?;
@@ -171,7 +171,7 @@ impl Decoder {
             _ => None,
         };
         let streams = vec![Stream::new(); self.layers().len() + 1];
-        Ok(Decoding { streams, embeddings, ada, noise, pace })
+        Ok(Decoding { streams, embeddings, ada, noise, chunking })
     }
 
     /// Takes the next latent frames in and hands over the frames that they settle; any grouping gives the same frames.
@@ -201,7 +201,7 @@ impl Decoder {
         let Some((layer, _)) = layers.get(i) else {
             return self.show(x, last, at)?.map_or(Ok(()), each);
         };
-        let Decoding { streams, embeddings, noise, pace, .. } = at;
+        let Decoding { streams, embeddings, noise, chunking, .. } = at;
         let stream = &mut streams[i];
         stream.next_group(last);
         let y = match layer {
@@ -214,7 +214,7 @@ impl Decoder {
             Some((_, rate)) => *rate,
             None => layers.iter().filter(|(layer, _)| matches!(layer, Layer::Up(_))).fold(1, |rate, _| 2 * rate),
         };
-        let most = pace.frames(rate);
+        let most = chunking.frames(rate);
         let Some(y) = y else {
             return if last { self.feed(layers, i + 1, None, true, at, each) } else { Ok(()) };
         };
@@ -233,11 +233,11 @@ impl Decoder {
     fn show(&self, x: Option<Tensor>, last: bool, at: &mut Decoding) -> Result<Option<Tensor>> {
         let Some(stream) = at.streams.last_mut() else { return Ok(None) };
         stream.next_group(last);
-        let bent = match &at.ada {
+        let prologue = match &at.ada {
             Some((shift, scale)) => pixel_norm().scale(scale).shift(shift).silu(),
             None => pixel_norm().silu(),
         };
-        let x = self.conv_out.forward(x.as_ref(), Some(bent), None, stream)?;
+        let x = self.conv_out.forward(x.as_ref(), Some(prologue), None, stream)?;
         x.map(|x| self.unpatch(&x)).transpose()
     }
 
@@ -246,13 +246,13 @@ impl Decoder {
     pub fn frames<E: From<candle_core::Error>>(
         &self,
         latents: &Tensor,
-        pace: Pace,
+        chunking: Chunking,
         timestep: f32,
         noise: Noise,
         mut each: impl FnMut(Tensor) -> std::result::Result<(), E>,
     ) -> std::result::Result<Noise, E> {
-        let mut at = self.start(timestep, noise, pace, latents.device())?;
-        let (frames, group) = (latents.dim(FRAMES)?, pace.group.max(1));
+        let mut at = self.start(timestep, noise, chunking, latents.device())?;
+        let (frames, group) = (latents.dim(FRAMES)?, chunking.latent_frames.max(1));
         for first in (0..frames).step_by(group) {
             let count = group.min(frames - first);
             let part = latents.narrow(FRAMES, first, count)?;
@@ -276,7 +276,7 @@ impl Decoder {
     /// A whole clip at once: (1, f, h, w, c) -> (1, frames, H, W, 3).
     pub fn decode(&self, latents: &Tensor, timestep: f32, noise: Noise) -> Result<Tensor> {
         let mut all = vec![];
-        self.frames(latents, Pace::WHOLE, timestep, noise, |pixels| {
+        self.frames(latents, Chunking::WHOLE, timestep, noise, |pixels| {
             all.push(pixels);
             Ok::<_, candle_core::Error>(())
         })?;

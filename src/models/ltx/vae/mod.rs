@@ -9,7 +9,7 @@ mod blocks;
 mod decoder;
 mod encoder;
 
-pub use decoder::{Decoder, Pace};
+pub use decoder::{Chunking, Decoder};
 pub use encoder::{Encoder, Posterior};
 
 use super::config::VaeConfig;

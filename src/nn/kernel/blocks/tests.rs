@@ -6,8 +6,8 @@ use crate::nn::kernel::encode::encode;
 use crate::nn::kernel::memory::filled;
 use crate::nn::kernel::micro::Kernel;
 use crate::nn::kernel::pack::Rows;
-use crate::nn::kernel::product::{Finish, Operand, product};
-use crate::nn::kernel::{Isa, Job, Math, dispatch_on};
+use crate::nn::kernel::product::{Operand, RowEpilogue, product};
+use crate::nn::kernel::{Isa, Job, MatmulType, dispatch_on};
 use crate::nn::matrix::ggml;
 use crate::sampling::noise::Noise;
 use candle_core::quantized::{QStorage, QTensor};
@@ -15,7 +15,7 @@ use candle_core::{Device, Tensor};
 use std::borrow::Cow;
 
 /// What candle reads out of a row of blocks.
-fn candle_reads(kind: Blocks, bytes: &[u8]) -> Vec<f32> {
+fn candle_reads(kind: QuantType, bytes: &[u8]) -> Vec<f32> {
     let count = bytes.len() / kind.bytes() * kind.values();
     let storage = QStorage::from_data(Cow::Borrowed(bytes), &Device::Cpu, ggml(kind)).unwrap();
     let all = QTensor::new(storage, (1, count)).unwrap();
@@ -24,10 +24,10 @@ fn candle_reads(kind: Blocks, bytes: &[u8]) -> Vec<f32> {
 
 #[test]
 fn every_format_is_read_as_candle_reads_it() {
-    for kind in Blocks::ALL {
+    for kind in QuantType::ALL {
         assert_eq!(kind.bytes(), ggml(kind).type_size(), "{}", kind.name());
         assert_eq!(kind.values(), ggml(kind).block_size(), "{}", kind.name());
-        assert_eq!(Blocks::of_number(kind.number()), Some(kind));
+        assert_eq!(QuantType::of_number(kind.number()), Some(kind));
         let count = 37 * 256;
         let bytes = random::blocks(kind, count);
         let want = candle_reads(kind, &bytes);
@@ -54,7 +54,7 @@ fn squares(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (*a as f64 - *b as f64).powi(2)).sum()
 }
 
-fn made(kind: Blocks, x: &[f32]) -> Vec<f32> {
+fn made(kind: QuantType, x: &[f32]) -> Vec<f32> {
     let mut bytes = vec![0; kind.size(x.len())];
     encode(kind, Rows::F32(x), &mut bytes);
     candle_reads(kind, &bytes)
@@ -71,7 +71,7 @@ fn what_is_made_is_nearer_than_what_candle_makes() {
         ("tiny", normal.iter().map(|x| x * 3e-5).collect()),
     ];
     for (what, x) in cases {
-        for kind in [Blocks::Q8_0, Blocks::Q4K] {
+        for kind in [QuantType::Q8_0, QuantType::Q4K] {
             let tensor = Tensor::new(x.as_slice(), &Device::Cpu).unwrap();
             let theirs = QTensor::quantize(&tensor, ggml(kind)).unwrap().dequantize(&Device::Cpu).unwrap();
             let theirs = squares(&theirs.to_vec1().unwrap(), &x);
@@ -90,7 +90,7 @@ fn what_is_made_is_nearer_than_what_candle_makes() {
 #[test]
 fn odd_blocks_are_made_too() {
     let close = |got: &[f32], want: f32| got.iter().all(|x| (x - want).abs() < 1e-3 * want.abs().max(1e-3));
-    for kind in [Blocks::Q8_0, Blocks::Q4K] {
+    for kind in [QuantType::Q8_0, QuantType::Q4K] {
         assert_eq!(made(kind, &[0.0; 512]), [0.0; 512]);
         assert!(close(&made(kind, &[0.7; 256]), 0.7), "{}", kind.name());
         assert!(close(&made(kind, &[-3.0; 256]), -3.0), "{}", kind.name());
@@ -108,7 +108,7 @@ fn odd_blocks_are_made_too() {
 fn stored_types_are_made_into_the_same_blocks() {
     let half: Vec<half::bf16> = Noise::new(4).normal(1024).into_iter().map(half::bf16::from_f32).collect();
     let wide: Vec<f32> = half.iter().map(|x| x.to_f32()).collect();
-    for kind in [Blocks::Q8_0, Blocks::Q4K] {
+    for kind in [QuantType::Q8_0, QuantType::Q4K] {
         let (mut a, mut b) = (vec![0; kind.size(1024)], vec![0; kind.size(1024)]);
         encode(kind, Rows::F32(&wide), &mut a);
         encode(kind, Rows::Bf16(&half), &mut b);
@@ -117,7 +117,7 @@ fn stored_types_are_made_into_the_same_blocks() {
 }
 
 /// A product by blocks is the product by the numbers that are in them, bit for bit.
-struct Same(Blocks);
+struct Same(QuantType);
 
 impl Job for Same {
     type Done = ();
@@ -132,9 +132,9 @@ impl Job for Same {
             let run = |rows: Rows| -> Vec<f32> {
                 let operand = Operand::matrix(&x, m, k, k);
                 // SAFETY: a product writes all of its result.
-                unsafe { filled(m * n, |y| product::<K, f32>(&operand, rows, n, Finish::default(), y, n)) }
+                unsafe { filled(m * n, |y| product::<K, f32>(&operand, rows, n, RowEpilogue::default(), y, n)) }
             };
-            let (got, want) = (run(Rows::Blocks { kind, bytes: &bytes }), run(Rows::F32(&wide)));
+            let (got, want) = (run(Rows::QuantType { kind, bytes: &bytes }), run(Rows::F32(&wide)));
             assert!(got.iter().any(|y| *y != 0.0));
             assert_eq!(got, want, "{} {m} x {k} x {n}", kind.name());
         }
@@ -144,8 +144,8 @@ impl Job for Same {
 #[test]
 fn products_read_blocks() {
     for isa in Isa::all() {
-        for math in [Math::F32, Math::Bf16] {
-            for kind in Blocks::ALL {
+        for math in [MatmulType::F32, MatmulType::Bf16] {
+            for kind in QuantType::ALL {
                 dispatch_on(isa, math, Same(kind));
             }
         }

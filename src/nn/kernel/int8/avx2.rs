@@ -7,7 +7,7 @@
 
 #![allow(unsafe_op_in_unsafe_fn)] // the bodies are loads, stores and intrinsics
 
-use super::super::blocks::{Blocks, six_bits};
+use super::super::blocks::{QuantType, six_bits};
 use super::super::micro::Element;
 use super::super::micro::Micro;
 use super::super::pack::Weights;
@@ -148,7 +148,7 @@ macro_rules! kernel {
 
         impl<const OFFSET: bool> Weights<$name<OFFSET>> for Quantised<'_> {
             fn hold(self, n: usize, k: usize) -> bool {
-                OFFSET == (self.kind == Blocks::Q4K) && self.hold(n, k)
+                OFFSET == (self.kind == QuantType::Q4K) && self.hold(n, k)
             }
 
             fn address(self, row: usize, k: usize, at: usize) -> *const u8 {
@@ -278,7 +278,7 @@ fn panel<const SIGNED: bool>(
             }
             let x = &weights.bytes[(first + j) * row + large * bytes..][..bytes];
             match weights.kind {
-                Blocks::Q8_0 => {
+                QuantType::Q8_0 => {
                     columns.scale[j] = half(x[0], x[1]);
                     for (s, q) in x[2..].as_chunks::<4>().0.iter().enumerate() {
                         columns.q[s][j] = (u32::from_ne_bytes(*q) ^ flipped).to_ne_bytes();

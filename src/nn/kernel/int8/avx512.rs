@@ -2,7 +2,7 @@
 
 #![allow(unsafe_op_in_unsafe_fn)] // the bodies are loads, stores and intrinsics
 
-use super::super::blocks::{Blocks, six_bits};
+use super::super::blocks::{QuantType, six_bits};
 use super::super::micro::{Element, Micro};
 use super::super::pack::Weights;
 use super::super::simd;
@@ -164,7 +164,7 @@ unsafe fn dot_blocks<const ROWS: usize, const OFFSET: bool>(
 
 impl<const OFFSET: bool> Weights<Vnni<OFFSET>> for Quantised<'_> {
     fn hold(self, n: usize, k: usize) -> bool {
-        OFFSET == (self.kind == Blocks::Q4K) && self.hold(n, k)
+        OFFSET == (self.kind == QuantType::Q4K) && self.hold(n, k)
     }
 
     fn address(self, row: usize, k: usize, at: usize) -> *const u8 {
@@ -176,16 +176,16 @@ impl<const OFFSET: bool> Weights<Vnni<OFFSET>> for Quantised<'_> {
     }
 
     fn lies(self, stride: usize, first: usize, k0: usize) -> Option<*const Block> {
-        self.laid.then(|| self.address(first, stride, 0).wrapping_add(k0 * PANEL_BYTES).cast())
+        self.prepacked.then(|| self.address(first, stride, 0).wrapping_add(k0 * PANEL_BYTES).cast())
     }
 
     fn panel(self, stride: usize, first: usize, n: usize, k0: usize, k: usize, _: &mut Vec<Block>, out: &mut [Block]) {
-        assert!(out.len() == k * 32 && !self.laid);
+        assert!(out.len() == k * 32 && !self.prepacked);
         let count = n.saturating_sub(first).min(32);
         // SAFETY: there are `count` rows of `stride` blocks from `first` on, of which k0..k0 + k are wanted; `out` was asserted.
         unsafe {
             match self.kind {
-                Blocks::Q8_0 => panel_q8(self, first, count, stride, k0, k, out.as_mut_ptr().cast()),
+                QuantType::Q8_0 => panel_q8(self, first, count, stride, k0, k, out.as_mut_ptr().cast()),
                 _ => panel_q4k(self, first, count, stride, k0, k, out.as_mut_ptr().cast()),
             }
         }

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_op_in_unsafe_fn)] // the bodies are loads, stores and intrinsics
 
-use super::super::blocks::{Blocks, half, six_bits};
+use super::super::blocks::{QuantType, half, six_bits};
 use super::super::micro::neon::{prefetch, unrolled};
 use super::super::micro::{Element, Micro};
 use super::super::pack::{Weights, neon::interleave};
@@ -77,7 +77,7 @@ macro_rules! kernel {
 
         impl<const OFFSET: bool> Weights<$name<OFFSET>> for Quantised<'_> {
             fn hold(self, n: usize, k: usize) -> bool {
-                OFFSET == (self.kind == Blocks::Q4K) && self.hold(n, k)
+                OFFSET == (self.kind == QuantType::Q4K) && self.hold(n, k)
             }
 
             fn address(self, row: usize, k: usize, at: usize) -> *const u8 {
@@ -343,7 +343,7 @@ unsafe fn panel<const GROUP: usize>(
             }
             let x = &weights.bytes[(first + j) * row + large * bytes..][..bytes];
             match weights.kind {
-                Blocks::Q8_0 => {
+                QuantType::Q8_0 => {
                     columns.scale[j] = half(x, 0);
                     line.copy_from_slice(&x[2..]);
                 }

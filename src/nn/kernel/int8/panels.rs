@@ -1,7 +1,7 @@
-//! Rows of Q8_0 laid out once and for all as a kernel reads them, in no more memory: for weights that stay. Rows that come and
-//! go are laid out block by block when they are multiplied by, which costs some hundredths of a product.
+//! Rows of Q8_0 repacked once and for all as a kernel reads them, in no more memory: for weights that stay. Rows that come and
+//! go are repacked block by block when they are multiplied by, which costs some hundredths of a product.
 
-use super::super::blocks::Blocks;
+use super::super::blocks::QuantType;
 use super::{BLOCK, Dot, PANEL_BYTES, PANEL_ROWS, Quantised};
 use memmap2::MmapMut;
 use rayon::prelude::*;
@@ -14,7 +14,7 @@ impl Panels {
     /// - `weights`: (n, blocks * 32), row after row. `None` where products read rows as they lie, rows do not fill panels, or
     ///   there is no memory.
     pub fn of(weights: Quantised, n: usize, blocks: usize) -> Option<Self> {
-        let fits = Dot::best() == Some(Dot::Avx512) && weights.kind == Blocks::Q8_0 && !weights.laid;
+        let fits = Dot::best() == Some(Dot::Avx512) && weights.kind == QuantType::Q8_0 && !weights.prepacked;
         if !fits || n == 0 || blocks == 0 || !n.is_multiple_of(PANEL_ROWS) {
             return None;
         }
@@ -29,7 +29,7 @@ impl Panels {
 
     /// Themselves, to be multiplied by.
     pub fn weights(&self) -> Quantised<'_> {
-        Quantised { kind: Blocks::Q8_0, bytes: &self.0, laid: true }
+        Quantised { kind: QuantType::Q8_0, bytes: &self.0, prepacked: true }
     }
 
     /// The rows, one after the other again.

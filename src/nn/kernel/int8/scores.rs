@@ -1,4 +1,4 @@
-//! Attention's scores in whole numbers: queries and keys rounded to eight bits, each head of a row with a scale of its own.
+//! Attention's scores by int8 dot products: queries and keys rounded to eight bits, each head of a row with a scale of its own.
 //! Keys are rounded less their mean, since what all of them share, often much, changes no weight.
 //!
 //! Source of the method: Zhang et al., "SageAttention: Accurate 8-Bit Attention for Plug-and-play Inference Acceleration" (2024).

@@ -1,9 +1,9 @@
-//! Products in whole numbers against the plain sum over what eight bits keep of the activations.
+//! Int8 dot products against the plain sum over what eight bits keep of the activations.
 
-use super::super::blocks::Blocks;
+use super::super::blocks::QuantType;
 use super::super::int8::{self, Activations, Dot, KINDS, Panels, Quantised};
 use super::super::memory::filled;
-use super::super::product::Finish;
+use super::super::product::RowEpilogue;
 use super::{close, values};
 use half::{bf16, f16};
 
@@ -32,8 +32,8 @@ fn quantised_products_of_no_numbers() {
                 x[lost] = value;
                 let (bytes, _) = quantised(kind, n, k);
                 let (x, weights) =
-                    (Activations { x: &x, stride: k, rows: 2, k }, Quantised { kind, bytes: &bytes, laid: false });
-                let run = |y: &mut [_]| int8::product_on(dot, &x, weights, n, Finish::default(), y, n);
+                    (Activations { x: &x, stride: k, rows: 2, k }, Quantised { kind, bytes: &bytes, prepacked: false });
+                let run = |y: &mut [_]| int8::product_on(dot, &x, weights, n, RowEpilogue::default(), y, n);
                 // SAFETY: a product writes all of its result.
                 let y: Vec<f32> = unsafe { filled(2 * n, run) };
                 assert!(y[..n].iter().all(|y| !y.is_finite()), "{kind:?} by {dot:?}: {y:?}");
@@ -47,12 +47,12 @@ fn quantised_products_of_no_numbers() {
 #[test]
 fn quantised_products_of_the_largest_numbers() {
     for dot in Dot::all() {
-        for (kind, q) in [(Blocks::Q8_0, 0x80), (Blocks::Q8_0, 0x7f), (Blocks::Q4K, 0xff)] {
+        for (kind, q) in [(QuantType::Q8_0, 0x80), (QuantType::Q8_0, 0x7f), (QuantType::Q4K, 0xff)] {
             let (m, k, n) = (2, 512, 19);
             let mut bytes = vec![q; kind.size(n * k)];
             for block in bytes.chunks_mut(kind.bytes()) {
                 block[..2].copy_from_slice(&f16::ONE.to_le_bytes());
-                if kind == Blocks::Q4K {
+                if kind == QuantType::Q4K {
                     block[2..4].copy_from_slice(&f16::ONE.to_le_bytes());
                 }
             }
@@ -60,8 +60,8 @@ fn quantised_products_of_the_largest_numbers() {
             kind.decode(&bytes, 0, &mut wide);
             let x = [vec![127f32; k], vec![-127f32; k]].concat();
             let (a, weights) =
-                (Activations { x: &x, stride: k, rows: m, k }, Quantised { kind, bytes: &bytes, laid: false });
-            let run = |y: &mut [_]| int8::product_on(dot, &a, weights, n, Finish::default(), y, n);
+                (Activations { x: &x, stride: k, rows: m, k }, Quantised { kind, bytes: &bytes, prepacked: false });
+            let run = |y: &mut [_]| int8::product_on(dot, &a, weights, n, RowEpilogue::default(), y, n);
             // SAFETY: a product writes all of its result.
             let y: Vec<f32> = unsafe { filled(m * n, run) };
             for (at, y) in y.iter().enumerate() {
@@ -74,7 +74,7 @@ fn quantised_products_of_the_largest_numbers() {
 }
 
 /// Some rows of (k) in ggml's form, and what they stand for.
-fn quantised(kind: Blocks, n: usize, k: usize) -> (Vec<u8>, Vec<f64>) {
+fn quantised(kind: QuantType, n: usize, k: usize) -> (Vec<u8>, Vec<f64>) {
     let (count, size) = (kind.values(), kind.bytes());
     let mut bits = values(n * k / count * size, 11).into_iter().map(|x| (x * 1e4) as i32 as u8);
     let (mut bytes, mut wide) = (vec![], vec![]);
@@ -83,7 +83,7 @@ fn quantised(kind: Blocks, n: usize, k: usize) -> (Vec<u8>, Vec<f64>) {
         let f = |i: usize| f16::from_f32(0.003 + 0.001 * (i % 7) as f32);
         block[..2].copy_from_slice(&f(i).to_le_bytes());
         match kind {
-            Blocks::Q8_0 => wide.extend(block[2..].iter().map(|&q| q as i8 as f64 * f(i).to_f64())),
+            QuantType::Q8_0 => wide.extend(block[2..].iter().map(|&q| q as i8 as f64 * f(i).to_f64())),
             _ => {
                 block[2..4].copy_from_slice(&f(i + 3).to_le_bytes());
                 let s = |j: usize| block[4 + j];
@@ -105,7 +105,7 @@ fn quantised(kind: Blocks, n: usize, k: usize) -> (Vec<u8>, Vec<f64>) {
 
 #[test]
 fn quantised_products() {
-    assert_eq!(int8::fits(Blocks::Q8_0, 32), Dot::best().is_some()); // a CPU without multiplies in f32
+    assert_eq!(int8::fits(QuantType::Q8_0, 32), Dot::best().is_some()); // a CPU without multiplies in f32
     for (dot, threads) in Dot::all().into_iter().flat_map(|dot| [(dot, 1), (dot, 3)]) {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         // the last two end within a group of blocks, and only one kind's blocks divide them
@@ -116,9 +116,9 @@ fn quantised_products() {
                 let x = values(m * stride, 1);
                 let half: Vec<bf16> = x.iter().map(|x| bf16::from_f32(*x)).collect();
                 let (bytes, ws) = quantised(kind, n, k);
-                let weights = Quantised { kind, bytes: &bytes, laid: false };
+                let weights = Quantised { kind, bytes: &bytes, prepacked: false };
                 let (bias, whole) = (values(n, 3), values(m * n, 5));
-                let finish = Finish { bias: Some(&bias), residual: Some(&whole), ..Finish::default() };
+                let finish = RowEpilogue { bias: Some(&bias), residual: Some(&whole), ..RowEpilogue::default() };
                 let apart = n + 3;
                 let narrow_x = Activations { x: &half, stride, rows: m, k };
                 let wide_x = Activations { x: &x, stride, rows: m, k };
@@ -150,12 +150,12 @@ fn quantised_products() {
     }
 }
 
-/// Rows that were laid out are the same rows, and multiply to the same bytes.
+/// Rows that were repacked are the same rows, and multiply to the same bytes.
 #[test]
 fn rows_laid_out_in_panels() {
     for (m, k, n) in [(1, 32, 32), (5, 768, 96), (401, 2048, 64), (13, 1120, 320)] {
-        let (bytes, _) = quantised(Blocks::Q8_0, n, k);
-        let weights = Quantised { kind: Blocks::Q8_0, bytes: &bytes, laid: false };
+        let (bytes, _) = quantised(QuantType::Q8_0, n, k);
+        let weights = Quantised { kind: QuantType::Q8_0, bytes: &bytes, prepacked: false };
         let panels = Panels::of(weights, n, k / int8::BLOCK);
         assert_eq!(panels.is_some(), Dot::best() == Some(Dot::Avx512)); // other kernels read rows as they lie
         let Some(panels) = panels else { continue };
@@ -165,11 +165,11 @@ fn rows_laid_out_in_panels() {
         let x = Activations { x: &x, stride: k, rows: m, k };
         let product = |weights| -> Vec<f32> {
             // SAFETY: a product writes all of its result.
-            unsafe { filled(m * n, |y| int8::product(&x, weights, n, Finish::default(), y, n)) }
+            unsafe { filled(m * n, |y| int8::product(&x, weights, n, RowEpilogue::default(), y, n)) }
         };
         assert!(product(weights) == product(panels.weights()), "{m}x{k}x{n}");
     }
     // what does not fill panels stays as it is
-    let (bytes, _) = quantised(Blocks::Q8_0, 33, 64);
-    assert!(Panels::of(Quantised { kind: Blocks::Q8_0, bytes: &bytes, laid: false }, 33, 2).is_none());
+    let (bytes, _) = quantised(QuantType::Q8_0, 33, 64);
+    assert!(Panels::of(Quantised { kind: QuantType::Q8_0, bytes: &bytes, prepacked: false }, 33, 2).is_none());
 }

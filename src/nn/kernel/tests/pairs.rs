@@ -3,8 +3,8 @@
 use super::super::memory::filled;
 use super::super::micro::Kernel;
 use super::super::pack::Rows;
-use super::super::product::Finish;
-use super::super::rows::Bend;
+use super::super::product::RowEpilogue;
+use super::super::rows::RowNormAct;
 use super::super::winograd::{Panels, convolve};
 use super::super::{Job, row_stride};
 use super::{everywhere, values};
@@ -29,9 +29,10 @@ fn compare<K: Kernel>(what: &str, [frames, h, w, c, n]: [usize; 5]) {
     }
     let scale = whole(c, 3, 1.0, 1.0);
     let (bias, residual) = (whole(n, 4, 9.0, 1.0), whole((frames - 2) * h * w * n, 5, 9.0, 1.0));
-    let finish = Finish { bias: Some(&bias), residual: Some(&residual), ..Finish::default() };
+    let finish = RowEpilogue { bias: Some(&bias), residual: Some(&residual), ..RowEpilogue::default() };
     // some pixels are bent, as their place says
-    let how = |pixel: usize| Bend { scale: (pixel.is_multiple_of(3)).then_some(&scale[..]), ..Bend::default() };
+    let how =
+        |pixel: usize| RowNormAct { scale: (pixel.is_multiple_of(3)).then_some(&scale[..]), ..RowNormAct::default() };
     let parts: Vec<&[f32]> = x.chunks(h * w * c).collect();
     let run = |y: &mut [_]| convolve::<K>(&parts, [h, w], &how, &panels, finish, y);
     // SAFETY: a convolution writes all of its result.
