@@ -2,7 +2,7 @@
 //!
 //! | page | what it says |
 //! | --- | --- |
-//! | [`built_in`] | the model inside the binary |
+//! | [`built_in`] | the models inside the binary |
 //! | [`building`] | features of the build, platforms, the patents on H.264 |
 //! | [`numbers`] | how near the numbers are to diffusers', in each precision; the two conventions of sampling |
 //! | [`quantising`] | which matrices become blocks, how they are multiplied, what that loses |
