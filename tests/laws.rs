@@ -5,6 +5,7 @@ mod common;
 use candle_core::{DType, Device, Result, Shape, Tensor, Var};
 use common::{Clip, Golden, Scratch, generate, golden_path, reel, run};
 use reel::job::geometry::{Geometry, Grid};
+use reel::job::windows::ChannelStatistics;
 use reel::models::ltx::config::{TransformerConfig, VaeConfig};
 use reel::models::ltx::transformer::{Block, Modulation, Transformer};
 use reel::models::ltx::vae::{Chunking, Decoder, Encoder};
@@ -241,6 +242,47 @@ fn equal_timesteps_a_token_equal_one_for_all() -> Result<()> {
     let each = forward(Some(Tensor::zeros(n, DType::U32, &Device::Cpu)?))?;
     assert!(bits(&each) == bits(&forward(None)?), "one block");
     Ok(())
+}
+
+#[test]
+fn a_window_as_long_as_the_clip_is_no_window() {
+    let whole = tiny(&[]);
+    for window in ["9", "33"] {
+        assert!(whole.frames == tiny(&["--window", window]).frames, "--window {window}");
+    }
+    assert!(whole.frames != tiny(&["--window", "5"]).frames);
+}
+
+#[test]
+fn drift_is_matched_between_windows_alone() -> Result<()> {
+    assert!(tiny(&[]).frames == tiny(&["--no-drift-match"]).frames, "one window drifts from nothing");
+    assert!(tiny(&["--window", "5"]).frames != tiny(&["--window", "5", "--no-drift-match"]).frames);
+
+    // what is brought to the statistics of others has them
+    let values = |seed: u64, scale: f64| -> Result<Tensor> {
+        let x = Tensor::from_vec(Noise::new(seed).normal(40 * 3), (1, 40, 3), &Device::Cpu)?;
+        (x * scale)? + scale
+    };
+    let (first, later) = (values(1, 0.5)?, values(2, 3.0)?);
+    let imposed = ChannelStatistics::of(&first).unwrap().impose(&later).unwrap();
+    let deviation = |x: &Tensor| x.broadcast_sub(&x.mean_keepdim(1)?)?.sqr()?.mean(1)?.sqrt();
+    common::assert_close("means", &imposed.mean(1)?, &first.mean(1)?);
+    common::assert_close("deviations", &deviation(&imposed)?, &deviation(&first)?);
+    Ok(())
+}
+
+/// A scene depends on its own prompt and on how long the others are, and on nothing else of them.
+#[test]
+fn scenes_do_not_see_each_other() {
+    let scenes = |first: &str, second: &str| {
+        let flags =
+            ["--size", "48x32", "--frames", "18", "--steps", "2", "--seed", "7", "--prompt-at", "1.125", second];
+        generate("tiny", first, &flags).frames
+    };
+    let (a, b, c) = ("a red ball on the sand", "a blue star at night", "a green car on grass");
+    let (ab, ac, cb) = (scenes(a, b), scenes(a, c), scenes(c, b));
+    assert!(ab.len() == 18 && ab[..9] == ac[..9] && ab[9..] != ac[9..], "the second prompt");
+    assert!(ab[9..] == cb[9..] && ab[..9] != cb[..9], "the first prompt");
 }
 
 /// A golden's weights as variables, each made when a layer first asks for it.
