@@ -2,10 +2,11 @@
 //! go before it. The scores of a long clip never exist all at once. On a GPU FlashAttention's kernels meet them where the
 //! feature `flash-attn` is on; norms and positions are the plain form's.
 
-use super::kernel::attend::{self, Heads, Scores};
+use super::kernel::attend::{self, Heads};
 use super::kernel::int8;
 use super::kernel::memory::filled;
 use super::kernel::micro::Kernel;
+use super::kernel::micro::Scores;
 use super::kernel::rows::{Angles, heads};
 use super::kernel::{self, Job, MatmulType};
 use super::norm::rms_norm;

@@ -6,7 +6,7 @@
 //! Source of the method: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); Rabe and Staats,
 //! "Self-attention does not need O(n²) memory" (2021).
 
-use super::micro::{Element, Kernel, Micro};
+use super::micro::{Element, Kernel, Micro, Scores};
 use super::pack::{self, Rows};
 use super::rows::{RowNormAct, norm_act};
 use super::simd::Simd;
@@ -24,69 +24,6 @@ const NEVER: f32 = -1e30;
 /// What a row's weights come to where the score that they are relative to will do: so little that they can be multiplied with
 /// values, so much that none which matters beside the largest is lost (numbers end at 2^127 and 2^-126).
 const FIT: std::ops::Range<f32> = 1.0 / (1u64 << 40) as f32..(1u64 << 60) as f32;
-
-/// How scores are made of queries and keys; values and their weights are the kernel's.
-pub trait Scores: 'static {
-    type Kernel: Kernel;
-    /// What queries and keys are made of.
-    type Elem: Copy + Default + Send + Sync + 'static;
-
-    /// Elements from head to head of a row.
-    fn head(head_dim: usize) -> usize;
-
-    /// Rows of the kernel's elements as they are read here, and elements from row to row.
-    /// - `x`: rows of heads, `head_stride` elements each, rows `stride` apart. `centred`: less their mean, which as keys they
-    ///   may be: it changes all scores of a query by as much.
-    fn rows(
-        x: Vec<<Self::Kernel as Micro>::Elem>,
-        heads: usize,
-        head_dim: usize,
-        stride: usize,
-        centred: bool,
-    ) -> (Vec<Self::Elem>, usize);
-
-    /// NR keys from `first` on, side by side.
-    /// - `k`: `m` rows of `head` elements, `stride` apart. `out`: `head` times NR elements.
-    fn panel(
-        k: &[Self::Elem],
-        stride: usize,
-        first: usize,
-        m: usize,
-        head: usize,
-        line: &mut Vec<Self::Elem>,
-        out: &mut [Self::Elem],
-    );
-
-    /// tile += q kᵀ.
-    /// - `tile`: `rows` rows of NR, side by side.
-    ///
-    /// # Safety
-    /// As for `Micro::micro`, of `head` elements.
-    unsafe fn scores(
-        rows: usize,
-        q: *const Self::Elem,
-        stride: usize,
-        panel: *const Self::Elem,
-        head: usize,
-        tile: *mut f32,
-    );
-
-    /// As `Kernel::weigh`.
-    ///
-    /// # Safety
-    /// As there, of `head` elements.
-    unsafe fn weigh(
-        rows: usize,
-        q: *const Self::Elem,
-        stride: usize,
-        panel: *const Self::Elem,
-        head: usize,
-        start: *const f32,
-        weights: *mut <Self::Kernel as Micro>::Elem,
-        share: usize,
-        sums: *mut f32,
-    );
-}
 
 /// With the kernel's own products.
 impl<K: Kernel> Scores for K {

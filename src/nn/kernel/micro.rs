@@ -5,9 +5,8 @@
 
 #![allow(unsafe_op_in_unsafe_fn)] // every line of these bodies is a load, a store or an intrinsic
 
-use super::attend::Scores;
+pub use super::element::Element;
 use super::simd::{self, Quad, Simd};
-use half::bf16;
 
 /// One instruction set's innermost loop over one kind of numbers.
 pub trait Micro: 'static {
@@ -109,45 +108,67 @@ pub trait Kernel: Micro<Elem: Element> {
     }
 }
 
-/// f32 or bf16: what activations may be rounded to before they are multiplied.
-pub trait Element: Copy + Default + Send + Sync + 'static {
-    /// Whether this is bf16.
-    const HALF: bool;
-    fn from_f32(x: f32) -> Self;
-    fn from_bf16(x: bf16) -> Self;
-    fn to_f32(self) -> f32;
-}
+/// How scores are made of queries and keys; values and their weights are the kernel's.
+pub trait Scores: 'static {
+    type Kernel: Kernel;
+    /// What queries and keys are made of.
+    type Elem: Copy + Default + Send + Sync + 'static;
 
-impl Element for f32 {
-    const HALF: bool = false;
-    #[inline(always)]
-    fn from_f32(x: f32) -> Self {
-        x
-    }
-    #[inline(always)]
-    fn from_bf16(x: bf16) -> Self {
-        x.to_f32()
-    }
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self
-    }
-}
+    /// Elements from head to head of a row.
+    fn head(head_dim: usize) -> usize;
 
-impl Element for bf16 {
-    const HALF: bool = true;
-    #[inline(always)]
-    fn from_f32(x: f32) -> Self {
-        bf16::from_f32(x)
-    }
-    #[inline(always)]
-    fn from_bf16(x: bf16) -> Self {
-        x
-    }
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        f32::from_bits((self.to_bits() as u32) << 16)
-    }
+    /// Rows of the kernel's elements as they are read here, and elements from row to row.
+    /// - `x`: rows of heads, `head_stride` elements each, rows `stride` apart. `centred`: less their mean, which as keys they
+    ///   may be: it changes all scores of a query by as much.
+    fn rows(
+        x: Vec<<Self::Kernel as Micro>::Elem>,
+        heads: usize,
+        head_dim: usize,
+        stride: usize,
+        centred: bool,
+    ) -> (Vec<Self::Elem>, usize);
+
+    /// NR keys from `first` on, side by side.
+    /// - `k`: `m` rows of `head` elements, `stride` apart. `out`: `head` times NR elements.
+    fn panel(
+        k: &[Self::Elem],
+        stride: usize,
+        first: usize,
+        m: usize,
+        head: usize,
+        line: &mut Vec<Self::Elem>,
+        out: &mut [Self::Elem],
+    );
+
+    /// tile += q kᵀ.
+    /// - `tile`: `rows` rows of NR, side by side.
+    ///
+    /// # Safety
+    /// As for `Micro::micro`, of `head` elements.
+    unsafe fn scores(
+        rows: usize,
+        q: *const Self::Elem,
+        stride: usize,
+        panel: *const Self::Elem,
+        head: usize,
+        tile: *mut f32,
+    );
+
+    /// As `Kernel::weigh`.
+    ///
+    /// # Safety
+    /// As there, of `head` elements.
+    unsafe fn weigh(
+        rows: usize,
+        q: *const Self::Elem,
+        stride: usize,
+        panel: *const Self::Elem,
+        head: usize,
+        start: *const f32,
+        weights: *mut <Self::Kernel as Micro>::Elem,
+        share: usize,
+        sums: *mut f32,
+    );
 }
 
 /// Calls `$f::<ROWS>` for the number of rows at run time.

@@ -5,6 +5,7 @@
 
 pub mod attend;
 pub mod blocks;
+mod element;
 pub mod encode;
 pub mod int8;
 pub mod memory;

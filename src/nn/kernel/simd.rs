@@ -4,7 +4,7 @@
 #![allow(unsafe_op_in_unsafe_fn)] // every line of these bodies is a load, a store or an intrinsic
 #![allow(clippy::missing_safety_doc)] // said once, at `Simd`
 
-use super::micro::Element;
+use super::element::Element;
 use half::bf16;
 
 /// # Safety

@@ -3,9 +3,10 @@
 mod int8;
 mod pairs;
 
-use super::attend::{self, Heads, Scores};
+use super::attend::{self, Heads};
 use super::int8::scores_fit;
 use super::memory::filled;
+use super::micro::Scores;
 use super::micro::{Element, Kernel};
 use super::pack::Rows;
 use super::product::{Gate, Line, Operand, Piece, RowEpilogue, product};

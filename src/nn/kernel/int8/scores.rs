@@ -5,7 +5,8 @@
 
 #![allow(unsafe_op_in_unsafe_fn)] // the bodies are loads, stores and intrinsics
 
-use super::super::attend::{Scores, head_stride};
+use super::super::attend::head_stride;
+use super::super::micro::Scores;
 use super::super::micro::{Avx512Bf16, Micro, weigh_row};
 use super::super::{Isa, memory::filled, row_stride};
 use super::avx512;
