@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -73,7 +74,7 @@ def final(a):
 
 def supervise(a):
     os.makedirs(a.out, exist_ok=True)
-    a.state = a.state or f"/tmp/tiny_gpu_state_{os.getpid()}"
+    a.state = a.state or f"{tempfile.mkdtemp(prefix='tiny_gpu_')}/state"
     end = T0 + a.seconds - a.reserve  # the trainer is out by then
     beat, level, seen, packed = f"{a.state}.beat", a.level, 0, time.time()
     stamp = lambda: max([os.path.getmtime(f) for f in (f"{a.state}/vae_state.pt", f"{a.state}/dit.pt", f"{a.state}/vae/config.json") if os.path.exists(f)] or [0])

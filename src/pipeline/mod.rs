@@ -20,6 +20,7 @@ use crate::job::windows::Direction;
 use crate::models::bundle::Checkpoint;
 use crate::models::ltx::two_passes;
 use crate::models::ltx::upscale::Upscaler;
+use crate::models::ltx::vae::Decoder;
 use crate::pipeline::inputs::{Held, Preparation};
 use crate::pipeline::stages::Stages;
 use crate::planning::forecast::{self, Forecast, Place, Sketch};
@@ -38,6 +39,7 @@ use anyhow::Result;
 use candle_core::Tensor;
 use remarks::{beyond_world, idle_flags, say_quantized};
 use serde_json::json;
+use std::cell::OnceCell;
 use std::path::Path;
 use std::time::Instant;
 
@@ -67,6 +69,8 @@ pub struct Prepared {
     held: Vec<Held>,
     shots: Vec<Shot>,
     direction: Direction,
+    /// From the first time that something is decoded.
+    decoder: OnceCell<Decoder>,
     pub forecast: Forecast,
 }
 
@@ -256,6 +260,7 @@ impl Prepared {
             held,
             shots,
             direction,
+            decoder: OnceCell::new(),
             forecast,
         })
     }
@@ -316,6 +321,15 @@ impl Prepared {
         latents.iter().map(|latents| stages.decoder_input(latents, &mut noise)).collect()
     }
 
+    /// Loads the decoder when something is first decoded: a run's scenes and the looks of a join share it.
+    fn decoder(&self, stages: &Stages) -> Result<&Decoder> {
+        if let Some(decoder) = self.decoder.get() {
+            return Ok(decoder);
+        }
+        let decoder = stages.decoder()?;
+        Ok(self.decoder.get_or_init(|| decoder))
+    }
+
     /// Decodes the clip and hands its frames over as they come.
     /// - `latents`: of [`Prepared::latents`].
     pub fn decode(
@@ -327,10 +341,10 @@ impl Prepared {
         let begun = Instant::now();
         let mut stage = progress.stage("decode", self.settings.clip.frames, "frames");
         let stages = self.stages(progress);
-        let decoder = stages.decoder()?;
+        let decoder = self.decoder(&stages)?;
         for (shot, latents) in self.shots.iter().zip(latents) {
             let clip = Extent { frames: shot.frames, ..self.settings.clip };
-            stages.decode(&decoder, latents, self.legal, clip, &mut sink, |frames| stage.advance(frames))?;
+            stages.decode(decoder, latents, self.legal, clip, &mut sink, |frames| stage.advance(frames))?;
         }
         stage.finish();
         self.forecast.remember(Stage::Decode, begun, progress);
@@ -355,7 +369,7 @@ impl Prepared {
             Ok(())
         };
         let stages = self.stages(&silent);
-        stages.decode(&stages.decoder()?, &part, self.legal, clip, push, |_| ())?;
+        stages.decode(self.decoder(&stages)?, &part, self.legal, clip, push, |_| ())?;
         let start = from * geometry.time; // the pixel frame that the part's first one stands for
         Ok(frames.into_iter().skip(first - start).take(last + 1 - first).collect())
     }

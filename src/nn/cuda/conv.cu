@@ -1,26 +1,12 @@
 // A 3-D convolution over channels-last frames of bf16, as one product: its rows are pixels, read where they lie tap by tap, its
-// columns the channels that come out. Tensor cores multiply, in f32 until the end. Compiled by NVRTC: no headers.
-
-typedef unsigned int u32;
-typedef unsigned short u16;
-typedef unsigned long long u64;
+// columns the channels that come out. Tensor cores multiply, in f32 until the end.
+// Compiled after `conv_shared.cu`.
 
 #define ROWS 128  // pixels of a block
 #define COLS 128  // channels out of a block
 #define DEPTH 64  // channels in of a step, 128 bytes
 #define STAGES 3  // steps that are under way at once
 #define TILE (ROWS * DEPTH * 2)
-
-__device__ __forceinline__ float wide(u16 x) { return __uint_as_float((u32)x << 16); }
-__device__ __forceinline__ u16 narrow(float x) {
-    u32 bits = __float_as_uint(x);
-    return x == x ? (u16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) : (u16)0x7fff;
-}
-
-// Copies 16 bytes to shared memory while others compute, or writes zeros.
-__device__ __forceinline__ void fetch(u32 to, const void *from, bool there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0));
-}
 
 __device__ __forceinline__ void load(u32 from, u32 *to) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -33,9 +19,6 @@ __device__ __forceinline__ void multiply(float *c, const u32 *a, const u32 *b) {
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-
-// Where the 16 bytes `part` of a line lie: turned by the line, so that eight lines are read without waiting for each other.
-__device__ __forceinline__ u32 place(u32 line, u32 part) { return line * 128 + ((part ^ (line & 7)) << 4); }
 
 // x: (f + kt - 1 times, h, w, c), padded in time; w: (o, kt, kh, kw, c); y: (of, oh, ow, o). Space is padded with zeros here.
 extern "C" __global__ void __launch_bounds__(256, 2)

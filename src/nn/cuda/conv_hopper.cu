@@ -1,9 +1,6 @@
 // The convolution of `conv.cu` on Hopper's own tensor instructions, which read both sides from shared memory: a block of 256 pixels
-// and 128 channels, half of the pixels a warp group. Compiled by NVRTC for sm_90a: no headers.
-
-typedef unsigned int u32;
-typedef unsigned short u16;
-typedef unsigned long long u64;
+// and 128 channels, half of the pixels a warp group. Compiled for sm_90a
+// after `conv_shared.cu`.
 
 #define ROWS 256   // pixels of a block
 #define COLS 128   // channels out of a block
@@ -12,20 +9,6 @@ typedef unsigned long long u64;
 #define AHEAD 2    // steps that are fetched ahead
 #define LEFT (ROWS * 128)
 #define STAGE (LEFT + COLS * 128)
-
-__device__ __forceinline__ float wide(u16 x) { return __uint_as_float((u32)x << 16); }
-__device__ __forceinline__ u16 narrow(float x) {
-    u32 bits = __float_as_uint(x);
-    return x == x ? (u16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) : (u16)0x7fff;
-}
-
-// Copies 16 bytes to shared memory while others compute, or writes zeros.
-__device__ __forceinline__ void fetch(u32 to, const void *from, bool there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0));
-}
-
-// Where the 16 bytes `part` of a line lie: the 128-byte swizzle that the tensor instructions know.
-__device__ __forceinline__ u32 place(u32 line, u32 part) { return line * 128 + ((part ^ (line & 7)) << 4); }
 
 // A matrix in shared memory, of lines of 128 swizzled bytes; eight lines are 1024 bytes.
 __device__ __forceinline__ u64 matrix(u32 address) {
