@@ -3,24 +3,27 @@
 mod load;
 mod whole;
 
+use crate::job::convention::Convention;
 use crate::job::geometry::Extent;
 use crate::job::sources::Sources;
-
-use crate::models::ltx::transformer::Transformer;
-use crate::models::ltx::vae::{Chunking, Decoder, Encoder};
+use crate::models;
+use crate::models::latents::{Layout, Prompt};
+use crate::models::networks::{Decoder, Encoder, Transformer, statistics};
 use crate::models::random;
+use crate::models::sizes::{Part as SizedPart, Size};
 use crate::models::text::t5::T5;
 use crate::nn::kernel;
 use crate::nn::kernel::blocks::QuantType;
 use crate::nn::linear::Linear;
-use crate::nn::rope::Rope;
+use crate::nn::stream::Chunking;
+use crate::planning::Stage;
 use crate::planning::cut::group;
 use crate::platform::device::{Compute, Quantize};
 use crate::platform::machine::peak_memory;
 use crate::sampling::noise::Noise;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Tensor};
-use load::{MathInfo, text, transformer, vae};
+use load::{Loaded, MathInfo, text, transformer, vae};
 use serde_json::{Value, json};
 use std::time::Instant;
 use whole::{mux, whole};
@@ -101,13 +104,13 @@ impl Cell {
         }
     }
 
-    /// The configuration of a random transformer or text encoder, as deep as is wanted.
-    fn random_config(&self, name: &str) -> Result<Value> {
-        let mut config = random_size(name)?.1;
-        if let Some(layers) = self.layers {
-            config["num_layers"] = json!(layers);
+    /// The size of a random network; a transformer or text encoder as deep as is wanted.
+    fn random_size(&self, name: &str) -> Result<Size> {
+        let mut size = random_size(name)?;
+        if let Some(layers) = self.layers.filter(|_| size.part != SizedPart::Vae) {
+            size.config["num_layers"] = json!(layers);
         }
-        Ok(config)
+        Ok(size)
     }
 }
 
@@ -127,8 +130,24 @@ pub struct Row {
     pub peak: Option<f64>,
     /// Bytes.
     pub peak_memory: Option<u64>,
-    /// Of a whole run: stages, the bytes planned and measured of each, and its seconds.
-    pub stages: Vec<(&'static str, u64, Option<u64>, f64)>,
+    /// Of a whole run.
+    pub stages: Vec<StageRow>,
+}
+
+/// One stage of a whole run.
+pub struct StageRow {
+    pub stage: Stage,
+    /// Bytes that were planned, and peak resident ones.
+    pub planned: u64,
+    pub memory: Option<u64>,
+    pub seconds: f64,
+}
+
+impl StageRow {
+    fn json(&self) -> Value {
+        let Self { stage, planned, memory, seconds } = self;
+        json!({"stage": stage.name(), "planned": planned, "memory": memory, "seconds": seconds})
+    }
 }
 
 impl Row {
@@ -174,22 +193,20 @@ impl Row {
             "peak_gflops": giga(self.peak),
             "share": self.rate().zip(self.peak).map(|(rate, peak)| (rate / peak * 1000.0).round() / 1000.0),
             "peak_memory": self.peak_memory,
-            "stages": (!self.stages.is_empty()).then(|| self.stages.iter().map(|(stage, planned, measured, seconds)| {
-                json!({"stage": stage, "planned": planned, "memory": measured, "seconds": seconds})
-            }).collect::<Vec<_>>()),
+            "stages": (!self.stages.is_empty()).then(|| self.stages.iter().map(StageRow::json).collect::<Vec<_>>()),
         })
     }
 }
 
 /// The random size of that name.
 /// - Errors on an unknown one, with the choices.
-pub fn random_size(name: &str) -> Result<(random::Part, Value)> {
-    let sizes = random::sizes();
-    let known: Vec<&str> = sizes.iter().map(|size| size.0).collect();
-    let found = sizes.iter().find(|size| size.0.eq_ignore_ascii_case(name));
-    let (_, part, config) =
+pub fn random_size(name: &str) -> Result<Size> {
+    let sizes = models::sizes();
+    let known: Vec<&str> = sizes.iter().map(|size| size.name).collect();
+    let found = sizes.iter().find(|size| size.name.eq_ignore_ascii_case(name));
+    let found =
         found.with_context(|| format!("there are no random weights `{name}`\n  choices: {}", known.join(", ")))?;
-    Ok((*part, config.clone()))
+    Ok(found.clone())
 }
 
 /// Parts that can be timed with these weights.
@@ -199,10 +216,10 @@ pub fn parts(weights: &Weights) -> Result<Vec<Part>> {
             let mux: &[Part] = if cfg!(feature = "h264") { &[Part::Mux] } else { &[] };
             [&[Part::Text, Part::Step, Part::Encode, Part::Decode], mux, &[Part::Run]].concat()
         }
-        Weights::Random(name) => match random_size(name)?.0 {
-            random::Part::Transformer => vec![Part::Step],
-            random::Part::Text => vec![Part::Text],
-            random::Part::Vae => vec![Part::Encode, Part::Decode],
+        Weights::Random(name) => match random_size(name)?.part {
+            SizedPart::Transformer => vec![Part::Step],
+            SizedPart::Text => vec![Part::Text],
+            SizedPart::Vae => vec![Part::Encode, Part::Decode],
         },
     })
 }
@@ -237,34 +254,47 @@ pub fn run(cell: &Cell, compute: &Compute) -> Result<Row> {
             (timed, MathInfo { whole: false, ..math })
         }
         Part::Step => {
-            let (config, vb, geometry, math) = transformer(cell, compute)?;
+            let Loaded { config, vb, vae, math } = transformer(cell, compute)?;
+            let geometry = config.geometry();
             let grid = geometry.grid(geometry.legal(cell.clip));
             tokens = Some(grid.tokens());
-            let model = Transformer::load(&config, vb)?;
-            let positions = geometry.causal_positions(grid, 25.0, 0);
-            let shares: Vec<[f32; 3]> =
-                positions.iter().map(|p| std::array::from_fn(|i| p[i] / config.max_pos[i])).collect();
-            let rope = Rope::new(&shares, config.width(), config.theta, &compute.device)?;
-            let x = normal(&[1, grid.tokens(), config.in_channels], 1, compute)?;
-            let context = model.context(&normal(&[1, cell.tokens, config.caption_channels], 2, compute)?)?;
-            let timed = timer.time(|| settle(&model.forward(&x, &context, &[900.0], &rope)?))?;
+            let model = Transformer::load(&config, vb, config.blocks())?;
+            let layout = Layout {
+                convention: Convention::Condition,
+                geometry,
+                grid,
+                fps: 25.0,
+                channels: config.latent_channels(),
+                device: compute.device.clone(),
+                image_noise: 0.0,
+                stochastic: false,
+            };
+            let text = normal(&[1, cell.tokens, config.text_channels()], 2, compute)?;
+            let denoiser = model.denoiser(&config, &[text], None)?;
+            let statistics = statistics(&config, vae)?;
+            let window = denoiser.window(0, &layout, &[], None, &statistics, &mut Noise::new(1))?;
+            let timed = timer.time(|| settle(&window.velocity(window.latents(), 900.0, Prompt::Positive, &[])?))?;
             (timed, math)
         }
         Part::Encode => {
-            let (config, vb, geometry, math) = vae(cell, compute)?;
+            let Loaded { config, vb, math, .. } = vae(cell, compute)?;
+            let geometry = config.geometry();
             let legal = geometry.legal(cell.clip);
-            let encoder = Encoder::load(&config, vb.pp("encoder"))?;
+            let encoder = Encoder::load(&config, vb)?;
             let pixels = normal(&[1, legal.frames, legal.height, legal.width, 3], 3, compute)?;
-            let frames = group(legal.width, legal.height, geometry, &compute.device);
-            let timed = timer.time(|| settle(&encoder.encode(&pixels, frames, |_| ())?.mean))?;
+            let group = group(legal.width, legal.height, geometry, &compute.device);
+            let read = |first, count| pixels.narrow(1, first, count);
+            let encode = || Ok::<_, candle_core::Error>(encoder.moments(legal.frames, group, read, |_| ())?);
+            let timed = timer.time(|| settle(&encoder.posterior(&encode()?)?.mean))?;
             (timed, math)
         }
         Part::Decode => {
-            let (config, vb, geometry, math) = vae(cell, compute)?;
+            let Loaded { config, vb, math, .. } = vae(cell, compute)?;
+            let geometry = config.geometry();
             let legal = geometry.legal(cell.clip);
             let grid = geometry.grid(legal);
-            let decoder = Decoder::load(&config, vb.pp("decoder"))?;
-            let latents = normal(&[1, grid.frames, grid.height, grid.width, config.latent_channels], 4, compute)?;
+            let decoder = Decoder::load(&config, vb)?;
+            let latents = normal(&[1, grid.frames, grid.height, grid.width, config.latent_channels()], 4, compute)?;
             let group = group(legal.width, legal.height, geometry, &compute.device);
             let timed = timer.time(|| {
                 let chunking = Chunking { latent_frames: group, slices: 1 };
@@ -283,7 +313,7 @@ pub fn run(cell: &Cell, compute: &Compute) -> Result<Row> {
         seconds,
         operations: operations.filter(|_| cpu),
         peak: cpu.then(|| math.peak(threads)),
-        peak_memory: stages.iter().filter_map(|s| s.2).max().or_else(peak_memory),
+        peak_memory: stages.iter().filter_map(|stage| stage.memory).max().or_else(peak_memory),
         stages,
     })
 }

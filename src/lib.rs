@@ -6,10 +6,11 @@
 //! ([`models::bundle`], over the mapped files of [`weights`], by the [`hub`]'s catalogue and its store of pulled files) and the
 //! stills and clips to hold to ([`pipeline::inputs`]), decides what is open ([`planning::settings`]), says what it will take and
 //! cuts it to the memory that there is ([`planning`], [`planning::forecast`]), and then runs the [`pipeline::stages`]:
-//! [`models::text`] turns the prompt into vectors, [`models::ltx::conditioning`] lays what is held out among
-//! [`sampling::noise`], the [`sampling::solver`] goes down the noise levels over the velocity that [`models`] give, window after
-//! window ([`job::windows`]), and the latents are decoded, frame group by frame group ([`pipeline::decode`]), into frames that
-//! [`video`] writes as they come ([`planning::outputs`] says where). [`pipeline::join`] puts a made part and footage together.
+//! [`models::text`] turns the prompt into vectors; window after window ([`job::windows`]) the model's family ([`models::networks`])
+//! lays what is held out among [`sampling::noise`] and takes it down the noise levels of the [`sampling::solver`], step by step, each
+//! of which moves the run's [`pipeline::cursor`] by one; the latents are decoded, frame group by frame group ([`pipeline::decode`]),
+//! into frames that [`video`] writes as they come ([`planning::outputs`] says where). [`pipeline::join`] puts a made part and
+//! footage together.
 //!
 //! [`nn`] holds the layers that candle lacks or does slowly, [`platform`] what the system gives (devices, files that appear whole
 //! or not at all, memory, what a person sees meanwhile), [`mod@bench`] times each stage, [`embedded`] holds the tiny models that

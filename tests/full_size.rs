@@ -11,7 +11,7 @@ use half::bf16;
 use reel::models::ltx::config::{TransformerConfig, VaeConfig};
 use reel::models::ltx::names;
 use reel::models::ltx::transformer::Transformer;
-use reel::models::ltx::vae::{Decoder, Encoder, LatentStatistics};
+use reel::models::ltx::vae::{self, Decoder, Encoder};
 use reel::models::random;
 use reel::models::text::t5::{T5, T5Config};
 use reel::nn::kernel::blocks::QuantType;
@@ -55,7 +55,7 @@ fn shapes<T>(build: impl FnOnce(Vars) -> Result<T>) -> Shapes {
 }
 
 fn size(name: &str) -> Value {
-    random::sizes().into_iter().find(|size| size.0 == name).unwrap().2
+    reel::models::sizes().into_iter().find(|size| size.name == name).unwrap().config
 }
 
 fn transformer(config: &Value) -> Shapes {
@@ -66,7 +66,7 @@ fn transformer(config: &Value) -> Shapes {
 fn vae(json: &Value) -> Shapes {
     let config = VaeConfig::parse(json, "vae").unwrap();
     let all = shapes(|vb| {
-        LatentStatistics::load(&config, vb.clone())?;
+        vae::statistics(&config, vb.clone())?;
         Encoder::load(&config, vb.pp("encoder"))?;
         Decoder::load(&config, vb.pp("decoder"))
     });

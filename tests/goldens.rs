@@ -7,11 +7,14 @@ use candle_core::{DType, Device, IndexOp, Result, Tensor};
 use common::{Golden, assert_close, assert_within};
 use reel::job::geometry::{Geometry, Grid};
 use reel::models::ltx::conditioning::Tokens;
-use reel::models::ltx::config::{SchedulerConfig, TransformerConfig, VaeConfig};
+use reel::models::ltx::config::{TransformerConfig, VaeConfig};
+use reel::models::ltx::positions;
+use reel::models::ltx::schedule::SchedulerConfig;
 use reel::models::ltx::transformer::{Block, Modulation, Transformer};
-use reel::models::ltx::vae::{Chunking, Decoder, Encoder};
+use reel::models::ltx::vae::{Decoder, Encoder};
 use reel::models::text::t5::{T5, T5Config};
 use reel::nn::rope::Rope;
+use reel::nn::stream::Chunking;
 use reel::nn::tiles::{Tiling, assemble};
 use reel::sampling::guidance::Guidance;
 use reel::sampling::noise::Noise;
@@ -115,7 +118,7 @@ fn transformer() -> Result<()> {
     assert_close("caption projection", &transformer.context(&golden.at("in.context"))?.text, &golden.at("out.caption"));
 
     let grid = Grid { frames: 3, height: 2, width: 5 };
-    let (text, condition) = (LTX.plain_positions(grid, 25.0), LTX.causal_positions(grid, 24.0, 0));
+    let (text, condition) = (positions::plain(&LTX, grid, 25.0), positions::causal(&LTX, grid, 24.0, 0));
     let coords = golden.at("in.video_coords").squeeze(0)?.t()?.to_vec2::<f32>()?;
     assert_eq!(coords, condition, "positions of the condition convention");
 
@@ -153,7 +156,7 @@ fn rope_at_real_widths() -> Result<()> {
     check("4096.condition", 4096, &coords[2..])?;
 
     let grid = Grid { frames: 5, height: 34, width: 60 };
-    let all = LTX.plain_positions(grid, 24.0);
+    let all = positions::plain(&LTX, grid, 24.0);
     let kept = golden.at("in.grid_text").to_vec2::<i64>()?;
     let token = |at: &Vec<i64>| all[(at[0] as usize * grid.height + at[1] as usize) * grid.width + at[2] as usize];
     check("2048.text", 2048, &kept.iter().map(token).collect::<Vec<_>>())

@@ -212,6 +212,26 @@ fn only(rule: &str, words: &[&str], rooms: &[&str]) {
     assert_none(&format!("{rule}, but these do not"), idle.map(|room| room.to_string()).collect());
 }
 
+/// A family is a room under `models/`; what others ask of it goes through `models/mod.rs` and `models/networks.rs`.
+#[test]
+fn no_room_but_models_names_a_family() {
+    let names_one = |code: &str| {
+        let code = code.to_lowercase();
+        code.match_indices("ltx").any(|(at, _)| {
+            let after = &code[at + 3..];
+            // names of the catalogue, such as `ltx-2b-0.9.8-distilled`, are what users type
+            !(after.starts_with('-') && after[1..].starts_with(|c: char| c.is_ascii_digit()))
+        })
+    };
+    let named = sources().into_iter().filter(|s| !s.is_in(&["models/"]) && s.path != "lib.rs");
+    let named = named.filter(|s| !s.is_in(&["weights/lora.rs", "weights/config.rs"])); // their error texts do, still
+    assert_none("names a family", named.filter(|s| names_one(&s.code)).map(|s| s.path).collect());
+    assert!(names_one("use crate::models::ltx::vae") && names_one("Family::Ltx") && !names_one("\"ltx-2b-0.9.5\""));
+    let inside = sources().into_iter().filter(|s| s.is_in(&["models/"]) && !s.is_in(&["models/ltx/"]));
+    let named: Vec<String> = inside.filter(|s| names_one(&s.code)).map(|s| s.path).collect();
+    assert_eq!(named, ["models/mod.rs", "models/networks.rs"], "an arm for each family stands here alone");
+}
+
 #[test]
 fn only_the_command_line_knows_clap() {
     only(

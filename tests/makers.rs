@@ -7,9 +7,11 @@ use candle_core::Tensor;
 use common::{Golden, Scratch, golden_path, numbers};
 use reel::hub::catalogue::{self, Facts};
 use reel::job::convention::Convention;
+use reel::job::host::Host;
 use reel::job::request::{Keyframe, Request};
 use reel::job::windows::Direction;
-use reel::pipeline::{Opened, Prepared};
+use reel::pipeline::Prepared;
+use reel::pipeline::session::{Keep, Session};
 use reel::platform::progress::{Mode, Progress};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -59,8 +61,8 @@ fn picture(width: u32, height: u32, frame: usize) -> image::RgbImage {
 /// What the decoder reads after a run, (f, h, w, c).
 fn latents(request: &Request) -> Tensor {
     let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
-    let opened = Opened::new(request, &silent).unwrap();
-    let mut prepared = Prepared::new(opened, request, None, &[], Direction::Forward, &silent).unwrap();
+    let session = Session::open(request, &Host::default(), Keep::Nothing, &silent).unwrap();
+    let mut prepared = Prepared::new(&session, request, None, &[], Direction::Forward, &silent).unwrap();
     prepared.forecast.watch(); // else its times go into the machine's history
     prepared.latents(&silent).unwrap()[0].squeeze(0).unwrap()
 }

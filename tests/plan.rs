@@ -1,10 +1,12 @@
 //! The plan against what really happens: bytes in use, as the allocator counts them, and operations, as the kernels do.
 //! One test alone, because both counts are the process's.
 
+use reel::job::host::Host;
 use reel::job::request::Request;
 use reel::job::windows::Direction;
 use reel::nn::kernel::{self, memory};
-use reel::pipeline::{Opened, Prepared};
+use reel::pipeline::Prepared;
+use reel::pipeline::session::{Keep, Session};
 use reel::planning::Stage;
 use reel::platform::progress::{Mode, Progress};
 
@@ -20,7 +22,6 @@ fn stages_take_what_was_planned() {
         let request = Request {
             prompt: "a red ball on the sand".into(),
             model: Some("tiny".into()),
-            device: Some("cpu".into()),
             size: Some(size),
             frames: Some(frames),
             window: Some(frames),
@@ -30,7 +31,8 @@ fn stages_take_what_was_planned() {
             ..Default::default()
         };
         let prepared = Prepared::new(
-            Opened::new(&request, &progress).unwrap(),
+            &Session::open(&request, &Host { device: Some("cpu".into()), ..Host::default() }, Keep::Nothing, &progress)
+                .unwrap(),
             &request,
             None,
             &[],

@@ -5,6 +5,7 @@ mod common;
 use common::{Clip, Scratch, generate, reel};
 use reel::embedded;
 use reel::models::ltx::names;
+use reel::models::text::open::TEXT_PREFIX;
 use reel::platform::files::AtomicFile;
 use reel::weights::gguf::{self, Part};
 use reel::weights::open::Tensors;
@@ -42,7 +43,7 @@ fn a_gguf_of_the_same_numbers_gives_the_same_bytes() {
     let header = tiny();
     let config: serde_json::Value = serde_json::from_str(header.metadata("config").unwrap()).unwrap();
     let text = config["text_encoder"].to_string();
-    as_gguf(&t5, names::TEXT_PREFIX, &[("general.architecture", "t5encoder"), ("config", &text)], |name| {
+    as_gguf(&t5, TEXT_PREFIX, &[("general.architecture", "t5encoder"), ("config", &text)], |name| {
         reel::models::text::names::to_llama(name)
     });
     let tokenizer = scratch.path("tokenizer.json");

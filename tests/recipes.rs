@@ -8,6 +8,7 @@ use common::{Clip, Golden, Scratch, assert_close, assert_within, generate, golde
 use reel::job::geometry::{Geometry, Grid};
 use reel::models::ltx::conditioning::Tokens;
 use reel::models::ltx::config::TransformerConfig;
+use reel::models::ltx::positions;
 use reel::models::ltx::transformer::Transformer;
 use reel::models::ltx::upscale::{adain, tone_map};
 use reel::models::ltx::upscaler::{Upscaler, UpscalerConfig};
@@ -37,7 +38,7 @@ fn self_attention_left_out_of_some_blocks() -> Result<()> {
     let golden = Golden::open("guidance");
     let config = TransformerConfig::parse(&golden.config(), "guidance").unwrap();
     let transformer = Transformer::load(&config, golden.weights(None))?;
-    let positions = Geometry { time: 8, space: 32 }.plain_positions(Grid { frames: 2, height: 3, width: 5 }, 25.0);
+    let positions = positions::plain(&Geometry { time: 8, space: 32 }, Grid { frames: 2, height: 3, width: 5 }, 25.0);
     let shares: Vec<[f32; 3]> = positions.iter().map(|p| std::array::from_fn(|i| p[i] / config.max_pos[i])).collect();
     let rope = Rope::new(&shares, config.width(), config.theta, &Device::Cpu)?;
     let context = transformer.context(&golden.at("in.context"))?;

@@ -1,9 +1,8 @@
 //! What is timed: the parts of a model, or random weights of their sizes, and in what the CPU multiplies them.
 
-use super::{Cell, Part, Weights, random_size};
-use crate::job::geometry::Geometry;
+use super::{Cell, Part, Weights};
+use crate::models::Config;
 use crate::models::bundle::Checkpoint;
-use crate::models::ltx::config::{TransformerConfig, VaeConfig};
 use crate::models::random;
 use crate::models::text::t5::T5Config;
 use crate::nn::kernel::blocks::QuantType;
@@ -56,44 +55,44 @@ pub fn text(cell: &Cell, compute: &Compute) -> Result<(T5Config, Vars, MathInfo)
             Ok((config, tensors.load(compute.stored, compute.dtype, &compute.device), MathInfo::of(&tensors, compute)))
         }
         Weights::Random(name) => {
-            let config = cell.random_config(name)?;
+            let size = cell.random_size(name)?;
             let (vb, math) = random_weights(cell, compute);
-            Ok((T5Config::parse(&config, name)?, vb, math))
+            Ok((T5Config::parse(&size.config, name)?, vb, math))
         }
     }
 }
 
-pub fn transformer(cell: &Cell, compute: &Compute) -> Result<(TransformerConfig, Vars, Geometry, MathInfo)> {
-    match &cell.weights {
-        Weights::Model(model) => {
-            let checkpoint = checkpoint(cell, model)?;
-            let geometry = checkpoint.geometry();
-            let (config, tensors) = checkpoint.transformer;
-            let vb = tensors.load(compute.stored, compute.dtype, &compute.device);
-            Ok((config, vb, geometry, MathInfo::of(&tensors, compute)))
-        }
-        Weights::Random(name) => {
-            let config = cell.random_config(name)?;
-            let (vb, math) = random_weights(cell, compute);
-            Ok((TransformerConfig::parse(&config, name)?, vb, Geometry { time: 8, space: 32 }, math)) // of all VAEs
-        }
-    }
+/// A network to time.
+pub struct Loaded {
+    pub config: Config,
+    /// Its weights, and those of the VAE that it goes with.
+    pub vb: Vars,
+    pub vae: Vars,
+    pub math: MathInfo,
 }
 
-pub fn vae(cell: &Cell, compute: &Compute) -> Result<(VaeConfig, Vars, Geometry, MathInfo)> {
+pub fn transformer(cell: &Cell, compute: &Compute) -> Result<Loaded> {
+    load(cell, compute, |checkpoint| &checkpoint.transformer)
+}
+
+pub fn vae(cell: &Cell, compute: &Compute) -> Result<Loaded> {
+    load(cell, compute, |checkpoint| &checkpoint.vae)
+}
+
+/// - `which`: of a checkpoint's parts.
+fn load(cell: &Cell, compute: &Compute, which: impl Fn(&Checkpoint) -> &Tensors) -> Result<Loaded> {
     match &cell.weights {
         Weights::Model(model) => {
             let checkpoint = checkpoint(cell, model)?;
-            let geometry = checkpoint.geometry();
-            let (config, tensors) = checkpoint.vae;
-            let vb = tensors.load(compute.stored, compute.dtype, &compute.device);
-            Ok((config, vb, geometry, MathInfo::of(&tensors, compute)))
+            let load = |tensors: &Tensors| tensors.load(compute.stored, compute.dtype, &compute.device);
+            let tensors = which(&checkpoint);
+            let (vb, vae, math) = (load(tensors), load(&checkpoint.vae), MathInfo::of(tensors, compute));
+            Ok(Loaded { vb, vae, math, config: checkpoint.config })
         }
         Weights::Random(name) => {
-            let config = VaeConfig::parse(&random_size(name)?.1, name)?;
-            let [time, space, _] = config.strides();
+            let size = cell.random_size(name)?;
             let (vb, math) = random_weights(cell, compute);
-            Ok((config, vb, Geometry { time, space }, math))
+            Ok(Loaded { config: Config::with(size.part, &size.config, name)?, vae: vb.clone(), vb, math })
         }
     }
 }

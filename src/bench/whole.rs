@@ -1,12 +1,15 @@
 //! A whole run, stage by stage, and the writing of its file.
 
 use super::load::MathInfo;
-use super::{Cell, Row, Timed, Timer, Weights};
+use super::{Cell, Row, StageRow, Timed, Timer, Weights};
 use crate::job::geometry::Extent;
+use crate::job::host::Host;
 use crate::job::request::Request;
 use crate::job::windows::Direction;
 use crate::nn::kernel::MatmulType;
-use crate::pipeline::{Opened, Prepared};
+use crate::pipeline::Prepared;
+use crate::pipeline::session::{Keep, Session};
+use crate::planning::forecast::Watched;
 use crate::platform::device::Compute;
 use crate::platform::files::Scratch;
 use crate::platform::machine::peak_memory;
@@ -18,12 +21,7 @@ use crate::video::write::{Target, Writer};
 use anyhow::{Result, bail};
 
 /// The whole way, with everything that a user waits for but the file.
-pub fn whole(
-    timer: &Timer,
-    cell: &Cell,
-    compute: &Compute,
-    stages: &mut Vec<(&'static str, u64, Option<u64>, f64)>,
-) -> Result<Timed> {
+pub fn whole(timer: &Timer, cell: &Cell, compute: &Compute, stages: &mut Vec<StageRow>) -> Result<Timed> {
     let Weights::Model(model) = &cell.weights else { bail!("a whole run needs a model") };
     let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
     let request = Request {
@@ -35,24 +33,26 @@ pub fn whole(
         size: Some((cell.clip.width, cell.clip.height)),
         frames: Some(cell.clip.frames),
         steps: cell.steps,
-        memory: cell.memory,
         seed: Some(7),
         fit: Fit::default(),
         upscaler: Some("none".to_string()),
         ..Request::default()
     };
+    let host = Host { memory: cell.memory, ..Host::default() };
     let mut sum = MathInfo { math: MatmulType::F32, blocks: None, whole: true };
     let timed = timer.time(|| {
-        let opened = Opened::with(&request, compute.clone(), &silent)?;
-        sum = MathInfo::of(&opened.checkpoint.transformer.1, compute);
-        let mut prepared = Prepared::new(opened, &request, None, &[], Direction::Forward, &silent)?;
+        let session = Session::open_on(compute.clone(), &request, &host, Keep::Nothing, &silent)?;
+        sum = MathInfo::of(&session.checkpoint.transformer, compute);
+        let mut prepared = Prepared::new(&session, &request, None, &[], Direction::Forward, &silent)?;
         prepared.forecast.fits()?;
         prepared.forecast.watch();
         let latents = prepared.latents(&silent)?;
         prepared.decode(&latents, &silent, |_| Ok(()))?;
-        let planned = |stage| prepared.forecast.plan.need(stage).map(|need| need.memory());
-        let watched = prepared.forecast.watched().into_iter();
-        *stages = watched.filter_map(|(stage, s, peak)| Some((stage.name(), planned(stage)?, peak, s))).collect();
+        let row = |Watched { stage, seconds, memory }| {
+            let planned = prepared.forecast.plan.need(stage)?.memory();
+            Some(StageRow { stage, planned, memory, seconds })
+        };
+        *stages = prepared.forecast.watched().into_iter().filter_map(row).collect();
         Ok(())
     })?;
     Ok((timed, sum))

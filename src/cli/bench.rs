@@ -6,8 +6,9 @@ use crate::bench::{Cell, Part, Row, Weights, parts, random_size, run};
 use crate::job::geometry::Extent;
 use crate::job::sources::Sources;
 use crate::models::bundle::Checkpoint;
-use crate::models::random;
+use crate::models::sizes::Part as SizedPart;
 use crate::models::text::tokenizer::Tokenizer;
+use crate::planning::settings::default_size;
 use crate::platform::device::{self, Dtype, Quantize};
 use crate::platform::progress::{counted, human_bytes};
 use anyhow::{Context, Result, anyhow, ensure};
@@ -204,7 +205,7 @@ impl Args {
             self.random_weights.is_empty() || !typed,
             "--model and --random-weights are two answers to one question\n  fix: leave one out"
         );
-        let layered = |name: &String| Ok::<_, anyhow::Error>(random_size(name)?.0 != random::Part::Vae);
+        let layered = |name: &String| Ok::<_, anyhow::Error>(random_size(name)?.part != SizedPart::Vae);
         for name in &self.random_weights {
             ensure!(
                 self.layers.is_none() || layered(name)?,
@@ -216,7 +217,7 @@ impl Args {
             "--layers is for random weights: a model runs whole\n  fix: --random-weights, or leave it out"
         );
         let weights: Vec<Weights> = if self.random_weights.is_empty() {
-            vec![Weights::Model(model.unwrap_or_else(|| crate::pipeline::DEFAULT_MODEL.to_string()))]
+            vec![Weights::Model(model.unwrap_or_else(|| crate::embedded::NAME.to_string()))]
         } else {
             self.random_weights.iter().map(|name| Weights::Random(name.to_lowercase())).collect()
         };
@@ -322,8 +323,8 @@ impl Args {
             ..Sources::default()
         };
         let checkpoint = Checkpoint::open(&sources)?;
-        let run = checkpoint.run_defaults();
-        Ok((crate::planning::settings::default_size(&run), crate::planning::settings::default_frames(&run)))
+        let (run, family) = (checkpoint.run_defaults(), checkpoint.config.family());
+        Ok((default_size(&run, family), run.frames.unwrap_or(family.defaults().clip.frames)))
     }
 }
 

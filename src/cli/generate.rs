@@ -54,14 +54,14 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let (dry_run, json) = (args.making.dry_run, args.making.json);
     let Args { prompt: text, image, last_image, keyframe, fit, fps, scale, scale_filter, making } = args;
     let own = Own { image, last_image, keyframe, fit, fps, scale, scale_filter };
-    let request = prompt(text).and_then(|text| making.request(text, own)).map_err(Failure::BadInput)?;
-    if dry_run && let Some(absent) = Absent::find(&request).map_err(Failure::BadInput)? {
+    let (request, host) = prompt(text).and_then(|text| making.request(text, own)).map_err(Failure::BadInput)?;
+    if dry_run && let Some(absent) = Absent::find(&request, &host).map_err(Failure::BadInput)? {
         let plan = absent.plan(&request, &[], Direction::Forward, None);
         let (plan, report) = plan.map_err(Failure::BadInput)?;
         return print_plan(&plan, &report, json);
     }
-    fetch(pull && !dry_run, &request, &progress)?;
-    let job = Job::prepare(&request, &progress).map_err(Failure::BadInput)?;
+    fetch(pull && !dry_run, &request, &host, &progress)?;
+    let job = Job::prepare(&request, &host, &progress).map_err(Failure::BadInput)?;
     if dry_run {
         let (plan, report) = job.plan();
         return print_plan(plan, &report, json);

@@ -90,14 +90,15 @@ fn join(
     let Joining { context, fps, no_colour_match, making } = joining;
     let asked = Asked { before, after, closed, context, colour_match: !no_colour_match };
     let own = Own { fps, ..Own::default() };
-    let request = prompt(text).and_then(|text| making.request(text, own)).map_err(Failure::BadInput)?;
+    let (request, host) = prompt(text).and_then(|text| making.request(text, own)).map_err(Failure::BadInput)?;
     if dry_run
-        && let Some((plan, report)) = Join::plan_absent(&request, &asked, &progress).map_err(Failure::BadInput)?
+        && let Some((plan, report)) =
+            Join::plan_absent(&request, &host, &asked, &progress).map_err(Failure::BadInput)?
     {
         return print_plan(&plan, &report, json);
     }
-    fetch(pull && !dry_run, &request, &progress)?;
-    let mut join = Join::prepare(&request, &asked, &progress).map_err(Failure::BadInput)?;
+    fetch(pull && !dry_run, &request, &host, &progress)?;
+    let mut join = Join::prepare(&request, &host, &asked, &progress).map_err(Failure::BadInput)?;
     if dry_run {
         let (plan, report) = join.plan();
         return print_plan(plan, &report, json);

@@ -3,6 +3,7 @@
 use super::number::{Seed, real, seed, sides, tiles, whole};
 use super::{Common, Failure, print, print_data};
 use crate::job::convention::Convention;
+use crate::job::host::Host;
 use crate::job::request::{Keyframe, Request, Scene};
 use crate::job::sources::Lora;
 use crate::job::tiles::Tiles;
@@ -195,9 +196,9 @@ enum Switch {
 }
 
 impl Making {
-    /// The request that these flags make, with the verb's own.
+    /// The request that these flags make, with the command's own, and what they say of the machine.
     /// - Errors on a `--prompt-at` without a time.
-    pub fn request(self, prompt: String, own: Own) -> anyhow::Result<Request> {
+    pub fn request(self, prompt: String, own: Own) -> anyhow::Result<(Request, Host)> {
         // without `..`, here and below: a flag that reaches no request does not compile
         let Self {
             model,
@@ -255,7 +256,15 @@ impl Making {
             })?;
             Ok(Scene { at, prompt: prompt.clone() })
         };
-        Ok(Request {
+        let host = Host {
+            device: Some(device),
+            memory,
+            quantize_cache: if quantize_cache { Some(cache_folder()?) } else { None },
+            quantize_scratch: cache_folder().ok(),
+            out,
+            force,
+        };
+        let request = Request {
             prompt,
             // a variable that is set to nothing counts as not set
             model: model.filter(|m| !m.is_empty() || std::env::var_os("REEL_MODEL").is_none_or(|v| !v.is_empty())),
@@ -263,8 +272,6 @@ impl Making {
             tokenizer,
             vae,
             quantize,
-            quantize_cache: if quantize_cache { Some(cache_folder()?) } else { None },
-            quantize_scratch: cache_folder().ok(),
             lora,
             convention: match convention {
                 ConventionFlag::Auto => None,
@@ -303,17 +310,14 @@ impl Making {
                 Some(Seed::Given(seed)) => Some(seed),
                 Some(Seed::Drawn) | None => None,
             },
-            out,
             scale,
             scale_filter,
             quality,
-            force,
-            device: Some(device),
             dtype,
-            memory,
             vae_tile: vae_tile.unwrap_or_default(),
             vae_overlap,
-        })
+        };
+        Ok((request, host))
     }
 }
 
@@ -339,12 +343,12 @@ fn cache_folder() -> anyhow::Result<PathBuf> {
 }
 
 /// Fetches the weights of a request, where `--pull` asks for it.
-pub fn fetch(pull: bool, request: &Request, progress: &Progress) -> Result<(), Failure> {
+pub fn fetch(pull: bool, request: &Request, host: &Host, progress: &Progress) -> Result<(), Failure> {
     if !pull {
         return Ok(());
     }
     request.check().map_err(Failure::BadInput)?; // before the long part
-    super::models::pull_for(request, progress)
+    super::models::pull_for(request, host, progress)
 }
 
 /// The most bytes that are read of a prompt: no model reads a hundredth of it.

@@ -7,9 +7,10 @@ mod text;
 use super::{Common, Failure, print, print_exact};
 use crate::hub::catalogue::{self, Entry, Kind};
 use crate::hub::store::{self, State, Store, Verdict};
+use crate::job::host::Host;
 use crate::job::request::Request;
 use crate::models::pack;
-use crate::models::parts;
+use crate::models::quantize;
 use crate::planning::forecast;
 use crate::platform::device::Quantize;
 use crate::platform::progress::{Progress, human_bytes};
@@ -114,7 +115,7 @@ pub fn run(verb: Verb) -> Result<(), Failure> {
         Verb::Pack { dir, out, name, force } => pack::pack(&dir, &out, name.as_deref(), force).map_err(Failure::of),
         Verb::Quantize { path, kind, out, text, force, common } => {
             let progress = common.apply()?;
-            parts::quantize(&path, text, kind, &out, force, &progress).map_err(Failure::of)
+            quantize::quantize(&path, text, kind, &out, force, &progress).map_err(Failure::of)
         }
     }
 }
@@ -156,18 +157,17 @@ pub fn pull(name: &str, text_encoder: Option<&str>, accept_hash: bool, progress:
 }
 
 /// `--pull`: fetches what `--model` and `--text-encoder` name and is not here.
-pub fn pull_for(request: &Request, progress: &Progress) -> Result<(), Failure> {
+pub fn pull_for(request: &Request, host: &Host, progress: &Progress) -> Result<(), Failure> {
     let named = |name: Option<&str>, kind: Kind| name.and_then(catalogue::named).filter(|entry| entry.kind == kind);
     let encoder = named(request.text_encoder.as_deref().and_then(|path| path.to_str()), Kind::TextEncoder);
     let model = named(request.model.as_deref(), Kind::Model);
     let store = open()?;
     let mut parts = match (model, encoder) {
         (Some(model), None) => {
-            let device = request.device.as_deref().unwrap_or("auto");
-            let compute = crate::platform::device::open(device, request.dtype).map_err(Failure::BadInput)?;
-            let chosen = forecast::encoder(request, &compute).map_err(Failure::BadInput)?;
+            let compute = crate::platform::device::open(host.device(), request.dtype).map_err(Failure::BadInput)?;
+            let chosen = forecast::encoder(request, host, &compute).map_err(Failure::BadInput)?;
             if let Some(chosen) = chosen.as_ref().filter(|chosen| !chosen.here && chosen.why.is_some()) {
-                progress.note(&format!("text encoder: {}", chosen.told()));
+                progress.note(&format!("text encoder: {}", chosen.describe()));
             }
             store.parts(model, chosen.map(|chosen| chosen.entry))
         }

@@ -1,8 +1,10 @@
 //! `reel selftest`: prompt to file on the embedded model, against the frames that it gave where it was made.
 
 use super::{Common, Failure, print, version};
+use crate::embedded;
+use crate::job::host::Host;
 use crate::job::request::Request;
-use crate::pipeline::{DEFAULT_MODEL, Job};
+use crate::pipeline::Job;
 use crate::platform::files::Scratch;
 use crate::platform::progress::{Mode, Progress, counted, human_seconds};
 use anyhow::{Context, Result, ensure};
@@ -25,13 +27,16 @@ pub struct Args {
     common: Common,
 }
 
-fn request(out: &Path) -> Request {
+/// The machine's part: on the CPU, into `out`.
+fn host(out: &Path) -> Host {
+    Host { out: Some(out.to_path_buf()), device: Some("cpu".to_string()), ..Host::default() }
+}
+
+fn request() -> Request {
     Request {
         prompt: "a red ball bounces on green grass".to_string(),
-        model: Some(DEFAULT_MODEL.to_string()),
+        model: Some(embedded::NAME.to_string()),
         seed: Some(7),
-        out: Some(out.to_path_buf()),
-        device: Some("cpu".to_string()),
         dtype: crate::platform::device::Dtype::F32,
         ..Default::default()
     }
@@ -57,7 +62,7 @@ fn test() -> Result<(String, f64)> {
     let mut report = format!("reel {}\n{}\n", version(), counted(rayon::current_num_threads(), "threads"));
     let begun = Instant::now();
     let out = scratch.path().join("clip.png");
-    Job::prepare(&request(&out), &silent)?.run(&silent)?;
+    Job::prepare(&request(), &host(&out), &silent)?.run(&silent)?;
     let seconds = begun.elapsed().as_secs_f64();
     let made = std::fs::read(&out).with_context(|| format!("cannot read `{}`", out.display()))?;
     let psnr = psnr(&decode(&made)?, &decode(REFERENCE)?)?;
@@ -80,7 +85,7 @@ fn test() -> Result<(String, f64)> {
     }
     for extension in ["mp4", "webp", "gif"] {
         let out = scratch.path().join(format!("clip.{extension}"));
-        let state = match Job::prepare(&request(&out), &silent).and_then(|job| job.run(&silent)) {
+        let state = match Job::prepare(&request(), &host(&out), &silent).and_then(|job| job.run(&silent)) {
             Ok(()) => format!("{} bytes", std::fs::metadata(&out).map(|m| m.len()).unwrap_or(0)),
             Err(e) => format!("cannot be written: {}", e.to_string().lines().next().unwrap_or_default()),
         };

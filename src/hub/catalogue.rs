@@ -43,6 +43,8 @@ pub struct Entry {
     /// The licence's name; `licence_file` holds its text, in `repo`.
     pub licence: String,
     pub licence_file: Option<String>,
+    /// The family that a model is of; absent: the first one that reel ran.
+    pub family: Option<String>,
     /// The model is in the binary: no `repo`, no `file`.
     #[serde(default)]
     pub embedded: bool,

@@ -2,6 +2,7 @@
 
 pub mod convention;
 pub mod geometry;
+pub mod host;
 pub mod ranges;
 pub mod recipe;
 pub mod request;

@@ -1,6 +1,7 @@
 //! One job as asked for: what a person wrote, in the words of the flags, every range checked. It is serialisable, so it can be a
-//! manifest, a recipe or a line of a job file.
+//! manifest, a recipe or a line of a job file; what belongs to the machine that runs it is its [`Host`]'s.
 
+use crate::job::host::Host;
 use crate::job::ranges::{self, MOST_FRAMES};
 use crate::job::sources::{Lora, Sources};
 
@@ -23,12 +24,6 @@ pub struct Request {
     pub tokenizer: Option<PathBuf>,
     pub vae: Option<PathBuf>,
     pub quantize: Option<Quantize>,
-    /// A folder of this machine to keep what was quantised in.
-    #[serde(skip)]
-    pub quantize_cache: Option<PathBuf>,
-    /// A folder of this machine for what is quantised and does not stay in memory, while the program runs.
-    #[serde(skip)]
-    pub quantize_scratch: Option<PathBuf>,
     pub lora: Vec<Lora>,
     pub convention: Option<Convention>,
     pub negative: Option<String>,
@@ -65,13 +60,8 @@ pub struct Request {
     /// Times that the output is enlarged along each side; once where it is absent.
     pub scale: Option<usize>,
     pub scale_filter: Option<Filter>,
-    pub out: Option<PathBuf>,
     pub quality: Option<u8>,
-    pub force: bool,
-    pub device: Option<String>,
     pub dtype: Dtype,
-    /// Bytes, the most to use.
-    pub memory: Option<u64>,
     pub vae_tile: Tiles,
     /// Pixels that neighbouring tiles share.
     pub vae_overlap: Option<usize>,
@@ -116,8 +106,8 @@ pub struct Scene {
 }
 
 impl Request {
-    /// What `model` is put together from.
-    pub fn sources<'a>(&'a self, model: &'a str) -> Sources<'a> {
+    /// What `model` is put together from on a host.
+    pub fn sources<'a>(&'a self, model: &'a str, host: &'a Host) -> Sources<'a> {
         Sources {
             model,
             text_encoder: self.text_encoder.as_deref(),
@@ -125,8 +115,8 @@ impl Request {
             vae: self.vae.as_deref(),
             quantize: self.quantize,
             loras: &self.lora,
-            quantize_cache: self.quantize_cache.as_deref(),
-            quantize_scratch: self.quantize_scratch.as_deref(),
+            quantize_cache: host.quantize_cache.as_deref(),
+            quantize_scratch: host.quantize_scratch.as_deref(),
         }
     }
 
@@ -159,8 +149,6 @@ impl Request {
             tokenizer: _,
             vae: _,
             quantize: _,
-            quantize_cache: _,
-            quantize_scratch: _,
             lora,
             convention: _,
             negative: _,
@@ -192,14 +180,10 @@ impl Request {
             decode_timestep,
             decode_noise,
             seed: _, // any
-            out: _,
             scale,
             scale_filter: _,
             quality,
-            force: _,
-            device: _,
             dtype: _,
-            memory,
             vae_tile,
             vae_overlap,
         } = self;
@@ -212,8 +196,7 @@ impl Request {
         let (size, tile) = (pair(*size), pair(tile));
         let counts =
             [("frames", whole(frames)), ("steps", whole(steps)), ("window", whole(window)), ("scale", whole(scale))];
-        let counts =
-            counts.into_iter().chain([("vae-overlap", whole(vae_overlap)), ("memory", memory.map(|n| n as f64))]);
+        let counts = counts.into_iter().chain([("vae-overlap", whole(vae_overlap))]);
         let bytes = [("image-crf", image_crf.map(f64::from)), ("quality", quality.map(f64::from))];
         let sides = [("size", size[0]), ("size", size[1]), ("vae-tile", tile[0]), ("vae-tile", tile[1])];
         let times = [("seconds", *seconds), ("fps", *fps)]

@@ -8,12 +8,12 @@ use candle_core::Tensor;
 /// Some latent frames of a long clip, made at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// First latent frame in the window.
-    pub start: usize,
+    /// The scene's latent frame that it begins with.
+    pub latent_start: usize,
     /// Latent frames in it.
-    pub frames: usize,
+    pub latent_frames: usize,
     /// Of these, how many are carried over from the window made before: the first ones, or, going back, the last ones.
-    pub carried: usize,
+    pub latent_carried: usize,
 }
 
 /// Which way a long clip grows.
@@ -28,12 +28,12 @@ pub enum Direction {
 impl Window {
     /// Latent frames that it adds.
     pub fn added(&self) -> usize {
-        self.frames - self.carried
+        self.latent_frames - self.latent_carried
     }
 
     /// The latent frames that it adds, counted in the clip.
     pub fn fresh(&self, direction: Direction) -> std::ops::Range<usize> {
-        let first = self.start + if direction == Direction::Forward { self.carried } else { 0 };
+        let first = self.latent_start + if direction == Direction::Forward { self.latent_carried } else { 0 };
         first..first + self.added()
     }
 }
@@ -52,11 +52,11 @@ pub fn plan(total: usize, size: usize, last: usize, direction: Direction) -> Vec
         }
         // a short last window carries more instead, so that the model sees its usual length
         let start = if made == 0 { 0 } else { end.saturating_sub(size) };
-        windows.push(Window { start, frames: end - start, carried: made - start });
+        windows.push(Window { latent_start: start, latent_frames: end - start, latent_carried: made - start });
         made = end;
     }
     if direction == Direction::Back {
-        windows.iter_mut().for_each(|window| window.start = total - window.start - window.frames);
+        windows.iter_mut().for_each(|window| window.latent_start = total - window.latent_start - window.latent_frames);
     }
     windows
 }
@@ -67,9 +67,11 @@ fn overlap(size: usize) -> usize {
 }
 
 /// Mean and deviation of each channel.
+#[derive(Clone)]
 pub struct ChannelStatistics {
-    mean: Tensor, // (1, 1, c)
-    deviation: Tensor,
+    /// (1, 1, c), both.
+    pub mean: Tensor,
+    pub deviation: Tensor,
 }
 
 impl ChannelStatistics {
@@ -98,7 +100,7 @@ mod tests {
             for (total, size) in [(1, 5), (5, 5), (3, 5), (61, 5), (200, 33), (9, 2)] {
                 let mut made = vec![0; total];
                 for window in plan(total, size, 2, direction) {
-                    assert!(window.frames <= size && window.start + window.frames <= total);
+                    assert!(window.latent_frames <= size && window.latent_start + window.latent_frames <= total);
                     made[window.fresh(direction)].iter_mut().for_each(|n| *n += 1);
                 }
                 assert!(made.iter().all(|&n| n == 1), "{total} {size} {direction:?}");

@@ -2,7 +2,7 @@
 
 use crate::job::sources::Sources;
 use crate::models::bundle::Checkpoint;
-use crate::models::ltx::names;
+use crate::models::text::open::TEXT_PREFIX;
 use crate::platform::files::{AtomicFile, would_replace};
 use crate::weights::open::Type;
 use crate::weights::{part_folder, read_json};
@@ -23,23 +23,11 @@ pub fn pack(dir: &Path, out: &Path, name: Option<&str>, force: bool) -> Result<(
     let model = dir.to_str().with_context(|| format!("`{}` is not valid UTF-8", dir.display()))?;
     ensure!(dir.is_dir(), "`{model}` is not a directory\n  fix: give a checkpoint in diffusers layout");
     let checkpoint = Checkpoint::open(&Sources { model, ..Default::default() })?;
-    let vae = &checkpoint.vae.0;
+    let config = &checkpoint.config;
     let mut tensors = vec![];
-    tensors.extend(
-        checkpoint
-            .transformer
-            .1
-            .iter()
-            .map(|(name, raw)| (format!("{}{}", names::TRANSFORMER_PREFIX, names::transformer_to_official(name)), raw)),
-    );
-    tensors.extend(
-        checkpoint
-            .vae
-            .1
-            .iter()
-            .map(|(name, raw)| (format!("{}{}", names::VAE_PREFIX, names::vae_to_official(name, vae)), raw)),
-    );
-    tensors.extend(checkpoint.text.1.iter().map(|(name, raw)| (format!("{}{name}", names::TEXT_PREFIX), raw)));
+    tensors.extend(checkpoint.transformer.iter().map(|(name, raw)| (config.transformer_name_in_file(name), raw)));
+    tensors.extend(checkpoint.vae.iter().map(|(name, raw)| (config.vae_name_in_file(name), raw)));
+    tensors.extend(checkpoint.text.1.iter().map(|(name, raw)| (format!("{TEXT_PREFIX}{name}"), raw)));
     // wide types first, so that every tensor lies at a multiple of its element's size
     let bits = |raw: &crate::weights::open::Raw| match raw.dtype {
         Type::Plain(dtype) => dtype.bitsize(),

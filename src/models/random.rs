@@ -9,7 +9,6 @@ use crate::weights::quantize;
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
-use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// Numbers that are repeated all over: enough that no cache holds them.
@@ -133,56 +132,4 @@ fn block_tile(kind: QuantType) -> Vec<u8> {
 pub fn matrix(outputs: usize, inputs: usize, stored: DType, quantize: Option<QuantType>) -> Result<Matrix> {
     let layer = weights(stored, quantize, DType::F32, &Device::Cpu).pp("transformer_blocks.0");
     layer.matrix(outputs, inputs, "weight")
-}
-
-/// What random weights can be made for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    Transformer,
-    Text,
-    Vae,
-}
-
-/// Names of the sizes, what they are, and their `config.json`: those of the released checkpoints.
-/// - Source: diffusers `scripts/convert_ltx_to_diffusers.py`, `get_transformer_config` and `get_vae_config`, at 58eb52c; T5 v1.1
-///   XXL: transformers `models/t5`, config.json of google/t5-v1_1-xxl.
-pub fn sizes() -> Vec<(&'static str, Part, Value)> {
-    let transformer = |layers: usize, head_dim: usize| {
-        json!({
-            "num_layers": layers, "num_attention_heads": 32, "attention_head_dim": head_dim, "in_channels": 128, "out_channels": 128,
-            "cross_attention_dim": 32 * head_dim, "caption_channels": 4096, "qk_norm": "rms_norm_across_heads",
-        })
-    };
-    let vae_091 = json!({
-        "_class_name": "AutoencoderKLLTXVideo",
-        "decoder_block_out_channels": [256, 512, 1024], "decoder_layers_per_block": [5, 6, 7, 8],
-        "decoder_spatio_temporal_scaling": [true, true, true], "decoder_inject_noise": [true, true, true, false],
-        "upsample_residual": [true, true, true], "upsample_factor": [2, 2, 2], "timestep_conditioning": true,
-    });
-    let vae_095 = json!({
-        "_class_name": "AutoencoderKLLTXVideo",
-        "block_out_channels": [128, 256, 512, 1024, 2048],
-        "down_block_types": ["LTXVideo095DownBlock3D", "LTXVideo095DownBlock3D", "LTXVideo095DownBlock3D", "LTXVideo095DownBlock3D"],
-        "decoder_block_out_channels": [256, 512, 1024], "layers_per_block": [4, 6, 6, 2, 2],
-        "decoder_layers_per_block": [5, 5, 5, 5], "spatio_temporal_scaling": [true, true, true, true],
-        "decoder_spatio_temporal_scaling": [true, true, true], "decoder_inject_noise": [false, false, false, false],
-        "downsample_type": ["spatial", "temporal", "spatiotemporal", "spatiotemporal"],
-        "upsample_residual": [true, true, true], "upsample_factor": [2, 2, 2], "timestep_conditioning": true,
-        "spatial_compression_ratio": 32, "temporal_compression_ratio": 8,
-    });
-    vec![
-        ("2b", Part::Transformer, transformer(28, 64)),
-        ("13b", Part::Transformer, transformer(48, 128)),
-        (
-            "t5-xxl",
-            Part::Text,
-            json!({
-                "d_model": 4096, "d_kv": 64, "num_heads": 64, "d_ff": 10_240, "num_layers": 24, "vocab_size": 32_128,
-                "feed_forward_proj": "gated-gelu",
-            }),
-        ),
-        ("vae-0.9.0", Part::Vae, json!({ "_class_name": "AutoencoderKLLTXVideo" })),
-        ("vae-0.9.1", Part::Vae, vae_091),
-        ("vae-0.9.5", Part::Vae, vae_095), // of 0.9.5 to 0.9.8
-    ]
 }

@@ -9,6 +9,25 @@ use candle_core::{Result, Tensor};
 /// The frame axis of (b, frames, h, w, c).
 pub const FRAMES: usize = 1;
 
+/// How many frames are at work at once; any numbers give the same pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunking {
+    /// Latent frames that go in at a time.
+    pub latent_frames: usize,
+    /// Into how many parts the frames that they become are cut on the way.
+    pub slices: usize,
+}
+
+impl Chunking {
+    /// All at once.
+    pub const WHOLE: Chunking = Chunking { latent_frames: usize::MAX, slices: 1 };
+
+    /// Frames at a time, where a latent frame has become `rate`.
+    pub fn frames(self, rate: usize) -> usize {
+        (self.latent_frames.saturating_mul(rate) / self.slices.max(1)).max(1)
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 struct Slot {
     frames: Option<Tensor>,

@@ -1,23 +1,24 @@
 //! Plans of runs with a model of the catalogue that is not here, or not all of it.
 
+use crate::embedded;
 use crate::hub::catalogue::{self, Entry, Kind};
 use crate::hub::store::{State, Store};
 use crate::job::convention::Convention;
-use crate::job::geometry::{Extent, Geometry};
+use crate::job::geometry::Extent;
+use crate::job::host::Host;
 use crate::job::request::Request;
 use crate::job::sources::Sources;
 use crate::job::windows::Direction;
 use crate::models::bundle::{Checkpoint, named_text_encoder};
-use crate::models::ltx::config::SchedulerConfig;
-use crate::models::ltx::two_passes::{self, canvases};
 use crate::models::text::tokenizer::Tokenizer;
 use crate::pipeline::inputs::{self, Preparation};
-use crate::pipeline::{DEFAULT_MODEL, ModelFacts};
+use crate::pipeline::session::ModelFacts;
 use crate::planning::forecast::{Forecast, encoder};
 use crate::planning::forecast::{Place, SILENT, Sketch};
 use crate::planning::outputs;
-use crate::planning::settings::{Settings, default_size};
-use crate::planning::{Encoder, Model, Plan, Report, Room};
+use crate::planning::passes;
+use crate::planning::settings::{Given, Settings, default_size};
+use crate::planning::{Download, Encoder, Model, Plan, Report, Room};
 use crate::platform::device::{self, Compute, Quantize};
 use crate::platform::machine;
 use anyhow::{Result, bail};
@@ -28,7 +29,7 @@ const UPSCALER_WIDTH: usize = 512;
 /// The catalogue's entry that a request names, and which of its files are not here.
 /// - `encoder`: the text encoder that is taken; `None` where one is given by path.
 fn absent(request: &Request, encoder: Option<&'static Entry>) -> Result<Option<(&'static Entry, Vec<&'static Entry>)>> {
-    let name = request.model.as_deref().unwrap_or(DEFAULT_MODEL);
+    let name = request.model.as_deref().unwrap_or(embedded::NAME);
     let Some(entry) = catalogue::find(name).ok().filter(|entry| !entry.embedded) else { return Ok(None) };
     let parts = Store::from_env()?.parts(entry, encoder);
     let given = |kind: Kind| match kind {
@@ -60,16 +61,17 @@ pub struct Absent {
     known: Known,
     missing: Vec<&'static Entry>,
     compute: Compute,
+    host: Host,
 }
 
 impl Absent {
     /// - `None` where the model is here, or is no name of the catalogue.
     /// - Errors are the user's to mend: flags.
-    pub fn find(request: &Request) -> Result<Option<Self>> {
-        let compute = device::open(request.device.as_deref().unwrap_or("auto"), request.dtype)?;
+    pub fn find(request: &Request, host: &Host) -> Result<Option<Self>> {
+        let compute = device::open(host.device(), request.dtype)?;
         let encoder = match request.text_encoder.as_deref().and_then(named_text_encoder) {
             Some(entry) => Some(Encoder { entry, here: false, why: Some("as asked for".to_string()) }),
-            None => encoder(request, &compute)?,
+            None => encoder(request, host, &compute)?,
         };
         let taken = encoder.as_ref().map(|encoder| encoder.entry);
         let Some((entry, missing)) = absent(request, taken)? else { return Ok(None) };
@@ -80,7 +82,13 @@ impl Absent {
             )
         }
         request.check()?;
-        Ok(Some(Self { known: Known::of(request, entry, encoder, &compute)?, missing, compute }))
+        host.check()?;
+        Ok(Some(Self {
+            known: Known::of(request, host, entry, encoder, &compute)?,
+            missing,
+            compute,
+            host: host.clone(),
+        }))
     }
 
     /// What the model says of clips.
@@ -100,13 +108,14 @@ impl Absent {
         written: Option<Extent>,
     ) -> Result<(Plan, Report)> {
         let facts = self.facts();
-        let size = inputs::size_from_stills(request, default_size(&facts.defaults), facts.geometry)?;
+        let size = inputs::size_from_stills(request, default_size(&facts.defaults, facts.family), facts.geometry)?;
         let sketch = self.known.sketch(request, size, more, direction)?;
         let settings = sketch.settings.clone();
-        let forecast = Forecast::new(self.known.model, sketch, request, &self.compute)?;
-        let target = outputs::target(request, &settings)?;
+        let forecast = Forecast::new(self.known.model, sketch, request, &self.host, &self.compute)?;
+        let target = outputs::target(request, &self.host, &settings)?;
         let mut report = forecast.report(&settings, &target, written.unwrap_or(settings.output()));
-        report.downloads.extend(self.missing.iter().map(|part| (part.name.clone(), part.size())));
+        let download = |part: &&Entry| Download { name: part.name.clone(), bytes: part.size() };
+        report.downloads.extend(self.missing.iter().map(download));
         report.download_room = room(&self.missing)?;
         Ok((forecast.plan, report))
     }
@@ -123,6 +132,7 @@ impl Known {
     /// - `encoder`: its text encoder, where none is named. Errors on an entry whose sizes are unknown.
     pub(super) fn of(
         request: &Request,
+        host: &Host,
         entry: &'static Entry,
         encoder: Option<Encoder>,
         compute: &Compute,
@@ -132,21 +142,22 @@ impl Known {
             true => Model::of(&Checkpoint::open(&Sources { model: &entry.name, ..Sources::default() })?, compute),
             false => Model::of_entry(entry, taken, request.quantize.map(Quantize::blocks), compute)?,
         };
-        model.text_encoder = encoder.map(|encoder| encoder.told());
-        model.scratch = request.quantize_scratch.clone().filter(|_| cfg!(unix) && model.quantised_anew);
-        model.quantised_anew &= request.quantize_cache.is_none();
-        if two_passes::is_wanted(request, &entry.run) {
+        model.text_encoder = encoder.map(|encoder| encoder.describe());
+        model.scratch = host.quantize_scratch.clone().filter(|_| cfg!(unix) && model.quantised_anew);
+        model.quantised_anew &= host.quantize_cache.is_none();
+        if passes::are_two(request, &entry.run) {
             let upscaler = entry.upscaler.as_deref().and_then(catalogue::named).and_then(Entry::size);
             model.upscaler = Some((upscaler.unwrap_or(0), UPSCALER_WIDTH));
         }
-        let convention = request.convention.unwrap_or_else(|| entry.run.convention(&model.vae));
+        let convention =
+            request.convention.unwrap_or_else(|| entry.run.convention.unwrap_or_else(|| model.config.convention()));
         Ok(Self { model, entry, convention })
     }
 
     fn facts(&self) -> ModelFacts {
-        let [time, space, _] = self.model.vae.strides();
-        let geometry = Geometry { time, space };
-        ModelFacts { geometry, defaults: self.entry.run.clone(), convention: self.convention }
+        let config = &self.model.config;
+        let (family, geometry) = (config.family(), config.geometry());
+        ModelFacts { family, geometry, defaults: self.entry.run.clone(), convention: self.convention }
     }
 
     /// What a request is planned from.
@@ -158,25 +169,25 @@ impl Known {
         more: &[Place],
         direction: Direction,
     ) -> Result<Sketch> {
-        let (geometry, two) = (self.facts().geometry, self.model.upscaler.is_some());
+        let ModelFacts { family, geometry, .. } = self.facts();
+        let two = self.model.upscaler.is_some();
         let (run, seed) = (&self.entry.run, request.seed.unwrap_or(0));
-        let settings = Settings::decide(request, run, None, self.convention, size, two, seed)?;
-        settings.passes.iter().try_for_each(|pass| pass.check(self.model.transformer.0.layers))?;
+        let (convention, allowed) = (self.convention, None);
+        let given = Given { request, model: run, allowed, family, convention, size, two, seed };
+        let settings = Settings::decide(&given)?;
+        settings.passes.iter().try_for_each(|pass| pass.check(self.model.config.blocks()))?;
         let tokenizer = Tokenizer::builtin_t5()?; // that of nearly all; for this it is near enough
         let texts = settings.scenes.iter().map(|scene| scene.prompt.as_str()).chain(settings.negative.as_deref());
         let texts = texts.map(|text| Ok(tokenizer.encode(text, settings.max_tokens())?.ids.len()));
         let prompts = texts.collect::<Result<Vec<usize>>>()?;
         let legal = geometry.legal(settings.clip);
         let canvases =
-            if two { canvases(legal, geometry, settings.upscaling.downscale, &SILENT)? } else { vec![legal] };
+            if two { family.canvases(legal, geometry, settings.upscaling.downscale, &SILENT)? } else { vec![legal] };
         let preparation = Preparation::of(&settings, request, legal, &canvases, true);
-        let mut held = inputs::places(&inputs::held(request, &settings, (legal, &preparation), geometry, &SILENT)?);
+        let mut held = inputs::places(&inputs::held(request, &settings, legal, &preparation, geometry, &SILENT)?);
         held.extend(more);
         let context = more.iter().map(|place| place.count).sum();
-        let scheduler = match self.convention {
-            Convention::Text => SchedulerConfig::token_shift(),
-            Convention::Condition => SchedulerConfig::plain(),
-        };
-        Ok(Sketch { settings, geometry, direction, prompts, held, context, scheduler })
+        let config = self.model.config.clone();
+        Ok(Sketch { settings, config, direction, prompts, held, context })
     }
 }

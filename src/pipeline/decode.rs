@@ -2,7 +2,8 @@
 //! in smaller tiles where a device ran out of memory.
 
 use crate::job::geometry::{Extent, Geometry};
-use crate::models::ltx::vae::{Decoder, Encoder, Posterior};
+use crate::models::latents::Posterior;
+use crate::models::networks::{Decoder, Encoder};
 use crate::nn::tiles::{Tile, Tiling, assemble};
 use crate::planning::cut::{VaeChunking, smaller};
 use crate::sampling::noise::Noise;
@@ -40,7 +41,7 @@ fn eight_bits(v: f32) -> u8 {
 }
 
 /// (1, f, H, W, 3) in [-1, 1] -> at most `most` 8-bit pictures, brought to `legal` and cropped to the centre.
-fn pictures(pixels: &Tensor, (legal, clip): (Extent, Extent), most: usize) -> candle_core::Result<Vec<Frame>> {
+fn pictures(pixels: &Tensor, legal: Extent, clip: Extent, most: usize) -> candle_core::Result<Vec<Frame>> {
     check_numbers(pixels)?;
     let (_, frames, height, width, _) = pixels.dims5()?;
     if !pixels.device().is_cpu() && (width, height) == (legal.width, legal.height) {
@@ -84,16 +85,25 @@ fn cropped<T: Copy>(values: &[T], width: usize, height: usize, clip: Extent, to:
     Frame { width: clip.width, height: clip.height, rgb }
 }
 
-/// What the encoder knows of a clip.
-/// - `frames`: 1 + k of them, brought to `size`, width and height. `after`: called with the number of frames done.
+/// A clip to encode.
+pub struct Pixels<'a> {
+    /// 1 + k frames a latent frame; those of another size are brought to it.
+    pub frames: &'a [Frame],
+    /// Width and height.
+    pub size: (usize, usize),
+    pub geometry: Geometry,
+}
+
+/// Encodes a clip.
+/// - `after`: called with the number of frames done.
 pub fn encode(
     encoder: &Encoder,
-    (frames, size): (&[Frame], (usize, usize)),
+    clip: &Pixels,
     cut: &VaeChunking,
-    geometry: Geometry,
     device: &Device,
     mut after: impl FnMut(usize),
 ) -> Result<Posterior> {
+    let Pixels { frames, size, geometry } = *clip;
     let ((width, height), space) = (size, geometry.space);
     let read = |window| move |first, count| numbers(&frames[first..first + count], size, window, device);
     let tiling = cut.tiling.filter(|tiling| !tiling.is_whole(height / space, width / space));
@@ -115,23 +125,35 @@ pub fn encode(
     Ok(encoder.posterior(&Tensor::from_vec(values, (1, f, h, w, c), device)?)?)
 }
 
-/// Latents -> frames, handed to `sink` in their order.
-/// - `latents`: (1, f, h, w, c). `legal`: the size that pictures are brought to. `clip`: the size that they are then cropped to,
-///   and how many of them are wanted. `noise`: generator for what the decoder of 0.9.1 adds between its layers. `after`: called with the number of frames done.
+/// A clip to decode.
+pub struct Latents<'a> {
+    /// (1, f, h, w, c), denormalised.
+    pub latents: &'a Tensor,
+    pub geometry: Geometry,
+    /// The size that pictures are brought to.
+    pub legal: Extent,
+    /// The size that they are then cropped to, and how many of them are wanted.
+    pub clip: Extent,
+    /// For decoders that take one.
+    pub timestep: f32,
+}
+
+/// Decodes a clip; hands its frames to `sink` in their order, and returns how many there were.
+/// - `noise`: generator for what the decoder of 0.9.1 adds between its layers. `after`: called with the number of frames done.
 pub fn decode(
     decoder: &Decoder,
-    latents: &Tensor,
-    (cut, geometry): (&VaeChunking, Geometry),
-    (legal, clip): (Extent, Extent),
-    (timestep, noise): (f32, Noise),
+    of: &Latents,
+    cut: &VaeChunking,
+    noise: Noise,
     mut sink: impl FnMut(Frame) -> Result<()>,
     mut after: impl FnMut(usize),
 ) -> Result<usize> {
+    let Latents { latents, geometry, legal, clip, timestep } = *of;
     let (_, f, h, w, _) = latents.dims5()?;
     let mut made = 0;
     let Some(tiling) = cut.tiling.filter(|tiling| !tiling.is_whole(h, w)) else {
         decoder.frames(latents, cut.chunking, timestep, noise, |pixels| {
-            for frame in pictures(&pixels, (legal, clip), clip.frames - made)? {
+            for frame in pictures(&pixels, legal, clip, clip.frames - made)? {
                 sink(frame)?;
                 made += 1;
                 after(1);
@@ -206,10 +228,11 @@ pub fn out_of_memory(error: &anyhow::Error) -> bool {
 }
 
 /// Tries a cut, and smaller tiles for as long as the device runs out of memory.
-/// - `latents`: height and width of the picture. `attempt`: told how to cut. `again`: told of each new try.
+/// - `height`, `width`: of the picture, in latents. `attempt`: told how to cut. `again`: told of each new try.
 pub fn with_less<T>(
     cut: VaeChunking,
-    (height, width): (usize, usize),
+    height: usize,
+    width: usize,
     mut attempt: impl FnMut(&VaeChunking) -> Result<T>,
     mut again: impl FnMut(&Tiling),
 ) -> Result<T> {
@@ -232,7 +255,7 @@ pub fn with_less<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::ltx::vae::Chunking;
+    use crate::nn::stream::Chunking;
     use anyhow::{anyhow, bail};
 
     #[test]
@@ -240,7 +263,8 @@ mod tests {
         let mut tried = vec![];
         let done = with_less(
             VaeChunking { chunking: Chunking { latent_frames: 3, slices: 1 }, tiling: None },
-            (16, 24),
+            16,
+            24,
             |cut| {
                 tried.push(*cut);
                 match cut.tiling {
@@ -263,7 +287,8 @@ mod tests {
         let mut run = |text: &'static str| {
             with_less(
                 VaeChunking { chunking: Chunking { latent_frames: 1, slices: 1 }, tiling: None },
-                (9, 9),
+                9,
+                9,
                 |_| {
                     tries += 1;
                     Err::<(), _>(anyhow!(text))
@@ -307,10 +332,10 @@ mod tests {
         let frames = [frame(1), frame(2)];
         let [whole, part] = [(5, 3), (3, 1)].map(|(width, height)| Extent { width, height, frames: 2 });
         let all = numbers(&frames, (5, 3), [0, 0, 5, 3], &Device::Cpu)?;
-        assert_eq!(pictures(&all, (whole, whole), 9)?, frames);
+        assert_eq!(pictures(&all, whole, whole, 9)?, frames);
         let middle = numbers(&frames, (5, 3), [1, 1, 3, 1], &Device::Cpu)?;
-        let cropped = pictures(&all, (whole, part), 9)?;
-        assert_eq!(pictures(&middle, (part, part), 9)?, cropped);
+        let cropped = pictures(&all, whole, part, 9)?;
+        assert_eq!(pictures(&middle, part, part, 9)?, cropped);
         Ok(())
     }
 }

@@ -1,147 +1,295 @@
-//! Noise -> latents: the passes, in each every scene, in each its windows.
+//! Noise -> latents: the passes, in each every scene, in each its windows, in each its steps. The run is a loop over its
+//! [`Cursor`]: one step moves it by one.
 
-use crate::job::geometry::{Extent, Grid};
+use crate::job::geometry::Grid;
 use crate::job::windows::{ChannelStatistics, Direction, Window};
-use crate::models::ltx::conditioning::{Clean, Condition, Start, Tokens};
-use crate::models::ltx::vae::{LatentStatistics, Posterior};
+use crate::models::latents::{Clean, Condition, LatentStatistics, Layout, Posterior, Prompt, Start};
+use crate::models::networks::{self, Denoiser};
 use crate::pipeline::Prepared;
-use crate::pipeline::inputs::Held;
-use crate::pipeline::stages::{Denoiser, Stages};
+use crate::pipeline::cursor::{Cursor, Place};
+use crate::pipeline::stages::{Stages, assert_numbers};
+use crate::planning::Choices;
 use crate::planning::passes::Pass;
+use crate::platform::progress;
 use crate::sampling::noise::Noise;
-use crate::sampling::solver::State;
-use anyhow::Result;
+use crate::sampling::solver::{Schedule, State};
+use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 
-/// One pass, with all that its windows share.
-struct PassContext<'a> {
-    pass: &'a Pass,
-    /// Which of how many, from 0.
-    number: (usize, usize),
-    canvas: Extent,
+/// Everything that a run's steps share.
+struct Denoising<'a> {
+    prepared: &'a Prepared,
     stages: &'a Stages<'a>,
     denoiser: &'a Denoiser<'a>,
     statistics: LatentStatistics,
+    /// Of what is held, for each pass.
+    posteriors: &'a [Vec<Posterior>],
+    /// The windows of a pass, each with its scene.
+    windows: Vec<(usize, &'a Window)>,
+    /// The one under way.
+    laid: Option<Laid<'a>>,
+    /// What the pass under way has said of itself.
+    stage: Option<(usize, progress::Stage)>,
+}
+
+/// A window that is laid out.
+struct Laid<'a> {
+    pass: usize,
+    number: usize,
+    window: networks::Window<'a>,
+    schedule: Schedule,
+}
+
+impl<'a> Denoising<'a> {
+    fn new(
+        prepared: &'a Prepared,
+        stages: &'a Stages<'a>,
+        denoiser: &'a Denoiser<'a>,
+        posteriors: &'a [Vec<Posterior>],
+    ) -> Result<Self> {
+        let shots = prepared.shots.iter().enumerate();
+        let windows = shots.flat_map(|(scene, shot)| shot.windows.iter().map(move |window| (scene, window))).collect();
+        let statistics = stages.session.statistics()?;
+        Ok(Self { prepared, stages, denoiser, statistics, posteriors, windows, laid: None, stage: None })
+    }
+
+    fn is_done(&self, cursor: &Cursor) -> bool {
+        cursor.place.pass >= self.prepared.settings.passes.len()
+    }
+
+    /// - Errors on a position that this run cannot have.
+    fn check(&self, cursor: &Cursor) -> Result<()> {
+        let Place { pass, window: number, step } = cursor.place;
+        if self.is_done(cursor) {
+            return Ok(());
+        }
+        let steps = self.windows.get(number).map(|(_, window)| self.schedule(pass, window)).transpose()?;
+        let fits = steps.is_some_and(|schedule| step < schedule.steps()) && (step == 0 || cursor.state.is_some());
+        ensure!(fits, "the position of another run: pass {}, window {}, step {step}", pass + 1, number + 1);
+        Ok(())
+    }
+
+    /// Takes the step that the cursor stands before, and moves it on.
+    fn step(&mut self, cursor: &mut Cursor) -> Result<()> {
+        let Place { pass, window: number, step } = cursor.place;
+        self.report(cursor)?;
+        let laid = match self.laid.take() {
+            Some(laid) if (laid.pass, laid.number) == (pass, number) => laid,
+            _ => self.lay_out(cursor)?,
+        };
+        let state = cursor.state.clone().context("a window under way has no tokens")?;
+        let pass = &self.prepared.settings.passes[pass];
+        let state = self.stages.step(&laid.window, state, pass, &laid.schedule, step)?;
+        cursor.place.step += 1;
+        if let Some((_, stage)) = &mut self.stage {
+            stage.advance(1);
+        }
+        if cursor.place.step == laid.schedule.steps() {
+            return self.end_window(laid.window, state, cursor);
+        }
+        cursor.state = Some(state);
+        self.laid = Some(laid);
+        Ok(())
+    }
+
+    fn pass_grid(&self, pass: usize) -> Grid {
+        self.prepared.session.geometry().grid(self.prepared.canvases[pass])
+    }
+
+    /// The noise levels of a window.
+    fn schedule(&self, pass: usize, window: &Window) -> Result<Schedule> {
+        let Grid { height, width, .. } = self.pass_grid(pass);
+        self.stages.schedule(
+            &self.prepared.settings.passes[pass],
+            Grid { frames: window.latent_frames, height, width }.tokens(),
+        )
+    }
+
+    /// Says which pass is under way, and how far it is.
+    fn report(&mut self, cursor: &Cursor) -> Result<()> {
+        let Place { pass, window: number, step } = cursor.place;
+        if self.stage.as_ref().is_some_and(|(of, _)| *of == pass) {
+            return Ok(());
+        }
+        let steps = self.windows.iter().map(|(_, window)| Ok(self.schedule(pass, window)?.steps()));
+        let steps = steps.collect::<Result<Vec<usize>>>()?;
+        let mut stage = self.stages.progress.stage("denoise", steps.iter().sum(), "steps");
+        match steps[..number].iter().sum::<usize>() + step {
+            0 => {}
+            before => stage.advance(before), // of a run that goes on
+        }
+        self.stage = Some((pass, stage));
+        Ok(())
+    }
+
+    /// Lays the cursor's window out: its noise, what it holds, what it begins from. Drawn from the generator that the window began
+    /// with, so that a window under way comes out as it was.
+    fn lay_out(&mut self, cursor: &mut Cursor) -> Result<Laid<'a>> {
+        let Place { pass, window: number, .. } = cursor.place;
+        let (scene, window) = self.windows[number];
+        let schedule = self.schedule(pass, window)?;
+        let Grid { height, width, .. } = self.pass_grid(pass);
+        let Prepared { settings, session, shots, held, direction, .. } = self.prepared;
+        let (shot, geometry) = (&shots[scene], self.prepared.session.geometry());
+        let layout = Layout {
+            convention: settings.convention,
+            geometry,
+            grid: Grid { frames: window.latent_frames, height, width },
+            fps: settings.fps,
+            channels: session.checkpoint.config.latent_channels(),
+            device: session.compute.device.clone(),
+            image_noise: settings.image_noise,
+            stochastic: settings.stochastic,
+        };
+        let fresh = window.fresh(*direction);
+        let mut conditions: Vec<Condition> = self.carried(&cursor.made, window)?.into_iter().collect();
+        let here = held.iter().zip(&self.posteriors[pass]).filter(|(held, _)| {
+            shot.holds(held.frame) && fresh.contains(&geometry.latent_frame(held.frame - shot.first_frame))
+        });
+        conditions.extend(here.map(|(held, posterior)| Condition {
+            frame: frame_in(window, held.frame - shot.first_frame, geometry.time),
+            strength: held.strength,
+            clean: Clean::Encoded(posterior.clone()),
+        }));
+        let start = cursor.starts.get(number).cloned();
+        let start = start.map(|latents| Start { latents, sigma: schedule.sigmas[0] });
+        let mut noise = cursor.begun.clone();
+        let laid = self.denoiser.window(scene, &layout, &conditions, start.as_ref(), &self.statistics, &mut noise)?;
+        if cursor.state.is_none() {
+            cursor.state = Some(State { latents: laid.latents().clone(), noise });
+        }
+        let (passes, count) = (settings.passes.len(), self.windows.len());
+        let labels = [("pass", pass + 1, passes), ("window", number + 1, count)];
+        let labels = labels.iter().filter(|(_, _, of)| *of > 1).map(|(what, i, of)| format!("{what} {i} of {of}"));
+        if let Some((_, stage)) = &mut self.stage {
+            stage.part(labels.collect::<Vec<_>>().join(", "), schedule.steps());
+        }
+        Ok(Laid { pass, number, window: laid, schedule })
+    }
+
+    /// Puts a finished window to its scene, a finished scene to the others, and moves the cursor to the next window.
+    fn end_window(&mut self, window: networks::Window, state: State, cursor: &mut Cursor) -> Result<()> {
+        cursor.state = None;
+        cursor.begun = state.noise;
+        let latents = window.video(&state.latents)?;
+        let number = cursor.place.window;
+        let (scene, window) = self.windows[number];
+        let Prepared { settings, direction, .. } = self.prepared;
+        let fresh = window.fresh(*direction);
+        let latents = latents.narrow(1, fresh.start - window.latent_start, fresh.len())?.contiguous()?;
+        let (b, f, h, w, c) = latents.dims5()?;
+        let latents = latents.reshape((b, f * h * w, c))?;
+        let latents = match &cursor.reference {
+            Some(reference) if settings.drift_match => reference.impose(&latents)?,
+            _ => {
+                cursor.reference = Some(ChannelStatistics::of(&latents)?);
+                latents
+            }
+        };
+        let latents = latents.reshape((b, f, h, w, c))?;
+        cursor.made = Some(match (cursor.made.take(), direction) {
+            (Some(made), Direction::Forward) => Tensor::cat(&[&made, &latents], 1)?,
+            (Some(made), Direction::Back) => Tensor::cat(&[&latents, &made], 1)?,
+            (None, _) => latents,
+        });
+        cursor.place = Place { window: number + 1, step: 0, ..cursor.place };
+        if self.windows.get(number + 1).is_none_or(|(next, _)| *next != scene) {
+            cursor.scenes.extend(cursor.made.take());
+            cursor.reference = None;
+        }
+        if cursor.place.window == self.windows.len() { self.end_pass(cursor) } else { Ok(()) }
+    }
+
+    /// Moves the cursor to the next pass; between two passes the upscaler makes of one's latents what the other begins from.
+    fn end_pass(&mut self, cursor: &mut Cursor) -> Result<()> {
+        if let Some((_, stage)) = self.stage.take() {
+            stage.finish();
+        }
+        cursor.place = Place { pass: cursor.place.pass + 1, window: 0, step: 0 };
+        if self.is_done(cursor) {
+            return Ok(());
+        }
+        cursor.starts = match &self.prepared.upscaler {
+            Some(upscaler) => {
+                let windows = self.windows_of(&std::mem::take(&mut cursor.scenes))?;
+                self.stages.upscale(upscaler, &windows, &self.statistics)?
+            }
+            None => vec![],
+        };
+        Ok(())
+    }
+
+    /// The latents of each window, scene after scene: (1, f, h, w, c) -> the same.
+    fn windows_of(&self, scenes: &[Tensor]) -> Result<Vec<Tensor>> {
+        let part = |(scene, window): &(usize, &Window)| {
+            Ok(scenes[*scene].narrow(1, window.latent_start, window.latent_frames)?.contiguous()?)
+        };
+        self.windows.iter().map(part).collect()
+    }
+
+    /// What a window continues: the latents beside it that were made before.
+    fn carried(&self, made: &Option<Tensor>, window: &Window) -> Result<Option<Condition>> {
+        let Some(made) = made else { return Ok(None) };
+        let (first, frame) = match self.prepared.direction {
+            Direction::Forward => (window.latent_start, 0),
+            Direction::Back => (0, window.added() * self.prepared.session.geometry().time),
+        };
+        let latents = made.narrow(1, first, window.latent_carried)?.contiguous()?;
+        Ok(Some(Condition { frame, strength: 1.0, clean: Clean::Made(latents) }))
+    }
 }
 
 impl Prepared {
-    /// Noise -> latents of each scene, (1, f, h, w, c), by one pass or two.
-    /// - `posteriors`: of what is held, for each pass.
+    /// Noise -> latents of each scene, (1, f, h, w, c).
+    /// - `texts`: of every prompt, the negative one last. `posteriors`: of what is held, for each pass. `from`: where the run goes
+    ///   on; `None`: its start. `after`: called after each step.
     pub(super) fn denoise(
         &self,
         stages: &Stages,
         texts: &[Tensor],
-        posteriors: Vec<Vec<Posterior>>,
+        posteriors: &[Vec<Posterior>],
+        from: Option<Cursor>,
+        after: &mut dyn FnMut(&Cursor) -> Result<()>,
     ) -> Result<(Vec<Tensor>, Noise)> {
-        let mut noise = Noise::new(self.settings.seed);
-        let denoiser = stages.denoiser(&texts[..self.prompts.len()], texts.get(self.prompts.len()))?;
-        let mut latents: Vec<Tensor> = vec![];
-        let passes = self.settings.passes.iter().zip(&self.canvases).zip(posteriors);
-        for (i, ((pass, &canvas), posteriors)) in passes.enumerate() {
-            let starts = match &self.upscaler {
-                Some(upscaler) if i > 0 => stages.upscale(upscaler, &self.windows_of(&latents)?)?,
-                _ => vec![],
-            };
-            let number = (i, self.canvases.len());
-            let way =
-                PassContext { pass, number, canvas, stages, denoiser: &denoiser, statistics: stages.statistics()? };
-            (latents, noise) = self.pass(&way, posteriors, starts, noise)?;
+        let Choices { resident, scratch, .. } = *stages.choices;
+        let loaded = self.session.transformer(resident, scratch, stages.progress)?;
+        let (positive, negative) = (&texts[..self.prompts.len()], texts.get(self.prompts.len()));
+        let denoiser = loaded.transformer.denoiser(&self.session.checkpoint.config, positive, negative)?;
+        let mut cursor = from.unwrap_or_else(|| Cursor::start(self.settings.seed));
+        let mut run = Denoising::new(self, stages, &denoiser, posteriors)?;
+        run.check(&cursor)?;
+        while !run.is_done(&cursor) {
+            run.step(&mut cursor)?;
+            after(&cursor)?;
         }
-        Ok((latents, noise))
+        Ok((cursor.scenes, cursor.begun))
     }
+}
 
-    /// The latents of each window, scene after scene: (1, f, h, w, c) -> the same.
-    fn windows_of(&self, latents: &[Tensor]) -> Result<Vec<Tensor>> {
-        let mut all = vec![];
-        for (shot, latents) in self.shots.iter().zip(latents) {
-            for window in &shot.windows {
-                all.push(latents.narrow(1, window.start, window.frames)?.contiguous()?);
-            }
-        }
-        Ok(all)
-    }
-
-    /// One pass over every scene.
-    /// - `starts`: what each window begins from, in order; empty: from noise alone.
-    fn pass(
+impl Stages<'_> {
+    /// Takes one step of a window down its noise levels.
+    /// - `state`: its tokens and the generator, after `i` steps of the schedule.
+    fn step(
         &self,
-        way: &PassContext,
-        posteriors: Vec<Posterior>,
-        starts: Vec<Tensor>,
-        mut noise: Noise,
-    ) -> Result<(Vec<Tensor>, Noise)> {
-        let PassContext { pass, number: (pass_number, passes), canvas, stages, denoiser, statistics } = way;
-        let geometry = self.checkpoint.geometry();
-        let Grid { height, width, .. } = geometry.grid(*canvas);
-        let schedule = |window: &Window| stages.schedule(pass, Grid { frames: window.frames, height, width }.tokens());
-        let mut conditions: Vec<(&Held, Posterior)> = self.held.iter().zip(posteriors).collect();
-        let mut starts = starts.into_iter();
-        let mut steps = 0;
-        for window in self.shots.iter().flat_map(|shot| &shot.windows) {
-            steps += schedule(window)?.steps();
+        window: &networks::Window,
+        state: State,
+        pass: &Pass,
+        schedule: &Schedule,
+        i: usize,
+    ) -> Result<State> {
+        let (sigma, timestep) = (schedule.sigmas[i], schedule.timesteps[i]);
+        let state = window.noised(state, sigma)?;
+        let guidance = pass.guidance.at(sigma);
+        let velocity = |prompt, without: &[usize]| window.velocity(&state.latents, timestep, prompt, without);
+        let v = velocity(Prompt::Positive, &[])?;
+        if i == 0 {
+            // before hours go into what cannot come to anything
+            assert_numbers(&v, "the model", &self.session.checkpoint.transformer)?;
         }
-        let mut stage = stages.progress.stage("denoise", steps, "steps");
-        let count: usize = self.shots.iter().map(|shot| shot.windows.len()).sum();
-        let mut window_number = 0;
-        let mut all = vec![];
-        for (scene, shot) in self.shots.iter().enumerate() {
-            let mut made: Option<Tensor> = None; // (1, f, h, w, c)
-            let mut reference: Option<ChannelStatistics> = None;
-            for window in &shot.windows {
-                let schedule = schedule(window)?;
-                let layout = stages.layout(Grid { frames: window.frames, height, width });
-                let fresh = window.fresh(self.direction);
-                let mut here: Vec<Condition> = self.carried(&made, window)?.into_iter().collect();
-                let (now, later) = conditions.into_iter().partition(|(held, _)| {
-                    shot.holds(held.frame) && fresh.contains(&geometry.latent_frame(held.frame - shot.start))
-                });
-                conditions = later;
-                here.extend(Vec::from_iter(now).into_iter().map(|(held, posterior): (&Held, _)| Condition {
-                    frame: frame_in(window, held.frame - shot.start, geometry.time),
-                    strength: held.strength,
-                    clean: Clean::Encoded(posterior),
-                }));
-                let start = starts.next().map(|latents| Start { latents, sigma: schedule.sigmas[0] });
-                let tokens = Tokens::new(&layout, &here, start.as_ref(), statistics, &mut noise)?;
-                window_number += 1;
-                let labels = [("pass", pass_number + 1, *passes), ("window", window_number, count)];
-                let labels =
-                    labels.iter().filter(|(_, _, of)| *of > 1).map(|(what, i, of)| format!("{what} {i} of {of}"));
-                stage.part(labels.collect::<Vec<_>>().join(", "), schedule.steps());
-                let State { latents, noise: after } =
-                    denoiser.run(&tokens, scene, pass, &schedule, noise, &mut stage)?;
-                noise = after;
-                let plane = height * width;
-                let latents = latents.narrow(1, (fresh.start - window.start) * plane, fresh.len() * plane)?;
-                let latents = match &reference {
-                    Some(reference) if self.settings.drift_match => reference.impose(&latents)?,
-                    _ => {
-                        reference = Some(ChannelStatistics::of(&latents)?);
-                        latents
-                    }
-                };
-                let latents = latents.reshape((1, fresh.len(), height, width, layout.channels))?;
-                made = Some(match (made, self.direction) {
-                    (Some(made), Direction::Forward) => Tensor::cat(&[&made, &latents], 1)?,
-                    (Some(made), Direction::Back) => Tensor::cat(&[&latents, &made], 1)?,
-                    (None, _) => latents,
-                });
-            }
-            all.extend(made);
-        }
-        stage.finish();
-        Ok((all, noise))
-    }
-
-    /// What a window goes on from: the latents beside it that were made before.
-    fn carried(&self, made: &Option<Tensor>, window: &Window) -> Result<Option<Condition>> {
-        let Some(made) = made else { return Ok(None) };
-        let (first, frame) = match self.direction {
-            Direction::Forward => (window.start, 0),
-            Direction::Back => (0, window.added() * self.checkpoint.geometry().time),
-        };
-        let latents = made.narrow(1, first, window.carried)?.contiguous()?;
-        Ok(Some(Condition { frame, strength: 1.0, clean: Clean::Made(latents) }))
+        let negative = guidance.needs_negative().then(|| velocity(Prompt::Negative, &[])).transpose()?;
+        let weakened = guidance.needs_stg().then(|| velocity(Prompt::Positive, guidance.stg_blocks)).transpose()?;
+        let v = guidance.combine(&v, negative.as_ref(), weakened.as_ref())?;
+        window.advance(state, &v, schedule, i)
     }
 }
 
@@ -149,7 +297,7 @@ impl Prepared {
 /// with, which as a first one stands for its last frame alone.
 /// - `time`: frames a latent frame.
 fn frame_in(window: &Window, frame: usize, time: usize) -> usize {
-    frame.saturating_sub(window.start * time)
+    frame.saturating_sub(window.latent_start * time)
 }
 
 #[cfg(test)]
@@ -158,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_frame_inside_a_windows_first_latent_is_its_first() {
-        let window = Window { start: 2, frames: 5, carried: 2 }; // its first latent frame holds the frames 9 to 16
+        let window = Window { latent_start: 2, latent_frames: 5, latent_carried: 2 }; // its first latent frame holds the frames 9 to 16
         let frames = [9, 12, 16, 17, 24].map(|frame| frame_in(&window, frame, 8));
         assert_eq!(frames, [0, 0, 0, 1, 8]);
     }

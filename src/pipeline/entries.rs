@@ -2,6 +2,7 @@
 
 use crate::hub::catalogue::{Entry, Kind};
 use crate::job::geometry::Extent;
+use crate::job::host::Host;
 use crate::job::request::Request;
 use crate::job::windows::Direction;
 use crate::pipeline::absent::Known;
@@ -53,11 +54,12 @@ impl Entries {
         if entry.kind != Kind::Model {
             return None;
         }
+        let host = Host::default();
         let request = Request { prompt: PROMPT.to_string(), model: Some(entry.name.clone()), ..Request::default() };
-        let encoder = encoder(&request, &self.compute).ok()?;
-        let known = Known::of(&request, entry, encoder, &self.compute).ok()?;
+        let encoder = encoder(&request, &host, &self.compute).ok()?;
+        let known = Known::of(&request, &host, entry, encoder, &self.compute).ok()?;
         let sketch = known.sketch(&request, None, &[], Direction::Forward).ok()?;
-        let forecast = Forecast::new(known.model, sketch, &request, &self.compute).ok()?;
+        let forecast = Forecast::new(known.model, sketch, &request, &host, &self.compute).ok()?;
         let Forecast { plan, model, .. } = &forecast;
         let most = |choices: &Choices| {
             let needs = planning::needs(model, &plan.task, choices, &self.compute);

@@ -1,10 +1,9 @@
 //! The stills and clips that a request names: found, checked and brought to the model's size before any weights load.
 
-use crate::job::convention::Convention;
 use crate::job::geometry::{Extent, Geometry};
 use crate::job::recipe::Recipe;
 use crate::job::request::Request;
-use crate::models::ltx::conditioning::PREFIX;
+use crate::models::defaults::Holds;
 use crate::planning::forecast::Place;
 use crate::planning::settings::Settings;
 use crate::platform::progress::Progress;
@@ -150,7 +149,8 @@ pub fn size_from_stills(
 pub fn held(
     request: &Request,
     settings: &Settings,
-    (legal, preparation): (Extent, &Preparation),
+    legal: Extent,
+    preparation: &Preparation,
     geometry: Geometry,
     progress: &Progress,
 ) -> Result<Vec<Held>> {
@@ -172,7 +172,7 @@ pub fn held(
         let mut clip = open(path, flag, progress)?.steady();
         let have = if still { 1 } else { clip.info().frames };
         let room = |index: usize| (have.min(legal.frames - index) - 1) / geometry.time * geometry.time + 1;
-        if let Some((to, line)) = aligned(index, room(index), preparation, geometry) {
+        if let Some((to, line)) = aligned(index, room(index), preparation, geometry, settings.family.beside()) {
             progress.note(&format!("{flag} `{name}`: {line}"));
             index = to;
         }
@@ -180,7 +180,7 @@ pub fn held(
         if have > 1 && fits < have {
             progress.note(&format!("{flag} `{name}`: {fits} of its {have} frames are held"));
         }
-        if settings.convention == Convention::Text {
+        if settings.family.holds(settings.convention) == Holds::FirstFrame {
             ensure!(
                 index == 0 && fits == 1 && strength == 1.0 && all.is_empty(),
                 "{flag} `{name}`: this checkpoint can hold one still at frame 0 with strength 1, and nothing else\n  fix: use a model from 0.9.5 on, or the built-in one"
@@ -209,18 +209,25 @@ pub fn held(
 
 /// Where a clip of `count` frames that was put at `frame` is held, and what is to be said of that; `None` where it stays and
 /// nothing is to be said.
-fn aligned(frame: usize, count: usize, preparation: &Preparation, geometry: Geometry) -> Option<(usize, String)> {
+/// - `prefix`: of [`Family::beside`](crate::models::Family::beside).
+fn aligned(
+    frame: usize,
+    count: usize,
+    preparation: &Preparation,
+    geometry: Geometry,
+    prefix: usize,
+) -> Option<(usize, String)> {
     let time = geometry.time;
     let before = frame / time * time;
     // beside the video each frame has its own time; only what lies among the video's latent frames needs a multiple
-    let beside = count <= 1 + (PREFIX - 1) * time;
+    let beside = count <= 1 + prefix.saturating_sub(1) * time;
     if count == 1 || before == frame || beside && !preparation.recipe.holds_clips_at_multiples() {
         return None;
     }
     if preparation.moved {
         return Some((before, format!("held from frame {before} on, not {frame}: clips begin at multiples of {time}")));
     }
-    let rest = before + PREFIX * time;
+    let rest = before + prefix * time;
     Some((
         frame,
         format!(
@@ -252,7 +259,7 @@ pub fn to_rims(frame: &Frame, width: usize, height: usize) -> Frame {
 mod tests {
     use super::*;
 
-    const LTX: Geometry = Geometry { time: 8, space: 32 };
+    const GEOMETRY: Geometry = Geometry { time: 8, space: 32 };
 
     fn preparation(recipe: Recipe, moved: bool) -> Preparation {
         let (clip, largest) = ((64, 32), (96, 64));
@@ -272,7 +279,7 @@ mod tests {
     #[test]
     fn clips_begin_at_latent_frames() {
         let place = |recipe, moved, frame, count| {
-            aligned(frame, count, &preparation(recipe, moved), LTX)
+            aligned(frame, count, &preparation(recipe, moved), GEOMETRY, 2)
                 .map(|(to, line)| (to, line.contains("multiples of 8")))
         };
         for (frame, count) in [(12, 1), (16, 9), (0, 25), (16, 25)] {

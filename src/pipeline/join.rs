@@ -5,14 +5,16 @@ mod layout;
 pub mod seam;
 mod side;
 
-use crate::job::convention::Convention;
 use crate::job::geometry::Extent;
+use crate::job::host::Host;
 use crate::job::ranges::MOST_FRAMES;
 use crate::job::request::Request;
+use crate::models::defaults::Holds;
+use crate::pipeline::Prepared;
 use crate::pipeline::absent::Absent;
 use crate::pipeline::inputs::{self, Held, Preparation};
 use crate::pipeline::join::seam::{Colours, Ease, Seam, Watch};
-use crate::pipeline::{ModelFacts, Opened, Prepared};
+use crate::pipeline::session::{Keep, ModelFacts, Session};
 use crate::planning::forecast::Place;
 use crate::planning::outputs;
 use crate::planning::settings::default_size;
@@ -125,16 +127,18 @@ struct Draft {
 
 impl Draft {
     fn new(request: &Request, asked: &Asked, facts: &ModelFacts, progress: &Progress) -> Result<Self> {
-        let ModelFacts { geometry, defaults, convention } = facts;
+        let ModelFacts { family, geometry, defaults, convention } = facts;
+        let holds = family.holds(*convention);
         let headers = Headers::new(asked, progress)?;
         let first = headers.first()?;
         let shown = (first.width, first.height);
         let fps = headers.fps(request, defaults.fps, progress)?;
-        let made_size =
-            request.size.unwrap_or_else(|| inputs::size_in_aspect(shown.0, shown.1, default_size(defaults), *geometry));
+        let made_size = request
+            .size
+            .unwrap_or_else(|| inputs::size_in_aspect(shown.0, shown.1, default_size(defaults, *family), *geometry));
         let legal = geometry.legal(Extent { width: made_size.0, height: made_size.1, frames: 1 });
         ensure!(
-            *convention == Convention::Condition || asked.after.is_none(),
+            holds == Holds::AnyFrame || asked.after.is_none(),
             "this checkpoint can go on from a clip's last frame, but not lead up to a clip\n  fix: use a model from 0.9.5 on, or the built-in one"
         );
         let side = |path: &Option<PathBuf>, info: &Option<Info>, tail: bool| match (path, info) {
@@ -144,11 +148,11 @@ impl Draft {
         let (before, after) = (side(&asked.before, &headers.before, true), side(&asked.after, &headers.after, false));
         let layout = Layout::new(&Given {
             geometry: *geometry,
-            window: request.window.or(defaults.window).unwrap_or(crate::planning::settings::WINDOW),
+            window: request.window.or(defaults.window).unwrap_or(family.defaults().window),
             before: before.as_ref().map(|side| side.frames),
             after: after.as_ref().map(|side| side.frames),
             context: asked.context,
-            single: *convention == Convention::Text, // those can only go on from a still
+            single: holds == Holds::FirstFrame, // those can only go on from a still
             wanted: request.frames_at(fps)?,
         });
         let Layout { wanted, frames, .. } = layout;
@@ -178,8 +182,13 @@ impl Draft {
 impl Join {
     /// Plans a join with a model that is not here; `None` where it is.
     /// - Errors are the user's to mend.
-    pub fn plan_absent(request: &Request, asked: &Asked, progress: &Progress) -> Result<Option<(Plan, Report)>> {
-        let Some(absent) = Absent::find(request)? else { return Ok(None) };
+    pub fn plan_absent(
+        request: &Request,
+        host: &Host,
+        asked: &Asked,
+        progress: &Progress,
+    ) -> Result<Option<(Plan, Report)>> {
+        let Some(absent) = Absent::find(request, host)? else { return Ok(None) };
         let draft = Draft::new(request, asked, &absent.facts(), progress)?;
         let (width, height) = draft.shown;
         let written = Extent { width, height, frames: draft.frames(asked) };
@@ -189,19 +198,19 @@ impl Join {
 
     /// Checks all that can be wrong before the long part, from the footage's headers.
     /// - Errors are the user's to mend.
-    pub fn prepare(request: &Request, asked: &Asked, progress: &Progress) -> Result<Self> {
+    pub fn prepare(request: &Request, host: &Host, asked: &Asked, progress: &Progress) -> Result<Self> {
         let clips: Vec<_> = [&asked.before, &asked.after].into_iter().flatten().map(PathBuf::as_path).collect();
-        outputs::check_named(request, &clips)?;
-        let opened = Opened::new(request, progress)?;
-        let draft = Draft::new(request, asked, &opened.facts(), progress)?;
+        outputs::check_named(request, host, &clips)?;
+        let session = Session::open(request, host, Keep::Nothing, progress)?;
+        let draft = Draft::new(request, asked, &session.facts(request), progress)?;
         let all = draft.frames(asked);
         let Draft { request, layout, before, after, shown, legal, fps } = draft;
-        let preparation = opened.join_preparation(&request, legal);
-        let prepared = Prepared::new(opened, &request, None, &layout.places(), layout.direction(), progress)?;
-        let target = outputs::target(&request, &prepared.settings)?;
+        let preparation = session.join_preparation(&request, legal);
+        let prepared = Prepared::new(&session, &request, None, &layout.places(), layout.direction(), progress)?;
+        let target = outputs::target(&request, host, &prepared.settings)?;
         let canvas = canvas(shown, &target, progress);
         let (width, height) = canvas.size;
-        outputs::check(&request, &target, &clips)?;
+        outputs::check(&request, host, &target, &clips)?;
         target.check_clip(&Clip { width, height, frames: all, fps }, Sizing::Footage)?;
         if prepared.forecast.fits().is_ok() {
             planning::check_disk(&target, Extent { width, height, frames: all })?;
@@ -219,7 +228,7 @@ impl Join {
             fps,
             target,
             quality,
-            force: request.force,
+            force: host.force,
             colour_match: asked.colour_match,
         })
     }

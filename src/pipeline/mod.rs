@@ -2,49 +2,44 @@
 //! are written. Each stage is opened when it is needed and freed before the next (see `stages`).
 
 pub mod absent;
+pub mod cursor;
 pub mod decode;
 mod denoise;
 pub mod entries;
 pub mod inputs;
 pub mod join;
 mod remarks;
+pub mod session;
 pub mod stages;
 
-use crate::hub::catalogue::{Entry, RunDefaults};
+use crate::hub::catalogue::Entry;
 use crate::hub::store::Store;
-use crate::job::convention::Convention;
-use crate::job::geometry::{Extent, Geometry};
-use crate::job::recipe::Recipe;
+use crate::job::geometry::Extent;
+use crate::job::host::Host;
 use crate::job::request::Request;
 use crate::job::windows::Direction;
-use crate::models::bundle::Checkpoint;
-use crate::models::ltx::two_passes;
-use crate::models::ltx::upscale::Upscaler;
-use crate::models::ltx::vae::Decoder;
+use crate::models::networks::{Decoder, Upscaler};
+use crate::pipeline::cursor::Cursor;
 use crate::pipeline::inputs::{Held, Preparation};
+use crate::pipeline::session::{Keep, Session};
 use crate::pipeline::stages::Stages;
 use crate::planning::forecast::{self, Forecast, Place, Sketch};
 use crate::planning::outputs;
-use crate::planning::passes::Upscaling;
 use crate::planning::scenes::{Shot, shots};
-use crate::planning::settings::{Settings, default_size, image_crf};
-use crate::planning::{self, Encoder, Model, Plan, Report, Stage};
-use crate::platform::device::{self, Compute};
+use crate::planning::settings::{Given, Settings};
+use crate::planning::{self, Plan, Report, Stage};
 use crate::platform::progress::{Mode, Progress, counted, human_seconds};
 use crate::platform::shown;
 use crate::video::Frame;
-use crate::video::resize::{Fit, enlarge};
+use crate::video::resize::enlarge;
 use crate::video::write::{Clip, Format, Sizing, Target, Writer};
 use anyhow::Result;
 use candle_core::Tensor;
-use remarks::{beyond_world, idle_flags, say_quantized};
+use remarks::{beyond_world, idle_flags};
 use serde_json::json;
 use std::cell::OnceCell;
-use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
-
-/// The model that is part of the program.
-pub const DEFAULT_MODEL: &str = crate::embedded::NAME;
 
 /// Words that are quoted of the end of a prompt that is not read.
 const UNREAD_WORDS: usize = 12;
@@ -54,8 +49,7 @@ pub struct Prepared {
     pub settings: Settings,
     /// Whether nobody named a seed.
     drawn: bool,
-    checkpoint: Checkpoint,
-    compute: Compute,
+    session: Arc<Session>,
     /// The clip in whole latents.
     legal: Extent,
     /// What each pass makes: all of it, or first a smaller one.
@@ -70,101 +64,8 @@ pub struct Prepared {
     shots: Vec<Shot>,
     direction: Direction,
     /// From the first time that something is decoded.
-    decoder: OnceCell<Decoder>,
+    decoder: OnceCell<Arc<Decoder>>,
     pub forecast: Forecast,
-}
-
-/// A model opened for a request, with its size of pictures known.
-pub struct Opened {
-    pub checkpoint: Checkpoint,
-    compute: Compute,
-    pub convention: Convention,
-    /// The text encoder that was chosen, where none was named.
-    encoder: Option<Encoder>,
-}
-
-/// What a model says of the clips that it makes.
-#[derive(Clone)]
-pub struct ModelFacts {
-    pub geometry: Geometry,
-    /// What a run takes where nothing else is said.
-    pub defaults: RunDefaults,
-    pub convention: Convention,
-}
-
-impl Opened {
-    /// Checks the request and opens its model.
-    pub fn new(request: &Request, progress: &Progress) -> Result<Self> {
-        let compute = device::open(request.device.as_deref().unwrap_or("auto"), request.dtype)?;
-        Self::with(request, compute, progress)
-    }
-
-    /// As [`Opened::new`], on a device that is open already.
-    pub fn with(request: &Request, compute: Compute, progress: &Progress) -> Result<Self> {
-        request.check()?;
-        if let Some(remark) = &compute.remark {
-            progress.note(remark);
-        }
-        let model = request.model.as_deref().unwrap_or(DEFAULT_MODEL);
-        let encoder = forecast::encoder(request, &compute)?.filter(|encoder| encoder.here);
-        let mut sources = request.sources(model);
-        sources.text_encoder = sources.text_encoder.or(encoder.as_ref().map(|encoder| Path::new(&encoder.entry.name)));
-        let checkpoint = Checkpoint::open(&sources)?;
-        if let Some(encoder) = encoder.as_ref().filter(|encoder| encoder.why.is_some()) {
-            progress.note(&format!("text encoder: {}", encoder.told()));
-        }
-        if let Some(quantize) = request.quantize {
-            say_quantized(&checkpoint, quantize, progress);
-        }
-        let own = checkpoint.run_defaults().convention(&checkpoint.vae.0);
-        let convention = request.convention.unwrap_or(own);
-        checkpoint.notes.iter().for_each(|note| progress.note(note));
-        if convention != own {
-            progress.note(&format!("--convention {convention}: this checkpoint was trained for `{own}`"));
-        }
-        if checkpoint.entry.is_none() {
-            progress.note(&format!(
-                "`{model}` is not in the catalogue: diffusers' defaults of the `{convention}` convention"
-            ));
-        }
-        Ok(Self { checkpoint, compute, convention, encoder })
-    }
-
-    pub fn geometry(&self) -> Geometry {
-        self.checkpoint.geometry()
-    }
-
-    /// What a run takes where nothing else is said.
-    pub fn run_defaults(&self) -> RunDefaults {
-        self.checkpoint.run_defaults()
-    }
-
-    pub fn facts(&self) -> ModelFacts {
-        ModelFacts { geometry: self.geometry(), defaults: self.run_defaults(), convention: self.convention }
-    }
-
-    /// How the footage of a join is made ready for the model: as every other picture that it holds.
-    /// - `legal`: size that the new part is made at.
-    pub fn join_preparation(&self, request: &Request, legal: Extent) -> Preparation {
-        let defaults = self.run_defaults();
-        let two = two_passes::is_wanted(request, &defaults);
-        let downscale = Upscaling::decide(request, &defaults).downscale;
-        let largest = if two { two_passes::sizes(legal, self.geometry(), downscale)[1] } else { legal };
-        Preparation {
-            clip: (legal.width, legal.height),
-            legal: (legal.width, legal.height),
-            largest: (largest.width, largest.height),
-            fit: Fit::Stretch,
-            crf: image_crf(request, &defaults),
-            recipe: Recipe::decide(request.convention, defaults.recipe),
-            moved: true,
-        }
-    }
-
-    /// Width and height that the model makes by default.
-    pub fn default_size(&self) -> (usize, usize) {
-        default_size(&self.run_defaults())
-    }
 }
 
 impl Prepared {
@@ -173,58 +74,61 @@ impl Prepared {
     ///   pictures, which [`Prepared::hold`] brings. `direction`: which way a clip longer than a window grows.
     /// - Errors are the user's to mend: flags, files, sizes.
     pub fn new(
-        opened: Opened,
+        session: &Arc<Session>,
         request: &Request,
         size: Option<(usize, usize)>,
         more: &[Place],
         direction: Direction,
         progress: &Progress,
     ) -> Result<Self> {
-        let Opened { checkpoint, compute, convention, encoder } = opened;
+        session.check_serves(request)?;
+        request.check()?;
+        let Session { checkpoint, compute, .. } = &**session;
+        let convention = session.convention(request);
         let seed = request.seed.unwrap_or_else(fresh_seed);
         let defaults = checkpoint.run_defaults();
         let allowed = checkpoint.allowed_sigmas.as_deref();
-        let channels = checkpoint.vae.0.latent_channels;
+        let (family, channels) = (checkpoint.config.family(), checkpoint.config.latent_channels());
         let here = |entry: &Entry| Store::from_env()?.sound(entry);
-        let upscaler = two_passes::upscaler(request, checkpoint.entry, channels, convention, here)?;
-        let settings = Settings::decide(request, &defaults, allowed, convention, size, upscaler.is_some(), seed)?;
-        let blocks = checkpoint.transformer.0.layers;
+        let upscaler = Upscaler::find(family, request, checkpoint.entry, channels, convention, here)?;
+        let two = upscaler.is_some();
+        let given = Given { request, model: &defaults, allowed, family, convention, size, two, seed };
+        let settings = Settings::decide(&given)?;
+        let blocks = checkpoint.config.blocks();
         settings.passes.iter().try_for_each(|pass| pass.check(blocks))?;
         if seed > u32::MAX as u64 {
             progress.note(&format!("seed {seed}: torch's generator reads its low 32 bits, {}", seed as u32));
         }
-        let geometry = checkpoint.geometry();
+        let geometry = checkpoint.config.geometry();
         let legal = geometry.legal(settings.clip);
         let mut shots = shots(&settings, legal, geometry)?;
         let canvases = match &upscaler {
-            Some(_) => two_passes::canvases(legal, geometry, settings.upscaling.downscale, progress)?,
+            Some(_) => family.canvases(legal, geometry, settings.upscaling.downscale, progress)?,
             None => vec![legal],
         };
-        let mut model = Model::of(&checkpoint, &compute);
-        model.text_encoder = encoder.map(|encoder| encoder.told());
+        let mut model = session.model();
         model.upscaler = upscaler.as_ref().map(Upscaler::size);
         // before anything of that size is made
         shots.iter_mut().try_for_each(|shot| shot.cut(settings.window, &Place::spans(more), geometry, direction))?;
         let mut sketch = Sketch {
             settings: settings.clone(),
-            geometry,
+            config: checkpoint.config.clone(),
             direction,
             prompts: vec![1],
             held: [forecast::stills(request).as_slice(), more].concat(),
             context: more.iter().map(|place| place.count).sum(),
-            scheduler: checkpoint.scheduler.clone(),
         };
-        let first = Forecast::new(model.clone(), sketch.clone(), request, &compute)?;
+        let first = Forecast::new(model.clone(), sketch.clone(), request, &session.host, compute)?;
         let mut held = vec![];
         if first.refusal.is_none() {
             let preparation = Preparation::of(&settings, request, legal, &canvases, checkpoint.entry.is_some());
-            held = inputs::held(request, &settings, (legal, &preparation), geometry, progress)?;
+            held = inputs::held(request, &settings, legal, &preparation, geometry, progress)?;
         }
         sketch.held = [inputs::places(&held).as_slice(), more].concat();
         if !sketch.held.is_empty() {
             checkpoint.check_encoder()?;
         }
-        idle_flags(request, &settings, &checkpoint, sketch.held.is_empty()).iter().for_each(|note| progress.note(note));
+        idle_flags(request, &settings, checkpoint, sketch.held.is_empty()).iter().for_each(|note| progress.note(note));
         let size = request.size.filter(|_| more.is_empty()); // a join works at the footage's shape, and does not enlarge
         beyond_world(&settings, size, checkpoint.entry).iter().for_each(|note| progress.note(note));
         let encode = |text: &str, which: &str| {
@@ -244,14 +148,13 @@ impl Prepared {
         let prompts: Vec<Vec<u32>> = prompts;
         sketch.prompts = prompts.iter().chain(&negative).map(Vec::len).collect();
         let forecast = match first.refusal {
-            None => Forecast::new(model, sketch, request, &compute)?,
+            None => Forecast::new(model, sketch, request, &session.host, compute)?,
             Some(_) => first,
         };
         Ok(Self {
             settings,
             drawn: request.seed.is_none(),
-            checkpoint,
-            compute,
+            session: session.clone(),
             legal,
             canvases,
             upscaler,
@@ -271,17 +174,11 @@ impl Prepared {
     }
 
     fn stages<'a>(&'a self, progress: &'a Progress) -> Stages<'a> {
-        Stages {
-            checkpoint: &self.checkpoint,
-            compute: &self.compute,
-            settings: &self.settings,
-            choices: &self.forecast.plan.choices,
-            progress,
-        }
+        Stages { session: &self.session, settings: &self.settings, choices: &self.forecast.plan.choices, progress }
     }
 
     /// Says what was decided for the user, once all is checked.
-    fn say(&self, progress: &Progress) {
+    fn log(&self, progress: &Progress) {
         if self.drawn {
             progress.note(&format!("seed {}", self.settings.seed));
         }
@@ -299,12 +196,23 @@ impl Prepared {
     /// Prompts and pictures -> what the decoder reads, (1, f, h, w, c) a scene.
     /// - Errors are the machine's: memory, disk, device.
     pub fn latents(&self, progress: &Progress) -> Result<Vec<Tensor>> {
-        self.say(progress);
+        self.latents_from(None, &mut |_| Ok(()), progress)
+    }
+
+    /// As [`Prepared::latents`], of a run that goes on.
+    /// - `from`: where it stands; `None`: at its start. `after`: called after each step, with what a later run goes on from.
+    pub fn latents_from(
+        &self,
+        from: Option<Cursor>,
+        after: &mut dyn FnMut(&Cursor) -> Result<()>,
+        progress: &Progress,
+    ) -> Result<Vec<Tensor>> {
+        self.log(progress);
         let stages = self.stages(progress);
-        let place = if self.compute.device.is_cpu() { "the CPU" } else { "the GPU" };
+        let place = if self.session.compute.device.is_cpu() { "the CPU" } else { "the GPU" };
         let tokens: usize = self.shots.iter().map(|shot| shot.grid.tokens()).sum();
-        progress.detail(&format!("{} on {place}, {tokens} tokens", self.checkpoint.name));
-        self.forecast.say(progress);
+        progress.detail(&format!("{} on {place}, {tokens} tokens", self.session.checkpoint.name));
+        self.forecast.log(progress);
         let begun = Instant::now();
         let prompts: Vec<Vec<u32>> = self.prompts.iter().chain(&self.negative).cloned().collect();
         let texts = stages.encode_text(&prompts)?;
@@ -313,10 +221,10 @@ impl Prepared {
         let clips: Vec<&[Frame]> = self.held.iter().map(|held| held.frames.as_slice()).collect();
         let size = |canvas: &Extent| (canvas.width, canvas.height);
         let posteriors = self.canvases.iter().map(|canvas| stages.encode_clips(&clips, size(canvas)));
-        let posteriors = posteriors.collect::<Result<_>>()?;
+        let posteriors = posteriors.collect::<Result<Vec<_>>>()?;
         self.forecast.remember(Stage::Encode, begun, progress);
         let begun = Instant::now();
-        let (latents, mut noise) = self.denoise(&stages, &texts, posteriors)?;
+        let (latents, mut noise) = self.denoise(&stages, &texts, &posteriors, from, after)?;
         self.forecast.remember(Stage::Denoise, begun, progress);
         latents.iter().map(|latents| stages.decoder_input(latents, &mut noise)).collect()
     }
@@ -326,7 +234,7 @@ impl Prepared {
         if let Some(decoder) = self.decoder.get() {
             return Ok(decoder);
         }
-        let decoder = stages.decoder()?;
+        let decoder = self.session.decoder(stages.progress)?;
         Ok(self.decoder.get_or_init(|| decoder))
     }
 
@@ -357,7 +265,7 @@ impl Prepared {
     pub fn look(&self, latents: &Tensor, first: usize, last: usize) -> Result<Vec<Frame>> {
         /// Latent frames beside the wanted ones: the decoder's layers look about this far.
         const MARGIN: usize = 2;
-        let geometry = self.checkpoint.geometry();
+        let geometry = self.session.geometry();
         let from = geometry.latent_frame(first).saturating_sub(MARGIN);
         let to = (geometry.latent_frame(last) + 1 + MARGIN).min(latents.dim(1)?);
         let part = latents.narrow(1, from, to - from)?;
@@ -385,14 +293,14 @@ pub struct Job {
 impl Job {
     /// Checks all that can be wrong before the long part.
     /// - Errors are the user's to mend: flags, files, sizes, output.
-    pub fn prepare(request: &Request, progress: &Progress) -> Result<Self> {
-        outputs::check_named(request, &[])?;
-        let opened = Opened::new(request, progress)?;
-        let size = inputs::size_from_stills(request, opened.default_size(), opened.geometry())?;
-        let prepared = Prepared::new(opened, request, size, &[], Direction::Forward, progress)?;
+    pub fn prepare(request: &Request, host: &Host, progress: &Progress) -> Result<Self> {
+        outputs::check_named(request, host, &[])?;
+        let session = Session::open(request, host, Keep::Nothing, progress)?;
+        let size = inputs::size_from_stills(request, session.default_size(), session.geometry())?;
+        let prepared = Prepared::new(&session, request, size, &[], Direction::Forward, progress)?;
         let clip = prepared.settings.output();
-        let target = outputs::target(request, &prepared.settings)?;
-        outputs::check(request, &target, &[])?;
+        let target = outputs::target(request, host, &prepared.settings)?;
+        outputs::check(request, host, &target, &[])?;
         let Extent { width, height, frames } = clip;
         let sizing = if prepared.settings.scale > 1 { Sizing::Scaled(prepared.settings.scale) } else { Sizing::Asked };
         target.check_clip(&Clip { width, height, frames, fps: prepared.settings.fps }, sizing)?;
@@ -402,7 +310,7 @@ impl Job {
         if request.quality.is_some() && !matches!(target.format, Format::Mp4 | Format::Webp) {
             progress.note("--quality has no effect on a lossless format");
         }
-        Ok(Self { prepared, target, force: request.force })
+        Ok(Self { prepared, target, force: host.force })
     }
 
     /// - Errors when the run does not fit the memory that there is.

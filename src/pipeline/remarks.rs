@@ -10,8 +10,8 @@ use crate::platform::progress::Progress;
 use crate::platform::shown;
 
 /// What `--quantize` leaves as it is.
-pub fn say_quantized(checkpoint: &Checkpoint, quantize: Quantize, progress: &Progress) {
-    let parts = [&checkpoint.transformer.1, &checkpoint.text.1];
+pub fn log_quantised(checkpoint: &Checkpoint, quantize: Quantize, progress: &Progress) {
+    let parts = [&checkpoint.transformer, &checkpoint.text.1];
     let left: Vec<&str> = parts.iter().flat_map(|part| part.not_quantized()).collect();
     let made: usize = parts.iter().map(|part| part.quantized_count()).sum();
     let (name, values) = (quantize.name(), quantize.blocks().values());
@@ -63,7 +63,7 @@ pub fn idle_flags(request: &Request, settings: &Settings, checkpoint: &Checkpoin
             }
         }
     }
-    if !checkpoint.vae.0.timestep_conditioning {
+    if !checkpoint.config.decoder_takes_timestep() {
         for (given, flag) in [(request.decode_timestep, "--decode-timestep"), (request.decode_noise, "--decode-noise")]
         {
             if given.is_some() {
@@ -110,7 +110,7 @@ pub fn beyond_world(settings: &Settings, size: Option<(usize, usize)>, entry: Op
             world.short
         ));
     }
-    let (own_width, own_height) = default_size(&entry.run);
+    let (own_width, own_height) = default_size(&entry.run, settings.family);
     if let Some((width, height)) = size {
         let share = (width * height) as f64 / (own_width * own_height) as f64;
         let what = format!("{called} was trained at {own_width}x{own_height}, and");
@@ -131,13 +131,25 @@ mod tests {
     use super::*;
     use crate::hub::catalogue;
     use crate::job::convention::Convention;
+    use crate::models::Family;
+    use crate::planning::settings::Given;
 
     #[test]
     fn only_the_built_in_models_have_a_small_world() {
         let said = |model: &str, prompt: &str, size: Option<(usize, usize)>| {
             let entry = catalogue::find(model).unwrap();
             let request = Request { prompt: prompt.to_string(), size, ..Default::default() };
-            let settings = Settings::decide(&request, &entry.run, None, Convention::Condition, None, false, 1).unwrap();
+            let settings = Settings::decide(&Given {
+                request: &request,
+                model: &entry.run,
+                allowed: None,
+                family: Family::ALL[0],
+                convention: Convention::Condition,
+                size: None,
+                two: false,
+                seed: 1,
+            })
+            .unwrap();
             beyond_world(&settings, size, Some(entry))
         };
         let words = said("tiny", "a cat sleeps on a sofa", None);

@@ -12,10 +12,10 @@
 use crate::hub::catalogue;
 use crate::job::geometry::{Extent, Geometry};
 use crate::job::tiles::Tiles;
-use crate::models::ltx::vae::Chunking;
+use crate::nn::stream::Chunking;
 use crate::nn::tiles::Tiling;
 use crate::planning::cut::{self, VaeChunking};
-use crate::planning::{Model, Need, Stage, Task, geometry, need, needs};
+use crate::planning::{Model, Need, Stage, Task, need, needs};
 use crate::platform::device::Compute;
 use crate::platform::progress::human_bytes;
 use anyhow::{Result, bail, ensure};
@@ -57,9 +57,9 @@ pub struct Choices {
 impl Choices {
     /// What is done where memory is plenty.
     pub fn plenty(model: &Model, task: &Task, tiling: Option<Tiling>, compute: &Compute) -> Self {
-        let group = cut::group(task.canvas().width, task.canvas().height, geometry(model), &compute.device);
+        let group = cut::group(task.canvas().width, task.canvas().height, model.config.geometry(), &compute.device);
         let cut = VaeChunking { chunking: Chunking { latent_frames: group, slices: 1 }, tiling };
-        Self { resident: model.transformer.0.layers, scratch: false, encode: cut, decode: cut }
+        Self { resident: model.config.blocks(), scratch: false, encode: cut, decode: cut }
     }
 
     /// What takes the least memory that a run can be cut to, with these tiles.
@@ -132,8 +132,8 @@ impl Chooser<'_> {
         if !fits(&choices, Stage::Denoise) {
             refuse(&choices, Stage::Denoise)?;
         }
-        choices.scratch = choices.resident < model.transformer.0.layers && model.has_room();
-        let space = geometry(model).space;
+        choices.scratch = choices.resident < model.config.blocks() && model.has_room();
+        let space = model.config.geometry().space;
         let (h, w) = (task.canvas().height / space, task.canvas().width / space);
         for stage in [Stage::Encode, Stage::Decode] {
             let cut = |choices: &mut Choices, cut: VaeChunking| match stage {
@@ -181,7 +181,7 @@ impl Chooser<'_> {
                 fixes.extend(smaller.map(|e| format!("--text-encoder {}", e.name)).take(3));
             }
             Stage::Denoise | Stage::Encode | Stage::Decode => {
-                let clips = smaller_clips(self.task.clip, geometry(self.model)).into_iter();
+                let clips = smaller_clips(self.task.clip, self.model.config.geometry()).into_iter();
                 let found = clips.filter_map(|clip| (self.resized)(clip)).find(|task| self.can_be_cut(task));
                 fixes.extend(found.map(|task| task.flags_from(self.task)));
             }
@@ -208,10 +208,10 @@ impl Chooser<'_> {
         let mut choices = Choices::least(self.tiling);
         let of = |choices: &Choices, stage: Stage| need(model, task, choices, compute, stage).map_or(0, |n| n.memory());
         let text = of(&choices, Stage::Text);
-        let blocks = 0..=model.transformer.0.layers;
+        let blocks = 0..=model.config.blocks();
         let denoise = blocks.map(|resident| of(&Choices { resident, ..choices }, Stage::Denoise)).min().unwrap_or(0);
         let mut least = [u64::MAX; 2];
-        let space = geometry(model).space;
+        let space = model.config.geometry().space;
         let (h, w) = (task.canvas().height / space, task.canvas().width / space);
         loop {
             for (least, stage) in least.iter_mut().zip([Stage::Encode, Stage::Decode]) {
@@ -228,7 +228,7 @@ impl Chooser<'_> {
     /// Whether a task can be cut to fit: as [`Chooser::choose`], without looking for a way out.
     fn can_be_cut(&self, task: &Task) -> bool {
         let Some(most) = self.budget.bytes() else { return true };
-        let space = geometry(self.model).space;
+        let space = self.model.config.geometry().space;
         let (h, w) = (task.canvas().height / space, task.canvas().width / space);
         let mut choices = Choices::least(self.tiling);
         loop {

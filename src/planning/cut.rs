@@ -1,7 +1,7 @@
 //! How the VAE goes through a clip: how many frames at a time, in which tiles.
 
 use crate::job::geometry::Geometry;
-use crate::models::ltx::vae::Chunking;
+use crate::nn::stream::Chunking;
 use crate::nn::tiles::Tiling;
 use candle_core::Device;
 

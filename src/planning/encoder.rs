@@ -2,8 +2,8 @@
 //! stage fits the memory; where none is here, of all that can be fetched.
 
 use crate::hub::catalogue::{self, Entry};
-use crate::models::parts::open_text_encoder;
-use crate::models::random;
+use crate::models::text;
+use crate::models::text::open::open_text_encoder;
 use crate::models::text::t5::T5Config;
 use crate::nn::kernel::MatmulType;
 use crate::planning::weights::Weights;
@@ -24,7 +24,7 @@ pub struct Encoder {
 
 impl Encoder {
     /// As plans and remarks have it.
-    pub fn told(&self) -> String {
+    pub fn describe(&self) -> String {
         let why = self.why.as_deref().unwrap_or("the model's own");
         format!("`{}` ({why})", self.entry.name)
     }
@@ -90,8 +90,8 @@ fn of_file(path: &Path, prompts: &[usize], compute: &Compute) -> Option<u64> {
 
 /// What it takes with one that is not, by its size: all in the catalogue are T5-XXL.
 fn of_entry(entry: &Entry, prompts: &[usize], compute: &Compute) -> Option<u64> {
-    let (_, _, config) = random::sizes().into_iter().find(|size| size.0 == "t5-xxl")?;
-    let config = T5Config::parse(&config, "t5-xxl").ok()?;
+    let size = text::sizes::t5_xxl();
+    let config = T5Config::parse(&size.config, size.name).ok()?;
     let weights = Weights::even(entry.size()?, config.layers);
     let product = Product::plain(MatmulType::F32);
     Some(of_text(&config, &weights, product, prompts, 0, compute).memory())
@@ -122,9 +122,9 @@ mod tests {
         assert_eq!((own.entry.name.as_str(), own.here, own.why), ("t5-xxl-fp16", false, None));
         let here = chosen(&["t5-xxl-q6_k", "t5-xxl-q8_0"], plenty);
         assert_eq!((here.entry.name.as_str(), here.here), ("t5-xxl-q8_0", true));
-        assert_eq!(here.told(), "`t5-xxl-q8_0` (`t5-xxl-fp16` is not here)");
+        assert_eq!(here.describe(), "`t5-xxl-q8_0` (`t5-xxl-fp16` is not here)");
         assert_eq!(chosen(&["t5-xxl-q6_k"], Budget::Unknown).entry.name, "t5-xxl-q6_k");
-        assert_eq!(chosen(&["t5-xxl-fp16"], plenty).told(), "`t5-xxl-fp16` (the model's own)");
+        assert_eq!(chosen(&["t5-xxl-fp16"], plenty).describe(), "`t5-xxl-fp16` (the model's own)");
     }
 
     #[test]
@@ -138,7 +138,10 @@ mod tests {
             assert_eq!(found.why.is_some(), i > 0);
         }
         let found = chosen(&[], Budget::Asked(needs[2]));
-        assert!(found.told().contains("`t5-xxl-fp16` takes") && found.told().contains("--memory allows"), "{found:?}");
+        assert!(
+            found.describe().contains("`t5-xxl-fp16` takes") && found.describe().contains("--memory allows"),
+            "{found:?}"
+        );
         // none fits: the smallest, and the plan refuses it
         assert_eq!(chosen(&[], Budget::Asked(1 << 20)).entry.name, all[all.len() - 1].name);
     }

@@ -7,10 +7,12 @@ use crate::hub::catalogue::{self, Kind};
 use crate::hub::store::Store;
 use crate::job::convention::Convention;
 use crate::job::geometry::{Extent, Geometry};
+use crate::job::host::Host;
 use crate::job::recipe::Recipe;
 use crate::job::request::Request;
-use crate::models::ltx::vae::Chunking;
 use crate::models::text::tokenizer::Tokenizer;
+use crate::models::{Config, Family};
+use crate::nn::stream::Chunking;
 use crate::planning::history::{self, Run};
 use crate::planning::outputs;
 use crate::planning::settings::Settings;
@@ -48,16 +50,22 @@ pub struct Forecast {
     tiled: bool,
     /// The name of the output, where neither it nor the seed in it was given.
     unnamed: Option<String>,
-    /// What each finished stage took, where that is watched: seconds and peak resident bytes.
+    /// What each finished stage took, where that is watched.
     watched: Option<Mutex<Vec<Watched>>>,
 }
 
-/// A stage, its seconds and its peak resident bytes.
-pub type Watched = (Stage, f64, Option<u64>);
+/// What a finished stage took.
+#[derive(Clone, Copy, Debug)]
+pub struct Watched {
+    pub stage: Stage,
+    pub seconds: f64,
+    /// Peak resident bytes, where the system tells.
+    pub memory: Option<u64>,
+}
 
 /// What a run may use.
-fn budget(request: &Request, compute: &Compute) -> Budget {
-    match request.memory {
+fn budget(host: &Host, compute: &Compute) -> Budget {
+    match host.memory {
         Some(bytes) => Budget::Asked(bytes),
         None if !compute.device.is_cpu() => Budget::Unknown,
         None => machine::free_memory().map_or(Budget::Unknown, |free| Budget::Free(free - free / MARGIN)),
@@ -105,10 +113,10 @@ impl Speeds {
 impl Forecast {
     /// Plans a run and cuts it to the memory that there is.
     /// - Errors on what cannot be made, and on tiles that cannot be. What does not fit is no error here: see [`Forecast::fits`].
-    pub fn new(model: Model, sketch: Sketch, request: &Request, compute: &Compute) -> Result<Self> {
-        let [_, space, _] = model.vae.strides();
+    pub fn new(model: Model, sketch: Sketch, request: &Request, host: &Host, compute: &Compute) -> Result<Self> {
+        let space = model.config.geometry().space;
         let tiling = planning::tiling(request.vae_tile, request.vae_overlap, space)?;
-        let (budget, task) = (budget(request, compute), sketch.task()?);
+        let (budget, task) = (budget(host, compute), sketch.task()?);
         let chooser = Chooser {
             model: &model,
             task: &task,
@@ -130,7 +138,7 @@ impl Forecast {
             compute: compute.clone(),
             refusal,
             tiled: tiling.is_some(),
-            unnamed: outputs::unnamed(request).map(|path| path.display().to_string()),
+            unnamed: outputs::unnamed(request, host).map(|path| path.display().to_string()),
             watched: None,
         })
     }
@@ -144,11 +152,11 @@ impl Forecast {
     }
 
     /// Says how long the run takes, and how it is cut, where that costs time or changes pictures.
-    pub fn say(&self, progress: &Progress) {
-        self.say_time(progress);
-        let [_, space, _] = self.model.vae.strides();
+    pub fn log(&self, progress: &Progress) {
+        self.log_time(progress);
+        let space = self.model.config.geometry().space;
         self.plan
-            .remarks(self.model.transformer.0.layers, space, self.tiled)
+            .remarks(self.model.config.blocks(), space, self.tiled)
             .iter()
             .for_each(|remark| progress.note(remark));
         for need in &self.plan.needs {
@@ -160,7 +168,7 @@ impl Forecast {
     }
 
     /// Says how long the run takes, where that is known and not short.
-    fn say_time(&self, progress: &Progress) {
+    fn log_time(&self, progress: &Progress) {
         if progress.quiet || progress.mode == Mode::None {
             return;
         }
@@ -189,7 +197,7 @@ impl Forecast {
     /// The largest of some smaller clips that is made before long, where the run takes long; where none is, the smallest.
     fn offer(&self, whole: Time, speeds: &mut Speeds) -> Option<Offer> {
         let most = whole.seconds().filter(|&seconds| seconds > OFFER_FROM && self.refusal.is_none())?;
-        let tasks = offered_clips(self.plan.task.clip, self.sketch.geometry);
+        let tasks = offered_clips(self.plan.task.clip, self.sketch.config.geometry());
         let mut offers = vec![];
         for task in tasks.into_iter().filter_map(|clip| self.sketch.resized(clip)) {
             let Choices { resident, .. } = self.plan.choices;
@@ -233,7 +241,7 @@ impl Forecast {
         self.watched = Some(Mutex::default());
     }
 
-    /// Stages that were watched: seconds and peak resident bytes.
+    /// Stages that were watched.
     pub fn watched(&self) -> Vec<Watched> {
         self.watched.as_ref().and_then(|all| all.lock().ok()).map(|all| all.clone()).unwrap_or_default()
     }
@@ -242,8 +250,8 @@ impl Forecast {
     pub fn remember(&self, stage: Stage, begun: Instant, progress: &Progress) {
         let seconds = begun.elapsed().as_secs_f64();
         if let Some(Ok(mut all)) = self.watched.as_ref().map(Mutex::lock) {
-            let peak = machine::peak_memory().filter(|_| machine::forget_peak().is_ok());
-            return all.push((stage, seconds, peak));
+            let memory = machine::peak_memory().filter(|_| machine::forget_peak().is_ok());
+            return all.push(Watched { stage, seconds, memory });
         }
         let Some(need) = self.plan.need(stage).filter(|need| need.operations > 0) else { return };
         let Some(place) = history::place() else { return };
@@ -260,8 +268,8 @@ impl Forecast {
         Report {
             model: self.model.name.clone(),
             fps: settings.fps,
-            space: self.model.vae.strides()[1],
-            layers: self.model.transformer.0.layers,
+            space: self.model.config.geometry().space,
+            layers: self.model.config.blocks(),
             tiled: self.tiled,
             out: Some(self.unnamed.clone().unwrap_or_else(|| target.path.display().to_string())),
             scale: settings.scale,
@@ -310,13 +318,14 @@ fn offered_clips(clip: Extent, geometry: Geometry) -> Vec<Extent> {
 
 /// The text encoder that a run takes where none is named: see [`planning::encoder`]. `None` where one is named, and where the model is
 /// none of the catalogue's.
-pub fn encoder(request: &Request, compute: &Compute) -> Result<Option<Encoder>> {
+pub fn encoder(request: &Request, host: &Host, compute: &Compute) -> Result<Option<Encoder>> {
     let name = request.model.as_deref().unwrap_or(crate::embedded::NAME);
     let entry = catalogue::named(name).filter(|entry| entry.kind == Kind::Model && !entry.embedded);
     let Some(entry) = entry.filter(|_| request.text_encoder.is_none()) else { return Ok(None) };
     let store = Store::from_env()?;
-    let old = entry.matches.as_ref().is_some_and(|known| matches!(known.vae.as_deref(), Some("0.9.0" | "0.9.1")));
-    let own = if old { Convention::Text } else { Convention::Condition };
+    let family = Family::of_entry(entry)?;
+    // of one whose sizes are not known, as the newer ones; for this it is near enough
+    let own = Config::of_entry(entry).map_or(Convention::Condition, |config| config.convention());
     let convention = request.convention.or(entry.run.convention).unwrap_or(own);
     let recipe = Recipe::decide(request.convention, entry.run.recipe);
     let tokenizer = Tokenizer::builtin_t5()?; // that of nearly all; for this it is near enough
@@ -324,11 +333,11 @@ pub fn encoder(request: &Request, compute: &Compute) -> Result<Option<Encoder>> 
     let texts = request.prompt_at.iter().map(|scene| scene.prompt.as_str()).chain(negative);
     let texts = std::iter::once(request.prompt.as_str()).chain(texts);
     let tokens = |text| {
-        let ids = tokenizer.encode(text, recipe.max_tokens(convention))?.ids;
-        Ok(recipe.encoded_tokens(convention, ids.len()))
+        let ids = tokenizer.encode(text, family.max_tokens(recipe, convention))?.ids;
+        Ok(family.encoded_tokens(recipe, convention, ids.len()))
     };
     let prompts = texts.map(tokens).collect::<Result<Vec<usize>>>()?;
-    Ok(planning::encoder(entry, &prompts, |entry| store.find(entry), budget(request, compute), compute))
+    Ok(planning::encoder(entry, &prompts, |entry| store.find(entry), budget(host, compute), compute))
 }
 
 #[cfg(test)]

@@ -22,13 +22,13 @@ mod work;
 pub use choose::{Budget, Choices, Chooser, smaller_clips, tiling};
 pub use disk::{check_disk, least_disk};
 pub use encoder::{Encoder, encoder};
-pub use show::{Offer, Report, Room, Time, rough_seconds};
+pub use show::{Download, Offer, Report, Room, Time, rough_seconds};
 pub use weights::{Model, Products};
 pub use work::{Product, Work};
 
 use crate::job::geometry::{Extent, Geometry};
-use crate::models::ltx::cost;
-use crate::models::ltx::cost::count::{Count, Widths};
+use crate::models::cost::{Count, Widths};
+use crate::models::text;
 use crate::models::text::t5::T5Config;
 use crate::nn::attention::is_flash;
 use crate::nn::conv3d::is_fused;
@@ -186,11 +186,11 @@ pub enum Requantised {
 
 impl Requantised {
     pub fn of(model: &Model, choices: &Choices) -> Option<Self> {
-        if choices.resident >= model.transformer.0.layers || !model.quantised_anew {
+        if choices.resident >= model.config.blocks() || !model.quantised_anew {
             return None;
         }
         let folder = model.scratch.clone().filter(|_| choices.scratch);
-        Some(folder.map_or(Self::EachTime, |folder| Self::Once(model.transformer.1.total(), folder)))
+        Some(folder.map_or(Self::EachTime, |folder| Self::Once(model.transformer.total(), folder)))
     }
 }
 
@@ -225,13 +225,31 @@ pub fn needs(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -
 
 /// What one stage takes; `None` where it does not run.
 fn need(model: &Model, task: &Task, choices: &Choices, compute: &Compute, stage: Stage) -> Option<Need> {
-    Some(match stage {
-        Stage::Text => text(model, task, compute),
+    let mut need = match stage {
+        Stage::Text => encode_text(model, task, compute),
         Stage::Encode if task.held.is_empty() => return None,
         Stage::Encode => encode(model, task, choices, compute),
         Stage::Denoise => denoise(model, task, choices, compute),
         Stage::Decode => decode(model, task, choices, compute),
-    })
+    };
+    if model.kept {
+        need.held += kept_beside(model, choices, stage);
+        if stage == Stage::Text {
+            need.weights = model.text.1.total();
+        }
+    }
+    Some(need)
+}
+
+/// Bytes of the networks that stay in memory beside that of a stage: those of the stages before it, and in a later run of all.
+fn kept_beside(model: &Model, choices: &Choices, stage: Stage) -> u64 {
+    let all = [
+        (Stage::Text, model.text.1.total()),
+        (Stage::Encode, model.encoder.total()),
+        (Stage::Denoise, model.transformer.with_layers(choices.resident)),
+        (Stage::Decode, model.decoder.total()),
+    ];
+    all.into_iter().filter(|(other, _)| *other != stage).map(|(_, bytes)| bytes).sum()
 }
 
 /// Numbers that the upscaler has in memory for each of its latents once they are enlarged, in its channels. Measured: 0.5 GB for
@@ -241,11 +259,6 @@ const UPSCALER_WIDTHS: usize = 10;
 /// Latent frames after which nothing new happens in a decoder: its layers together look about 21 ahead.
 const STEADY: usize = 48;
 
-fn geometry(model: &Model) -> Geometry {
-    let [time, space, _] = model.vae.strides();
-    Geometry { time, space }
-}
-
 /// Vectors of all prompts.
 fn vectors(model: &Model, task: &Task, compute: &Compute) -> u64 {
     (task.prompts.iter().sum::<usize>() * model.text.0.d_model * compute.dtype.size_in_bytes()) as u64
@@ -253,13 +266,13 @@ fn vectors(model: &Model, task: &Task, compute: &Compute) -> u64 {
 
 /// Latents of the whole clip, f32.
 fn latents(model: &Model, task: &Task) -> u64 {
-    let geometry = geometry(model);
+    let geometry = model.config.geometry();
     let canvas = task.canvas();
     let plane = canvas.width / geometry.space * (canvas.height / geometry.space);
-    (task.scenes.iter().sum::<usize>() * plane * model.vae.latent_channels * 4) as u64
+    (task.scenes.iter().sum::<usize>() * plane * model.config.latent_channels() * 4) as u64
 }
 
-fn text(model: &Model, task: &Task, compute: &Compute) -> Need {
+fn encode_text(model: &Model, task: &Task, compute: &Compute) -> Need {
     let (config, weights) = &model.text;
     let held = task.pictures + vectors(model, task, compute);
     of_text(config, weights, model.products.text, &task.prompts, held, compute)
@@ -276,7 +289,7 @@ fn of_text(
     compute: &Compute,
 ) -> Need {
     let Count { peak, operations, .. } =
-        cost::networks::text(config, prompts, widths(compute, product.operand(compute)));
+        text::cost::encoder(config, prompts, widths(compute, product.operand(compute)));
     let (work, read) = (vec![(Work::Product(product), operations)], weights.total());
     Need { stage: Stage::Text, weights: weights.with_layers(0), live: peak, held, operations, work, read }
 }
@@ -284,11 +297,11 @@ fn of_text(
 fn encode(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> Need {
     let widths = widths(compute, model.products.vae.operand(compute));
     let VaeChunking { chunking, tiling } = choices.encode;
-    let space = geometry(model).space;
+    let space = model.config.geometry().space;
     let mut all = Count::default();
     for (canvas, &frames) in task.canvases.iter().flat_map(|canvas| task.held.iter().map(move |held| (canvas, held))) {
         each_tile(tiling, canvas.height / space, canvas.width / space, |h, w, times| {
-            let count = cost::vae::encoder(&model.vae, [frames, h * space, w * space], chunking.latent_frames, widths);
+            let count = model.config.encoder_cost([frames, h * space, w * space], chunking.latent_frames, widths);
             all.peak = all.peak.max(count.peak);
             all.operations += times * count.operations;
         });
@@ -301,15 +314,15 @@ fn encode(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> N
 }
 
 fn denoise(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> Need {
-    let (config, weights) = &model.transformer;
+    let (config, weights) = (&model.config, &model.transformer);
     let product = model.products.transformer;
     let whole = compute.device.is_cpu() && product.is_int8();
     let widths = Widths { whole, ..widths(compute, product.operand(compute)) };
     let text = task.prompts.iter().copied().max().unwrap_or(0);
-    let contexts = cost::networks::contexts(config, &task.prompts, widths);
+    let contexts = config.contexts_cost(&task.prompts, widths);
     let (mut peak, mut operations, mut attention) = (0, contexts.operations, 0);
     for window in &task.windows {
-        let count = cost::networks::transformer(config, window.tokens, text, widths);
+        let count = config.transformer_cost(window.tokens, text, widths);
         peak = peak.max(count.peak);
         operations += window.evaluations as u64 * count.operations;
         attention += window.evaluations as u64 * count.attention;
@@ -319,13 +332,13 @@ fn denoise(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> 
     let read = weights.total() + passing * evaluations.saturating_sub(1) as u64;
     let work = vec![
         (Work::Product(product), operations - attention),
-        (Work::Attention(product.math, config.head_dim), attention),
+        (Work::Attention(product.math, config.head_dim()), attention),
     ];
     let held = task.pictures + vectors(model, task, compute) + contexts.peak + 2 * latents(model, task);
     let mut weights = weights.with_layers(choices.resident);
     if let Some((bytes, width)) = model.upscaler {
         // it stands between two passes, with the transformer where it was
-        let positions = latents(model, task) / (4 * model.vae.latent_channels) as u64;
+        let positions = latents(model, task) / (4 * model.config.latent_channels()) as u64;
         peak = peak.max(positions * (width * UPSCALER_WIDTHS * 4) as u64);
         weights += bytes;
     }
@@ -335,7 +348,7 @@ fn denoise(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> 
 fn decode(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> Need {
     let widths = widths(compute, model.products.vae.operand(compute));
     let VaeChunking { chunking, tiling } = choices.decode;
-    let Geometry { space, time } = geometry(model);
+    let Geometry { space, time } = model.config.geometry();
     let canvas = task.canvas();
     let (h, w) = (canvas.height / space, canvas.width / space);
     // pictures that are yet to be brought to another size are joined in f32
@@ -344,7 +357,7 @@ fn decode(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> N
     for &frames in &task.scenes {
         each_tile(tiling, h, w, |h, w, times| {
             let seen = frames.min(STEADY.max(2 * chunking.latent_frames));
-            let count = cost::vae::decoder(&model.vae, [seen, h, w], chunking, widths);
+            let count = model.config.decoder_cost([seen, h, w], chunking, widths);
             all.peak = all.peak.max(count.peak);
             all.operations += times * (count.operations as f64 * frames as f64 / seen as f64) as u64;
         });

@@ -1,5 +1,6 @@
 //! Where a clip goes: what `-o` means for a request, and that it takes nothing away which the request reads.
 
+use crate::job::host::Host;
 use crate::job::request::Request;
 use crate::planning::settings::Settings;
 use crate::video::write::{Format, Target, is_folder};
@@ -8,19 +9,19 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 /// Where a request's clip goes.
-pub fn target(request: &Request, settings: &Settings) -> Result<Target> {
-    Target::parse(path(request, settings.seed))
+pub fn target(request: &Request, host: &Host, settings: &Settings) -> Result<Target> {
+    Target::parse(path(request, host, settings.seed))
 }
 
 /// Where a request's clip goes whose seed is yet to be drawn: `SEED` stands for it. `None` where the name has no such seed.
-pub fn unnamed(request: &Request) -> Option<PathBuf> {
-    let named = request.out.as_ref().is_some_and(|path| !is_folder(path));
-    (!named && request.seed.is_none()).then(|| path(request, "SEED"))
+pub fn unnamed(request: &Request, host: &Host) -> Option<PathBuf> {
+    let named = host.out.as_ref().is_some_and(|path| !is_folder(path));
+    (!named && request.seed.is_none()).then(|| path(request, host, "SEED"))
 }
 
-fn path(request: &Request, seed: impl Display) -> PathBuf {
+fn path(request: &Request, host: &Host, seed: impl Display) -> PathBuf {
     let name = default_name(&request.prompt, seed);
-    match &request.out {
+    match &host.out {
         Some(path) if is_folder(path) => Path::new(path).join(name),
         Some(path) => path.into(),
         None => name.into(),
@@ -45,9 +46,9 @@ pub fn default_name(prompt: &str, seed: impl Display) -> String {
 /// Checks an output that is named, before anything else is looked at. One whose name waits for the seed is checked later, as
 /// [`check`] does.
 /// - `clips`: footage that is read besides the request's own files.
-pub fn check_named(request: &Request, clips: &[&Path]) -> Result<()> {
-    match &request.out {
-        Some(path) if !is_folder(path) => check(request, &Target::parse(path)?, clips),
+pub fn check_named(request: &Request, host: &Host, clips: &[&Path]) -> Result<()> {
+    match &host.out {
+        Some(path) if !is_folder(path) => check(request, host, &Target::parse(path)?, clips),
         _ => Ok(()),
     }
 }
@@ -55,12 +56,12 @@ pub fn check_named(request: &Request, clips: &[&Path]) -> Result<()> {
 /// Checks an output against what is there already and against what the request reads.
 /// - `clips`: footage that is read besides the request's own files.
 /// - Errors where it is, holds or is part of a file that is read, and as [`Target::check_place`] does.
-pub fn check(request: &Request, target: &Target, clips: &[&Path]) -> Result<()> {
+pub fn check(request: &Request, host: &Host, target: &Target, clips: &[&Path]) -> Result<()> {
     if target.format == Format::Y4m {
-        return target.check_place(request.force);
+        return target.check_place(host.force);
     }
     let Ok(out) = target.path.canonicalize() else {
-        return target.check_place(request.force); // what is not there yet is nobody's input
+        return target.check_place(host.force); // what is not there yet is nobody's input
     };
     for Input { path, flag, is_picture } in inputs(request, clips) {
         let Ok(input) = path.canonicalize() else { continue }; // whoever reads it says why not
@@ -83,7 +84,7 @@ pub fn check(request: &Request, target: &Target, clips: &[&Path]) -> Result<()> 
             );
         }
     }
-    target.check_place(request.force)
+    target.check_place(host.force)
 }
 
 /// A file or folder that a run reads.

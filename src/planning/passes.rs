@@ -2,71 +2,13 @@
 //! the model's entry in the catalogue.
 
 use crate::hub::catalogue::{PassDefaults, RunDefaults};
-use crate::job::convention::Convention;
 use crate::job::recipe::Recipe;
 use crate::job::request::Request;
-use crate::models::ltx::config::{Sampler, SchedulerConfig};
+use crate::models::Family;
 use crate::sampling::guidance::{ByLevel, Plan};
-use crate::sampling::solver::{Schedule, Shift};
+use crate::sampling::solver::{Levels, Schedule};
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
-
-/// Steps of a run that nobody says anything of.
-/// - Source: diffusers `pipelines/ltx/pipeline_ltx.py`, `__call__`, at 58eb52c; as [`GUIDANCE`].
-const STEPS: usize = 50;
-const GUIDANCE: f64 = 3.0;
-
-/// Side of the first of two passes, of the whole; the upscaler doubles it.
-/// - Source: LTX-Video `configs/*.yaml`, `downscale_factor`, at 5260738; as [`REFINE`].
-const DOWNSCALE: f64 = 0.6666666;
-/// Noise levels of a second pass that nobody says anything of: the presets' for distilled models.
-const REFINE: [f64; 3] = [0.9094, 0.725, 0.4219];
-
-/// How the noise levels of a pass are found.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Levels {
-    /// So many steps, less the first and the last of them.
-    Steps {
-        steps: usize,
-        skip_initial: usize,
-        skip_final: usize,
-    },
-    Sigmas(Vec<f64>),
-}
-
-impl Levels {
-    /// Returns the noise levels of a pass over a video of `tokens`.
-    /// - `config`: what the checkpoint says of its schedule.
-    /// - Errors on levels that do not fall, and when all steps are left out.
-    pub fn schedule(
-        &self,
-        config: &SchedulerConfig,
-        convention: Convention,
-        recipe: Recipe,
-        tokens: usize,
-    ) -> Result<Schedule> {
-        let (n, skip_initial, skip_final) = match self {
-            Levels::Sigmas(sigmas) => return Schedule::explicit(sigmas),
-            Levels::Steps { steps, skip_initial, skip_final } => (*steps, *skip_initial, *skip_final),
-        };
-        let fixed = Shift { shift: config.shift, terminal: config.terminal };
-        let by_tokens = config.dynamic.map(|bounds| Shift::by_tokens(tokens, bounds, config.terminal));
-        let header = config.sampler.filter(|_| recipe.follows_header());
-        let (sampler, shift) = match (header, convention) {
-            (Some(sampler), _) => (sampler, by_tokens.unwrap_or(fixed)),
-            (None, Convention::Text) => (Sampler::Uniform, by_tokens.unwrap_or(fixed)),
-            // the shift by tokens belongs to the other convention
-            (None, Convention::Condition) => {
-                (Sampler::LinearQuadratic, if by_tokens.is_some() { Shift::NONE } else { fixed })
-            }
-        };
-        let whole = match sampler {
-            Sampler::Uniform => Schedule::linear(n, &shift),
-            Sampler::LinearQuadratic => Schedule::linear_quadratic(n, &shift),
-        };
-        whole.without(skip_initial, skip_final)
-    }
-}
 
 /// One way down the noise levels.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -87,34 +29,28 @@ pub struct Upscaling {
 }
 
 impl Upscaling {
-    pub fn decide(request: &Request, model: &RunDefaults) -> Self {
-        Self { downscale: model.downscale.unwrap_or(DOWNSCALE), adain: request.adain.unwrap_or(1.0) }
+    pub fn decide(request: &Request, model: &RunDefaults, family: Family) -> Self {
+        Self { downscale: model.downscale.unwrap_or(family.defaults().downscale), adain: request.adain.unwrap_or(1.0) }
     }
 }
 
-/// The passes of a run. An explicit flag holds in all of them and at every noise level, but for `--steps` and `--sigmas`, which
-/// are the first one's.
-/// - `allowed`: noise levels that the checkpoint itself names. `two`: whether there is an upscaler to go between.
-/// - Errors on levels and lists that do not fit together.
-pub fn decide(
-    request: &Request,
-    model: &RunDefaults,
-    recipe: Recipe,
-    allowed: Option<&[f64]>,
-    two: bool,
-) -> Result<Vec<Pass>> {
-    let none = PassDefaults::default();
-    let make = |own: &PassDefaults, levels: Levels| {
-        let tone_map = request.tone_map.or(own.tone_map).or(model.tone_map).unwrap_or(0.0);
-        let pass = Pass { levels, guidance: guidance(request, model, recipe, own), tone_map };
-        pass.guidance.check().map(|()| pass)
-    };
-    if !two {
-        return Ok(vec![make(&none, first_levels(request, model, &none, allowed)?)?]);
-    }
-    let (first, second) = (model.first.as_ref().unwrap_or(&none), model.second.as_ref().unwrap_or(&none));
-    let levels = first_levels(request, model, first, allowed)?;
-    Ok(vec![make(first, levels)?, make(second, second_levels(request, model, second)?)?])
+/// Whether the run is to make two passes, as far as the request and the model's entry say.
+pub fn are_two(request: &Request, model: &RunDefaults) -> bool {
+    request.upscaler.as_deref().map_or(model.in_two_passes(), |path| path != "none")
+}
+
+/// What passes are decided from.
+#[derive(Clone, Copy)]
+pub struct Given<'a> {
+    pub request: &'a Request,
+    /// Run defaults of the model's entry.
+    pub model: &'a RunDefaults,
+    pub family: Family,
+    pub recipe: Recipe,
+    /// Noise levels that the checkpoint itself names.
+    pub allowed: Option<&'a [f64]>,
+    /// Whether there is an upscaler to go between two passes.
+    pub two: bool,
 }
 
 /// The model's own value where a pass has none.
@@ -122,63 +58,81 @@ fn own<T: Clone>(pass: &Option<T>, model: &Option<T>) -> Option<T> {
     pass.clone().or(model.clone())
 }
 
-fn first_levels(
-    request: &Request,
-    model: &RunDefaults,
-    pass: &PassDefaults,
-    allowed: Option<&[f64]>,
-) -> Result<Levels> {
-    let usual = pass.steps.or(model.steps).unwrap_or(STEPS);
-    Ok(match (request.steps, &request.sigmas) {
-        // what is left out stays the same share
-        (Some(steps), _) => {
-            let share = |skip: Option<usize>| (skip.unwrap_or(0) * steps + usual / 2) / usual;
-            Levels::Steps { steps, skip_initial: share(pass.skip_initial), skip_final: share(pass.skip_final) }
+impl Given<'_> {
+    /// Returns the passes of a run. An explicit flag holds in all of them and at every noise level, but for `--steps` and `--sigmas`,
+    /// which are the first one's.
+    /// - Errors on levels and lists that do not fit together.
+    pub fn passes(&self) -> Result<Vec<Pass>> {
+        let none = PassDefaults::default();
+        let make = |own: &PassDefaults, levels: Levels| {
+            let tone_map = self.request.tone_map.or(own.tone_map).or(self.model.tone_map).unwrap_or(0.0);
+            let pass = Pass { levels, guidance: self.guidance(own), tone_map };
+            pass.guidance.check().map(|()| pass)
+        };
+        if !self.two {
+            return Ok(vec![make(&none, self.first_levels(&none)?)?]);
         }
-        (None, Some(sigmas)) => Levels::Sigmas(sigmas.clone()),
-        (None, None) => match (&pass.sigmas, allowed, &model.sigmas) {
-            (Some(sigmas), ..) => Levels::Sigmas(sigmas.clone()),
-            // exact levels before the file's own, which are rounded to four places
-            _ if pass.steps.or(model.steps).is_some() => steps(pass, usual)?,
-            (None, Some(sigmas), _) => Levels::Sigmas(sigmas.to_vec()),
-            (None, None, Some(sigmas)) => Levels::Sigmas(sigmas.clone()),
-            (None, None, None) => steps(pass, usual)?,
-        },
-    })
-}
+        let (first, second) = (self.model.first.as_ref().unwrap_or(&none), self.model.second.as_ref().unwrap_or(&none));
+        let levels = self.first_levels(first)?;
+        Ok(vec![make(first, levels)?, make(second, self.second_levels(second)?)?])
+    }
 
-fn second_levels(request: &Request, model: &RunDefaults, pass: &PassDefaults) -> Result<Levels> {
-    Ok(match (&request.second_sigmas, &pass.sigmas, pass.steps.or(model.steps)) {
-        (Some(sigmas), ..) | (None, Some(sigmas), _) => Levels::Sigmas(sigmas.clone()),
-        (None, None, Some(usual)) if pass.skip_initial.is_some() => steps(pass, usual)?,
-        _ => Levels::Sigmas(REFINE.to_vec()),
-    })
+    fn first_levels(&self, pass: &PassDefaults) -> Result<Levels> {
+        let Self { request, model, .. } = self;
+        let own = pass.steps.or(model.steps);
+        let usual = own.unwrap_or(self.family.defaults().steps);
+        Ok(match (request.steps, &request.sigmas) {
+            // what is left out stays the same share
+            (Some(steps), _) => {
+                let share = |skip: Option<usize>| (skip.unwrap_or(0) * steps + usual / 2) / usual;
+                Levels::Steps { steps, skip_initial: share(pass.skip_initial), skip_final: share(pass.skip_final) }
+            }
+            (None, Some(sigmas)) => Levels::Sigmas(sigmas.clone()),
+            (None, None) => match (&pass.sigmas, self.allowed, &model.sigmas) {
+                (Some(sigmas), ..) => Levels::Sigmas(sigmas.clone()),
+                // exact levels before the file's own, which are rounded to four places
+                _ if own.is_some() => steps(pass, usual)?,
+                (None, Some(sigmas), _) => Levels::Sigmas(sigmas.to_vec()),
+                (None, None, Some(sigmas)) => Levels::Sigmas(sigmas.clone()),
+                (None, None, None) => steps(pass, usual)?,
+            },
+        })
+    }
+
+    fn second_levels(&self, pass: &PassDefaults) -> Result<Levels> {
+        Ok(match (&self.request.second_sigmas, &pass.sigmas, pass.steps.or(self.model.steps)) {
+            (Some(sigmas), ..) | (None, Some(sigmas), _) => Levels::Sigmas(sigmas.clone()),
+            (None, None, Some(usual)) if pass.skip_initial.is_some() => steps(pass, usual)?,
+            _ => Levels::Sigmas(self.family.defaults().refine.to_vec()),
+        })
+    }
+
+    fn guidance(&self, pass: &PassDefaults) -> Plan {
+        let Self { request, model, .. } = self;
+        let number = |flag: Option<f64>, pass: &Option<ByLevel<f64>>, model: &Option<ByLevel<f64>>, otherwise: f64| {
+            flag.map(ByLevel::All).or_else(|| own(pass, model)).unwrap_or(ByLevel::All(otherwise))
+        };
+        let blocks = request.stg_blocks.clone().map(ByLevel::All);
+        let stg = number(request.stg, &pass.stg, &model.stg, 0.0);
+        let mut rescale = number(request.guidance_rescale, &pass.guidance_rescale, &model.guidance_rescale, 0.0);
+        if self.recipe.rescales_with_stg_only() && request.guidance_rescale.is_none() {
+            rescale = where_stg_is_on(rescale, &stg);
+        }
+        Plan {
+            timesteps: own(&pass.guidance_timesteps, &model.guidance_timesteps).unwrap_or_default(),
+            scale: number(request.guidance, &pass.guidance, &model.guidance, self.family.defaults().guidance),
+            rescale,
+            star: request.cfg_star.or(own(&pass.cfg_star, &model.cfg_star)).unwrap_or(false),
+            stg,
+            stg_blocks: blocks.or_else(|| own(&pass.stg_blocks, &model.stg_blocks)).unwrap_or(ByLevel::All(vec![])),
+        }
+    }
 }
 
 fn steps(pass: &PassDefaults, steps: usize) -> Result<Levels> {
     let (skip_initial, skip_final) = (pass.skip_initial.unwrap_or(0), pass.skip_final.unwrap_or(0));
     ensure!(skip_initial + skip_final < steps, "of {steps} steps {skip_initial} and {skip_final} cannot be left out");
     Ok(Levels::Steps { steps, skip_initial, skip_final })
-}
-
-fn guidance(request: &Request, model: &RunDefaults, recipe: Recipe, pass: &PassDefaults) -> Plan {
-    let number = |flag: Option<f64>, pass: &Option<ByLevel<f64>>, model: &Option<ByLevel<f64>>, otherwise: f64| {
-        flag.map(ByLevel::All).or_else(|| own(pass, model)).unwrap_or(ByLevel::All(otherwise))
-    };
-    let blocks = request.stg_blocks.clone().map(ByLevel::All);
-    let stg = number(request.stg, &pass.stg, &model.stg, 0.0);
-    let mut rescale = number(request.guidance_rescale, &pass.guidance_rescale, &model.guidance_rescale, 0.0);
-    if recipe.rescales_with_stg_only() && request.guidance_rescale.is_none() {
-        rescale = where_stg_is_on(rescale, &stg);
-    }
-    Plan {
-        timesteps: own(&pass.guidance_timesteps, &model.guidance_timesteps).unwrap_or_default(),
-        scale: number(request.guidance, &pass.guidance, &model.guidance, GUIDANCE),
-        rescale,
-        star: request.cfg_star.or(own(&pass.cfg_star, &model.cfg_star)).unwrap_or(false),
-        stg,
-        stg_blocks: blocks.or_else(|| own(&pass.stg_blocks, &model.stg_blocks)).unwrap_or(ByLevel::All(vec![])),
-    }
 }
 
 /// `rescale`, but 0 at the levels where there is no spatio-temporal guidance.
@@ -224,10 +178,16 @@ impl Pass {
 mod tests {
     use super::*;
     use crate::hub::catalogue;
+    use crate::job::convention::Convention;
+    use crate::models::Config;
+
+    fn given<'a>(request: &'a Request, model: &'a RunDefaults, recipe: Recipe, two: bool) -> Given<'a> {
+        Given { request, model, family: Family::ALL[0], recipe, allowed: None, two }
+    }
 
     fn passes(model: &str, request: &Request, two: bool) -> Vec<Pass> {
         let run = &catalogue::find(model).unwrap().run;
-        decide(request, run, Recipe::decide(request.convention, run.recipe), None, two).unwrap()
+        given(request, run, Recipe::decide(request.convention, run.recipe), two).passes().unwrap()
     }
 
     #[test]
@@ -278,36 +238,18 @@ mod tests {
         let rounded = [1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219];
         let levels = |model: &str, allowed: &[f64]| {
             let run = &catalogue::find(model).unwrap().run;
-            decide(&Request::default(), run, Recipe::Lightricks, Some(allowed), false).unwrap().remove(0).levels
+            Given { allowed: Some(allowed), ..given(&Request::default(), run, Recipe::Lightricks, false) }
+                .passes()
+                .unwrap()
+                .remove(0)
+                .levels
         };
         let exact = levels("ltx-2b-0.9.6-distilled", &rounded);
-        let exact = exact.schedule(&SchedulerConfig::plain(), Convention::Condition, Recipe::Lightricks, 640).unwrap();
+        let config = Config::of_entry(catalogue::find("ltx-2b-0.9.6-distilled").unwrap()).unwrap();
+        let exact = config.schedule(&exact, Convention::Condition, Recipe::Lightricks, 640).unwrap();
         let want = [1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0];
         assert_eq!(exact.sigmas, want.map(|sigma: f64| sigma as f32 as f64));
         assert_eq!(levels("ltx-2b-0.9.8-distilled", &[0.5]), Levels::Sigmas(vec![0.5]));
-    }
-
-    /// A header with a sampler is followed by models of the catalogue; without one, and in diffusers, the convention decides.
-    #[test]
-    fn the_schedule_is_the_headers() {
-        use Convention::{Condition, Text};
-        let steps = Levels::Steps { steps: 5, skip_initial: 0, skip_final: 0 };
-        let header = SchedulerConfig { sampler: Some(Sampler::Uniform), ..SchedulerConfig::token_shift() };
-        let quadratic = SchedulerConfig { sampler: Some(Sampler::LinearQuadratic), ..SchedulerConfig::plain() };
-        let sigmas = |config: &SchedulerConfig, convention, recipe| {
-            steps.schedule(config, convention, recipe, 2688).unwrap().sigmas
-        };
-        let uniform = sigmas(&header, Text, Recipe::Diffusers);
-        let plain = sigmas(&SchedulerConfig::plain(), Condition, Recipe::Lightricks);
-        assert_ne!(uniform, plain);
-        assert_eq!(sigmas(&header, Condition, Recipe::Lightricks), uniform);
-        assert_eq!(sigmas(&header, Condition, Recipe::Diffusers), plain);
-        assert_eq!(sigmas(&quadratic, Text, Recipe::Lightricks), plain);
-        assert_eq!(
-            sigmas(&SchedulerConfig::token_shift(), Condition, Recipe::Lightricks),
-            plain,
-            "no header, as its VAE"
-        );
     }
 
     #[test]
@@ -325,17 +267,20 @@ mod tests {
             steps => panic!("{steps:?}"),
         };
         assert_eq!(sigmas(&two[0]).last(), Some(&0.725));
-        assert_eq!(sigmas(&two[1]), REFINE);
+        assert_eq!(sigmas(&two[1]), Family::ALL[0].defaults().refine);
     }
 
     #[test]
     fn a_model_without_a_recipe_is_refined_as_distilled_ones_are() {
         let run = RunDefaults::default();
-        let two = decide(&Request::default(), &run, Recipe::Diffusers, None, true).unwrap();
-        assert_eq!(two[0].levels, Levels::Steps { steps: STEPS, skip_initial: 0, skip_final: 0 });
-        assert_eq!(two[1].levels, Levels::Sigmas(REFINE.to_vec()));
+        let two = given(&Request::default(), &run, Recipe::Diffusers, true).passes().unwrap();
+        assert_eq!(
+            two[0].levels,
+            Levels::Steps { steps: Family::ALL[0].defaults().steps, skip_initial: 0, skip_final: 0 }
+        );
+        assert_eq!(two[1].levels, Levels::Sigmas(Family::ALL[0].defaults().refine.to_vec()));
         let own = Request { second_sigmas: Some(vec![0.5]), ..Default::default() };
-        let second = decide(&own, &run, Recipe::Diffusers, None, true).unwrap().remove(1);
+        let second = given(&own, &run, Recipe::Diffusers, true).passes().unwrap().remove(1);
         assert_eq!(second.levels, Levels::Sigmas(vec![0.5]));
     }
 
@@ -343,7 +288,7 @@ mod tests {
     fn blocks_have_to_be_there() {
         let request = Request { stg: Some(1.0), ..Default::default() };
         let run = RunDefaults::default();
-        let pass = |request: &Request| decide(request, &run, Recipe::Diffusers, None, false).unwrap().remove(0);
+        let pass = |request: &Request| given(request, &run, Recipe::Diffusers, false).passes().unwrap().remove(0);
         assert!(pass(&request).check(8).unwrap_err().to_string().contains("--stg-blocks"));
         let some = |blocks: &[usize]| Request { stg_blocks: Some(blocks.to_vec()), ..request.clone() };
         assert!(pass(&some(&[8])).check(8).unwrap_err().to_string().contains("0 to 7"));

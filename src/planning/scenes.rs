@@ -7,11 +7,19 @@ use anyhow::{Result, ensure};
 
 /// One scene: a clip of its own, cut to the others without a transition.
 pub struct Shot {
-    /// First frame, and how many are wanted.
-    pub start: usize,
+    /// Of the clip, the frame that it begins with.
+    pub first_frame: usize,
+    /// How many are wanted.
     pub frames: usize,
     pub grid: Grid,
     pub windows: Vec<Window>,
+}
+
+/// Frames that follow each other.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    pub first_frame: usize,
+    pub frames: usize,
 }
 
 /// The scenes of a clip, not yet cut into windows.
@@ -33,7 +41,7 @@ pub fn shots(settings: &Settings, legal: Extent, geometry: Geometry) -> Result<V
     let ends = starts.iter().skip(1).copied().chain([frames]);
     let shot = |(&start, end): (&usize, usize)| {
         let whole = geometry.legal(Extent { frames: end - start, ..legal });
-        Shot { start, frames: end - start, grid: geometry.grid(whole), windows: vec![] }
+        Shot { first_frame: start, frames: end - start, grid: geometry.grid(whole), windows: vec![] }
     };
     Ok(starts.iter().zip(ends).map(shot).collect())
 }
@@ -41,31 +49,26 @@ pub fn shots(settings: &Settings, legal: Extent, geometry: Geometry) -> Result<V
 impl Shot {
     /// Whether pictures that are held from `frame` on begin in this scene.
     pub fn holds(&self, frame: usize) -> bool {
-        (self.start..self.start + self.frames).contains(&frame)
+        (self.first_frame..self.first_frame + self.frames).contains(&frame)
     }
 
     /// Finds the windows that the scene is made in.
-    /// - `window`: frames that the model makes at once. `held`: (first frame, frames) of what is held.
+    /// - `window`: frames that the model makes at once. `held`: the frames of what is held.
     /// - Errors when a clip to hold lies across two windows.
-    pub fn cut(
-        &mut self,
-        window: usize,
-        held: &[(usize, usize)],
-        geometry: Geometry,
-        direction: Direction,
-    ) -> Result<()> {
+    pub fn cut(&mut self, window: usize, held: &[Span], geometry: Geometry, direction: Direction) -> Result<()> {
         let size = geometry.latent_frame(window.max(1) - 1) + 1;
         let total = self.grid.frames;
-        let here = || held.iter().filter(|held| self.holds(held.0));
-        let place = |&(frame, frames): &(usize, usize)| {
-            let first = frame - self.start;
+        let here = || held.iter().filter(|held| self.holds(held.first_frame));
+        let place = |&Span { first_frame, frames }: &Span| {
+            let first = first_frame - self.first_frame;
             (geometry.latent_frame(first), geometry.latent_frame(first + frames - 1))
         };
         let last = match direction {
             // a clip that the end leads to has to lie within the window made last, with something new before it
-            Direction::Forward => {
-                here().filter(|held| held.0 > self.start).map(|held| total + 1 - place(held).0.min(total)).min()
-            }
+            Direction::Forward => here()
+                .filter(|held| held.first_frame > self.first_frame)
+                .map(|held| total + 1 - place(held).0.min(total))
+                .min(),
             // it lies within the window made first
             Direction::Back => None,
         };
@@ -77,8 +80,8 @@ impl Shot {
             ensure!(
                 fresh.any(|fresh| fresh.contains(&first) && fresh.contains(&last)),
                 "the {} frames held from frame {} on do not lie within one window of {window} frames\n  fix: hold fewer frames (of footage: --context), or make longer windows with --window",
-                held.1,
-                held.0
+                held.frames,
+                held.first_frame
             );
         }
         self.windows = windows;

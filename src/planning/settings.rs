@@ -6,6 +6,7 @@ use crate::job::geometry::Extent;
 use crate::job::ranges::MOST_PIXELS;
 use crate::job::recipe::Recipe;
 use crate::job::request::{Request, Scene};
+use crate::models::Family;
 use crate::planning::passes::{self, Pass, Upscaling};
 use crate::video::resize::Filter;
 use anyhow::{Result, ensure};
@@ -18,6 +19,7 @@ pub struct Settings {
     pub scenes: Vec<Scene>,
     /// `None`: guidance does not ask for it.
     pub negative: Option<String>,
+    pub family: Family,
     pub convention: Convention,
     pub recipe: Recipe,
     pub clip: Extent,
@@ -41,32 +43,35 @@ pub struct Settings {
     pub quality: u8,
 }
 
-/// Diffusers' own defaults.
-/// - Source: diffusers `pipelines/ltx/pipeline_ltx.py` and `pipeline_ltx_condition.py`, `__call__`, at 58eb52c.
-const DIFFUSERS: (Extent, f64) = (Extent { width: 704, height: 512, frames: 161 }, 25.0);
+/// What a run's settings are decided from.
+#[derive(Clone, Copy)]
+pub struct Given<'a> {
+    pub request: &'a Request,
+    /// Run defaults of the model's entry.
+    pub model: &'a RunDefaults,
+    /// Noise levels that the checkpoint itself names.
+    pub allowed: Option<&'a [f64]>,
+    pub family: Family,
+    pub convention: Convention,
+    /// Width and height where none were asked for and a still or clip gives them.
+    pub size: Option<(usize, usize)>,
+    /// Whether an upscaler goes between two passes.
+    pub two: bool,
+    pub seed: u64,
+}
+
 /// Visually lossless, or nearly.
 const QUALITY: u8 = 85;
-/// The longest clip that LTX-Video's README recommends to make at once.
-pub const WINDOW: usize = 257;
 
 impl Settings {
     /// Fills a request up.
-    /// - `model`: run defaults of the model's entry. `allowed`: noise levels that the checkpoint itself names. `size`: width
-    ///   and height where none were asked for and a still or clip gives them. `two`: whether an upscaler goes between two passes.
     /// - Errors when the clip comes out with no or too many frames.
-    pub fn decide(
-        request: &Request,
-        model: &RunDefaults,
-        allowed: Option<&[f64]>,
-        convention: Convention,
-        size: Option<(usize, usize)>,
-        two: bool,
-        seed: u64,
-    ) -> Result<Self> {
-        let (_, fps) = DIFFUSERS;
-        let fps = request.fps.or(model.fps).unwrap_or(fps);
-        let (width, height) = request.size.or(size).unwrap_or_else(|| default_size(model));
-        let frames = request.frames_at(fps)?.unwrap_or_else(|| default_frames(model));
+    pub fn decide(given: &Given) -> Result<Self> {
+        let Given { request, model, allowed, family, convention, size, two, seed } = *given;
+        let usual = family.defaults();
+        let fps = request.fps.or(model.fps).unwrap_or(usual.fps);
+        let (width, height) = request.size.or(size).unwrap_or_else(|| default_size(model, family));
+        let frames = request.frames_at(fps)?.unwrap_or_else(|| model.frames.unwrap_or(usual.clip.frames));
         let scale = request.scale.unwrap_or(1);
         ensure!(
             width.max(height) * scale <= MOST_PIXELS,
@@ -76,7 +81,7 @@ impl Settings {
             (MOST_PIXELS / width.max(height)).max(1)
         );
         let recipe = Recipe::decide(request.convention, model.recipe);
-        let passes = passes::decide(request, model, recipe, allowed, two)?;
+        let passes = passes::Given { request, model, family, recipe, allowed, two }.passes()?;
         let decode_timestep = request.decode_timestep.or(model.decode_timestep).unwrap_or(0.0);
         // a given timestep takes its own noise along, unless the catalogue knows better for just that timestep
         let known_noise =
@@ -89,23 +94,20 @@ impl Settings {
         }
         // what another recipe puts on stills is not taken along
         let own_noise = model.image_noise.filter(|_| recipe == model.recipe.unwrap_or_default());
-        let usual_noise = match convention {
-            Convention::Text => 0.0,
-            Convention::Condition => 0.15,
-        };
         Ok(Self {
             scenes,
             negative: guided.then_some(negative),
+            family,
             convention,
             recipe,
             clip: Extent { width, height, frames },
             fps,
             passes,
-            upscaling: Upscaling::decide(request, model),
+            upscaling: Upscaling::decide(request, model, family),
             stochastic: request.stochastic.or(model.stochastic).unwrap_or(false),
-            image_noise: request.image_noise.or(own_noise).unwrap_or(usual_noise),
+            image_noise: request.image_noise.or(own_noise).unwrap_or_else(|| family.image_noise(convention)),
             image_crf: image_crf(request, model),
-            window: request.window.or(model.window).unwrap_or(WINDOW),
+            window: request.window.or(model.window).unwrap_or(usual.window),
             drift_match: !request.no_drift_match,
             decode_timestep,
             decode_noise: request.decode_noise.or(known_noise).unwrap_or(decode_timestep),
@@ -138,12 +140,12 @@ impl Settings {
 
     /// Tokens that a prompt is cut to.
     pub fn max_tokens(&self) -> usize {
-        self.recipe.max_tokens(self.convention)
+        self.family.max_tokens(self.recipe, self.convention)
     }
 
     /// Tokens that the text encoder runs over, for a prompt of `tokens`.
     pub fn encoded_tokens(&self, tokens: usize) -> usize {
-        self.recipe.encoded_tokens(self.convention, tokens)
+        self.family.encoded_tokens(self.recipe, self.convention, tokens)
     }
 }
 
@@ -153,14 +155,9 @@ pub fn image_crf(request: &Request, model: &RunDefaults) -> u8 {
 }
 
 /// Width and height of a run that says neither.
-pub fn default_size(model: &RunDefaults) -> (usize, usize) {
-    let (extent, _) = DIFFUSERS;
-    (model.width.unwrap_or(extent.width), model.height.unwrap_or(extent.height))
-}
-
-/// Frames that a model makes by default.
-pub fn default_frames(model: &RunDefaults) -> usize {
-    model.frames.unwrap_or(DIFFUSERS.0.frames)
+pub fn default_size(model: &RunDefaults, family: Family) -> (usize, usize) {
+    let usual = family.defaults().clip;
+    (model.width.unwrap_or(usual.width), model.height.unwrap_or(usual.height))
 }
 
 #[cfg(test)]

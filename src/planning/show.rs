@@ -25,7 +25,7 @@ pub struct Report {
     /// The least that it takes there, however well it compresses: a lower bound.
     pub disk: Option<u64>,
     /// Files that are not here, and their bytes.
-    pub downloads: Vec<(String, Option<u64>)>,
+    pub downloads: Vec<Download>,
     /// Where they go, what is free there, and what of them is still to come.
     pub download_room: Option<Room>,
     /// How long each stage takes, by the plan's order.
@@ -36,6 +36,14 @@ pub struct Report {
     pub refusal: Option<String>,
     /// The text encoder that was chosen, and why, where none was named.
     pub encoder: Option<String>,
+}
+
+/// A file that is to be fetched.
+#[derive(Clone, Debug)]
+pub struct Download {
+    pub name: String,
+    /// `None`: nobody knows.
+    pub bytes: Option<u64>,
 }
 
 /// The disk that downloads go to.
@@ -247,7 +255,7 @@ impl Plan {
             let disk = report.disk.map(|bytes| format!(", at least {}", human_bytes(bytes))).unwrap_or_default();
             text += &format!("output    `{out}`{disk}\n");
         }
-        let sizes: Option<Vec<u64>> = report.downloads.iter().map(|d| d.1).collect();
+        let sizes: Option<Vec<u64>> = report.downloads.iter().map(|download| download.bytes).collect();
         match (report.downloads.as_slice(), sizes) {
             ([], _) => text += "download  nothing\n",
             (files, sizes) => {
@@ -255,7 +263,7 @@ impl Plan {
                     sizes.map(|sizes| human_bytes(sizes.iter().sum())).unwrap_or_else(|| "size unknown".to_string());
                 let room = report.download_room.as_ref().map(Room::describe).unwrap_or_default();
                 text += &format!("download  {all}{room}\n");
-                for (name, bytes) in files {
+                for Download { name, bytes } in files {
                     let size = bytes.map(human_bytes).unwrap_or_else(|| "size unknown".to_string());
                     text += &format!("          {name}: {size}\n");
                 }
@@ -367,7 +375,7 @@ impl Plan {
             "seconds": all.seconds(), "seconds_from": all.source(), "offer": offer,
             "out": report.out, "disk": report.disk, "disk_at_least": report.disk,
             "scale": report.scale, "output": report.output.map(extent),
-            "downloads": report.downloads.iter().map(|(name, bytes)| json!({"file": name, "bytes": bytes})).collect::<Vec<_>>(),
+            "downloads": report.downloads.iter().map(|download| json!({"file": download.name, "bytes": download.bytes})).collect::<Vec<_>>(),
             "download_free": report.download_room.as_ref().map(|room| room.free),
             "download_fits": report.download_room.as_ref().map(Room::fits),
             "refusal": report.refusal, "text_encoder": report.encoder,

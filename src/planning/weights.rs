@@ -1,11 +1,10 @@
 //! What weights take in memory once they are loaded, from file headers or, for a model that is not here, from its sizes.
 
 use crate::hub::catalogue::{self, Entry};
+use crate::models::Config;
 use crate::models::bundle::Checkpoint;
-use crate::models::ltx::config::{TransformerConfig, VaeConfig};
-use crate::models::ltx::transformer::Transformer;
-use crate::models::ltx::vae::{Decoder, Encoder};
-use crate::models::random;
+use crate::models::networks::{Decoder, Encoder, Transformer};
+use crate::models::text;
 use crate::models::text::t5::{T5, T5Config};
 use crate::nn::kernel::MatmulType;
 use crate::nn::kernel::blocks::QuantType;
@@ -16,7 +15,7 @@ use crate::platform::device::Compute;
 use crate::platform::machine::free_disk;
 use crate::weights::open::{SMALL, Tensors};
 use crate::weights::quantize;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use candle_core::{DType, Device, Shape, Tensor};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -42,7 +41,7 @@ impl Weights {
 
     /// Of a text encoder that is here.
     pub fn of_text(tensors: &Tensors, layers: usize, compute: &Compute) -> Self {
-        Self::sort(tensors.kept_bytes(compute.stored, compute.dtype), (TEXT_LAYERS, layers), "")
+        Self::sort(tensors.kept_bytes(compute.stored, compute.dtype), TEXT_LAYERS, layers, "")
     }
 
     /// So many bytes, all of them in layers of one size.
@@ -52,7 +51,7 @@ impl Weights {
 
     /// - `prefix`: what stands before a layer's number, and how many layers there are: weights of others are never read.
     ///   `within`: only weights below this prefix count.
-    fn sort<'a>(kept: impl Iterator<Item = (&'a str, u64)>, (prefix, layers): (&str, usize), within: &str) -> Self {
+    fn sort<'a>(kept: impl Iterator<Item = (&'a str, u64)>, prefix: &str, layers: usize, within: &str) -> Self {
         let mut all = Self { layers: vec![0; layers], rest: 0 };
         for (name, bytes) in kept.filter(|(name, _)| name.starts_with(within)) {
             if EMBEDDINGS.contains(&name) {
@@ -68,8 +67,7 @@ impl Weights {
     }
 }
 
-/// What stands before a block's number.
-const BLOCKS: &str = "transformer_blocks.";
+/// What stands before a layer's number in the text encoder.
 const TEXT_LAYERS: &str = "encoder.block.";
 
 /// The text encoder's words.
@@ -79,9 +77,9 @@ const EMBEDDINGS: [&str; 2] = ["shared.weight", "encoder.embed_tokens.weight"];
 #[derive(Clone, Debug)]
 pub struct Model {
     pub name: String,
-    pub transformer: (TransformerConfig, Weights),
+    pub config: Config,
+    pub transformer: Weights,
     pub text: (T5Config, Weights),
-    pub vae: VaeConfig,
     pub encoder: Weights,
     pub decoder: Weights,
     /// Between two passes, where there are two: bytes of the upscaler's weights, and its channels.
@@ -92,6 +90,8 @@ pub struct Model {
     pub scratch: Option<PathBuf>,
     /// Whether the transformer is quantised as it is loaded, and kept nowhere.
     pub quantised_anew: bool,
+    /// Whether each network stays in memory when its stage is over.
+    pub kept: bool,
     pub products: Products,
 }
 
@@ -106,25 +106,26 @@ pub struct Products {
 impl Model {
     /// Of files that are here.
     pub fn of(checkpoint: &Checkpoint, compute: &Compute) -> Self {
-        let kept = |tensors: &Tensors, layers: (&str, usize), within: &str| {
-            Weights::sort(tensors.kept_bytes(compute.stored, compute.dtype), layers, within)
+        let kept = |tensors: &Tensors, prefix: &str, layers: usize, within: &str| {
+            Weights::sort(tensors.kept_bytes(compute.stored, compute.dtype), prefix, layers, within)
         };
-        let (transformer, text, vae) = (&checkpoint.transformer, &checkpoint.text, &checkpoint.vae);
+        let Checkpoint { config, transformer, text, vae, .. } = checkpoint;
         Self {
             name: checkpoint.name.clone(),
-            transformer: (transformer.0.clone(), kept(&transformer.1, (BLOCKS, transformer.0.layers), "")),
+            config: config.clone(),
+            transformer: kept(transformer, config.block_prefix(), config.blocks(), ""),
             text: (text.0.clone(), Weights::of_text(&text.1, text.0.layers, compute)),
-            vae: vae.0.clone(),
-            encoder: kept(&vae.1, ("", 0), "encoder."),
-            decoder: kept(&vae.1, ("", 0), "decoder."),
+            encoder: kept(vae, "", 0, "encoder."),
+            decoder: kept(vae, "", 0, "decoder."),
             upscaler: None,
             text_encoder: None,
-            scratch: transformer.1.scratch().map(Path::to_path_buf),
-            quantised_anew: transformer.1.quantized_count() > 0 && !transformer.1.is_cached(),
+            scratch: transformer.scratch().map(Path::to_path_buf),
+            kept: false,
+            quantised_anew: transformer.quantized_count() > 0 && !transformer.is_cached(),
             products: Products {
-                transformer: Product::of(&transformer.1, compute, true),
+                transformer: Product::of(transformer, compute, true),
                 text: Product::of(&text.1, compute, false),
-                vae: Product::of(&vae.1, compute, false),
+                vae: Product::of(vae, compute, false),
             },
         }
     }
@@ -138,32 +139,19 @@ impl Model {
         quantize: Option<QuantType>,
         compute: &Compute,
     ) -> Result<Self> {
-        let sizes = random::sizes();
-        let config = |name: &str| sizes.iter().find(|size| size.0 == name).map(|size| size.2.clone());
-        let unknown = || format!("the sizes of `{}` are not known before it is here", entry.name);
-        let known = entry.matches.as_ref().with_context(unknown)?;
-        let vae = format!("vae-{}", known.vae.as_deref().with_context(unknown)?);
-        let vae = VaeConfig::parse(&config(&vae).with_context(unknown)?, &vae)?;
-        let name = if known.layers == Some(48) { "13b" } else { "2b" };
-        let mut json = config(name).with_context(unknown)?;
-        for (key, value) in
-            [("num_layers", known.layers), ("num_attention_heads", known.heads), ("attention_head_dim", known.head_dim)]
-        {
-            json[key] = value.with_context(unknown)?.into();
-        }
-        json["cross_attention_dim"] = (known.heads.unwrap_or(0) * known.head_dim.unwrap_or(0)).into(); // of every release
-        let transformer = TransformerConfig::parse(&json, &format!("the entry `{}` of the catalogue", entry.name))?;
-        let text = T5Config::parse(&config("t5-xxl").with_context(unknown)?, "t5-xxl")?;
-        // 0.9.0 is the only release in f32; the text encoder is f16
-        let own = if known.vae.as_deref() == Some("0.9.0") { DType::F32 } else { DType::BF16 };
+        let config = Config::of_entry(entry)?;
+        let size = text::sizes::t5_xxl();
+        let text = T5Config::parse(&size.config, size.name)?;
+        let own = config.released_in(); // the text encoder is f16
         // what is in blocks already stays so
         let anew = quantize.filter(|_| encoder.is_none_or(|encoder| encoder.variant_of.is_none()));
-        let of_transformer = record(own, quantize, compute, &|vb| Transformer::load(&transformer, vb).map(|_| ()))?;
+        let of_transformer =
+            record(own, quantize, compute, &|vb| Transformer::load(&config, vb, config.blocks()).map(|_| ()))?;
         let of_text = record(DType::F16, anew, compute, &|vb| T5::load(&text, vb)?.touch())?;
-        let of_decoder = record(own, None, compute, &|vb| Decoder::load(&vae, vb.pp("decoder")).map(|_| ()))?;
-        let of_encoder = record(own, None, compute, &|vb| Encoder::load(&vae, vb.pp("encoder")).map(|_| ()))?;
+        let of_decoder = record(own, None, compute, &|vb| Decoder::load(&config, vb).map(|_| ()))?;
+        let of_encoder = record(own, None, compute, &|vb| Encoder::load(&config, vb).map(|_| ()))?;
         let sort = |all: &[(String, u64)], prefix: &str, layers: usize| {
-            Weights::sort(all.iter().map(|(name, kept)| (name.as_str(), *kept)), (prefix, layers), "")
+            Weights::sort(all.iter().map(|(name, kept)| (name.as_str(), *kept)), prefix, layers, "")
         };
         let mut of_words = sort(&of_text, TEXT_LAYERS, text.layers);
         let own_encoder = entry.text_encoder.as_deref().and_then(catalogue::named);
@@ -182,14 +170,15 @@ impl Model {
         };
         Ok(Self {
             name: entry.name.clone(),
-            transformer: (transformer.clone(), sort(&of_transformer, BLOCKS, transformer.layers)),
+            transformer: sort(&of_transformer, config.block_prefix(), config.blocks()),
+            config,
             text: (text, of_words),
-            vae,
             encoder: sort(&of_encoder, "", 0),
             decoder: sort(&of_decoder, "", 0),
             upscaler: None,
             text_encoder: None,
             scratch: None,
+            kept: false,
             quantised_anew: quantize.is_some(),
             products: Products {
                 transformer: product(plain, true),
@@ -204,7 +193,7 @@ impl Model {
     /// Whether the disk has room for the quantised transformer while the program runs.
     pub fn has_room(&self) -> bool {
         let free = |folder: &PathBuf| free_disk(folder).unwrap_or(u64::MAX);
-        self.scratch.as_ref().is_some_and(|folder| free(folder) > self.transformer.1.total())
+        self.scratch.as_ref().is_some_and(|folder| free(folder) > self.transformer.total())
     }
 }
 

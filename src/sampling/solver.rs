@@ -3,6 +3,19 @@
 use crate::sampling::noise::Noise;
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+/// How the noise levels of a pass are found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Levels {
+    /// So many steps, less the first and the last of them.
+    Steps {
+        steps: usize,
+        skip_initial: usize,
+        skip_final: usize,
+    },
+    Sigmas(Vec<f64>),
+}
 
 /// A descending list of noise levels that ends in 0.
 /// - `sigmas`: f32 values, held in f64. `timesteps`: what the model is told at each step, 1000 sigma.

@@ -2,6 +2,7 @@
 
 use reel::models::ltx::config::VaeConfig;
 use reel::models::ltx::names;
+use reel::models::text::open::TEXT_PREFIX;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -223,7 +224,7 @@ impl Model {
             "vae/diffusion_pytorch_model.safetensors",
             self.part(|n| names::vae_from_official(n.strip_prefix(names::VAE_PREFIX)?, &vae)),
         );
-        file("text_encoder/model.safetensors", self.part(|n| n.strip_prefix(names::TEXT_PREFIX).map(str::to_string)));
+        file("text_encoder/model.safetensors", self.part(|n| n.strip_prefix(TEXT_PREFIX).map(str::to_string)));
         scratch.path(name)
     }
 }

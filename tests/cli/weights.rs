@@ -1,7 +1,8 @@
 //! Weights in forms of other programs: read as what they are, or refused by name.
 
 use crate::common::*;
-use reel::models::ltx::names::{TEXT_PREFIX, TRANSFORMER_PREFIX, VAE_PREFIX};
+use reel::models::ltx::names::{TRANSFORMER_PREFIX, VAE_PREFIX};
+use reel::models::text::open::TEXT_PREFIX;
 use serde_json::json;
 
 const Q: &str = "model.diffusion_model.transformer_blocks.0.attn1.to_q.weight";

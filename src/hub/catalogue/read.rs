@@ -244,10 +244,11 @@ impl Entry {
         numbers("", &[("bytes", self.bytes.map(|n| n as f64)), ("about_bytes", self.about_bytes.map(|n| n as f64))])?;
         let of_models = self.matches.is_some()
             || self.run != RunDefaults::default()
+            || self.family.is_some()
             || self.text_encoder.is_some()
             || self.upscaler.is_some();
         ensure(self.kind == Kind::Model || !of_models, || {
-            "`match`, `run`, `text_encoder` and `upscaler` are keys of models".to_string()
+            "`match`, `run`, `family`, `text_encoder` and `upscaler` are keys of models".to_string()
         })?;
         ensure(self.kind == Kind::TextEncoder || self.variant_of.is_none(), || {
             "`variant_of` is a key of text encoders".to_string()

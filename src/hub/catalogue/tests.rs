@@ -2,7 +2,8 @@
 
 use crate::hub::catalogue::*;
 use crate::job::request::Request;
-use crate::planning::passes;
+use crate::models::Family;
+use crate::planning::passes::Given;
 
 const STEPS: [f64; 8] = [1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219];
 
@@ -213,7 +214,10 @@ fn run_defaults_are_legal() {
         assert!(run.guidance.as_ref().unwrap().values().iter().all(|&scale| scale >= 1.0), "{name}");
         let layers = matches.as_ref().and_then(|m| m.layers).unwrap_or(usize::MAX);
         for two in [false, true] {
-            let passes = passes::decide(&Request::default(), run, Recipe::Lightricks, None, two).unwrap();
+            let passes = {
+                let (request, family, recipe) = (&Request::default(), Family::ALL[0], Recipe::Lightricks);
+                Given { request, model: run, family, recipe, allowed: None, two }.passes().unwrap()
+            };
             assert!(passes.iter().all(|pass| pass.check(layers).is_ok()), "{name}");
         }
         assert_eq!(run.in_two_passes(), upscaler.is_some() && run.downscale.is_some(), "{name}");

@@ -67,7 +67,7 @@ impl Store {
         let hub = Hub::new(&self.settings)?;
         let items: Vec<Item> =
             missing.iter().map(|one| self.ask(&hub, *one, &missing, accept_hash, progress)).collect::<Result<_>>()?;
-        self.say(&items, progress);
+        self.log(&items, progress);
         self.check_disk(&items)?;
         let _remains = Remains::set("what has come is kept, and the same command goes on from there");
         let mut stage = progress.bytes("pull", items.iter().map(|item| item.bytes.unwrap_or(0)).sum());
@@ -198,7 +198,7 @@ impl Store {
     }
 
     /// What the hub's answers add to what was announced, before the first byte: other sizes, and files that nobody vouches for.
-    fn say(&self, items: &[Item], progress: &Progress) {
+    fn log(&self, items: &[Item], progress: &Progress) {
         for item in items {
             let name = &item.entry.name;
             let size = item.bytes.map_or("size unknown".to_string(), human_bytes);

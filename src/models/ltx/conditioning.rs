@@ -1,72 +1,19 @@
 //! Stills and clips that a video has to hold to: clean latents, how strongly each token is held, where it stands.
 
 use crate::job::convention::Convention;
-use crate::job::geometry::{Geometry, Grid};
-use crate::models::ltx::vae::{LatentStatistics, Posterior};
+use crate::job::geometry::Grid;
+use crate::models::latents::{Condition, LatentStatistics, Layout, Start, draw, draw_like};
+use crate::models::ltx::positions;
 use crate::sampling::noise::Noise;
 use crate::sampling::solver::{euler, stochastic};
 use anyhow::{Result, ensure};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 /// Latent frames of a clip at a later frame that stand beside the video as tokens of their own.
 /// - Source: diffusers `pipelines/ltx/pipeline_ltx_condition.py`, `num_prefix_latent_frames`, at 58eb52c.
 pub const PREFIX: usize = 2;
 /// A strength of 1, to rounding.
 const HELD: f32 = 1.0 - 1e-6;
-
-/// Where clean latents come from.
-pub enum Clean {
-    /// A still or a clip through the encoder; its latents are drawn.
-    Encoded(Posterior),
-    /// Latents that the model made before: (1, f, h, w, c), normalised, f32.
-    Made(Tensor),
-}
-
-impl Clean {
-    /// (1, f, h, w, c), normalised, f32.
-    fn latents(&self, statistics: &LatentStatistics, noise: &mut Noise) -> Result<Tensor> {
-        Ok(match self {
-            Clean::Encoded(posterior) => statistics.normalise(&posterior.sample(noise)?)?,
-            Clean::Made(latents) => latents.clone(),
-        })
-    }
-}
-
-/// Latents to hold.
-pub struct Condition {
-    /// First pixel frame that they stand for.
-    pub frame: usize,
-    /// 1 holds them; less lets them be changed once the noise has fallen to 1 - strength.
-    pub strength: f64,
-    pub clean: Clean,
-}
-
-/// Latents that a pass begins from in place of pure noise.
-pub struct Start {
-    /// (1, f, h, w, c), normalised, f32.
-    pub latents: Tensor,
-    /// Noise level of its first step.
-    pub sigma: f64,
-}
-
-impl Start {
-    /// - `noise`: (1, tokens, c), as is what comes back.
-    /// - Source: diffusers `pipelines/ltx/pipeline_ltx_condition.py`, `prepare_latents`, at 58eb52c; LTX-Video has the same.
-    fn noised(&self, noise: &Tensor) -> Result<Tensor> {
-        let clean = self.latents.reshape(noise.shape())?;
-        Ok(((noise * self.sigma)? + (clean * (1.0 - self.sigma as f32) as f64)?)?)
-    }
-}
-
-/// What a video's tokens stand for.
-pub struct Layout {
-    pub convention: Convention,
-    pub geometry: Geometry,
-    pub grid: Grid,
-    pub fps: f64,
-    pub channels: usize,
-    pub device: Device,
-}
 
 /// A video's tokens on their way, with those that only condition it in front.
 pub struct Tokens {
@@ -94,10 +41,10 @@ impl Tokens {
         statistics: &LatentStatistics,
         noise: &mut Noise,
     ) -> Result<Self> {
-        let Layout { convention, geometry, grid, fps, channels, device } = layout;
+        let Layout { convention, geometry, grid, fps, channels, device, .. } = layout;
         let positions = match convention {
-            Convention::Text => geometry.plain_positions(*grid, *fps),
-            Convention::Condition => geometry.causal_positions(*grid, *fps, 0),
+            Convention::Text => positions::plain(geometry, *grid, *fps),
+            Convention::Condition => positions::causal(geometry, *grid, *fps, 0),
         };
         let mut stills = vec![];
         if *convention == Convention::Text {
@@ -140,7 +87,7 @@ impl Tokens {
             let drawn = draw(noise, count, c)?.to_device(device)?;
             beside.push(lerp(&drawn, &flat.narrow(1, 0, count)?, condition.strength)?);
             beside_strengths.extend(std::iter::repeat_n(condition.strength as f32, count));
-            beside_positions.extend(geometry.causal_positions(prefix, *fps, condition.frame));
+            beside_positions.extend(positions::causal(geometry, prefix, *fps, condition.frame));
         }
         if !beside.is_empty() {
             beside.push(tokens.latents);
@@ -221,18 +168,6 @@ impl Tokens {
         let free: Vec<u8> = self.strengths.iter().map(|s| (sigmas[i] - SLACK < 1.0 - s) as u8).collect();
         choose(&free, &moved, latents)
     }
-}
-
-/// Noise for `tokens`, drawn channel by channel as the reference does: (1, tokens, channels), f32, on the CPU.
-pub fn draw(noise: &mut Noise, tokens: usize, channels: usize) -> Result<Tensor> {
-    let drawn = Tensor::from_vec(noise.normal(channels * tokens), (1, channels, tokens), &Device::Cpu)?;
-    Ok(drawn.transpose(1, 2)?.contiguous()?)
-}
-
-/// Noise for every value of `latents`, drawn in the order in which they lie.
-pub fn draw_like(latents: &Tensor, noise: &mut Noise) -> Result<Tensor> {
-    let drawn = Tensor::from_vec(noise.normal(latents.elem_count()), latents.shape(), &Device::Cpu)?;
-    Ok(drawn.to_device(latents.device())?)
 }
 
 /// Token by token: `yes` where `mask` is 1, else `no`.

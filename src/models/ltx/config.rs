@@ -3,8 +3,8 @@
 
 mod vae;
 
-use crate::weights::config::{Keys, MOST_CHANNELS, brief, check_width, with_fix};
-use anyhow::{Result, anyhow, bail, ensure};
+use crate::weights::config::{Keys, MOST_CHANNELS, check_width, with_fix};
+use anyhow::{Result, anyhow, ensure};
 use serde_json::{Value, json};
 pub use vae::{Down, DownBlock, UpBlock, VaeConfig, VaeVersion};
 
@@ -13,7 +13,7 @@ const MOST_LAYERS: usize = 1024;
 const MOST_PATCH: usize = 64;
 
 /// Boilerplate of saved configurations.
-const LABELS: [&str; 3] = ["_class_name", "_diffusers_version", "_name_or_path"];
+pub(super) const LABELS: [&str; 3] = ["_class_name", "_diffusers_version", "_name_or_path"];
 
 /// Sizes of the diffusion transformer.
 #[derive(Clone, Debug, PartialEq)]
@@ -121,111 +121,10 @@ impl TransformerConfig {
     }
 }
 
-/// How noise levels are spaced before they are bent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sampler {
-    Uniform,
-    LinearQuadratic,
-}
-
-/// How a checkpoint's noise schedule is made.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SchedulerConfig {
-    /// What Lightricks' form names; diffusers' leaves it to the pipeline.
-    pub sampler: Option<Sampler>,
-    pub shift: f64,
-    /// Shift by the number of tokens: (base shift, max shift, base tokens, max tokens).
-    pub dynamic: Option<[f64; 4]>,
-    /// The last sigma before 0, which the schedule is stretched to.
-    pub terminal: Option<f64>,
-}
-
-impl SchedulerConfig {
-    /// - Source: diffusers `schedulers/scheduling_flow_match_euler_discrete.py` (defaults), at 58eb52c; LTX-Video
-    ///   `schedulers/rf.py`, `RectifiedFlowScheduler`, at 5260738.
-    pub fn parse(json: &Value, what: &str) -> Result<Self> {
-        Self::read(json, what).map_err(with_fix)
-    }
-
-    fn read(json: &Value, what: &str) -> Result<Self> {
-        let mut keys = Keys::new(json, what)?;
-        let class = json["_class_name"].as_str().unwrap_or("missing").to_string();
-        keys.ignore(&LABELS);
-        keys.only("num_train_timesteps", &[json!(1000)])?;
-        let config = match class.as_str() {
-            "FlowMatchEulerDiscreteScheduler" => {
-                for key in [
-                    "invert_sigmas",
-                    "stochastic_sampling",
-                    "use_beta_sigmas",
-                    "use_exponential_sigmas",
-                    "use_karras_sigmas",
-                ] {
-                    keys.only(key, &[json!(false)])?;
-                }
-                keys.only("time_shift_type", &[json!("exponential")])?;
-                let bounds = [
-                    keys.or("base_shift", 0.5)?,
-                    keys.or("max_shift", 1.15)?,
-                    keys.or("base_image_seq_len", 256.0)?,
-                    keys.or("max_image_seq_len", 4096.0)?,
-                ];
-                let [.., few, many] = bounds;
-                ensure!(
-                    few < many,
-                    "{what}: `max_image_seq_len` is {many}, and has to be above `base_image_seq_len`, {few}"
-                );
-                Self {
-                    sampler: None,
-                    shift: keys.positive("shift", 1.0)?,
-                    dynamic: keys.or("use_dynamic_shifting", false)?.then_some(bounds),
-                    terminal: keys.get("shift_terminal")?,
-                }
-            }
-            "RectifiedFlowScheduler" => {
-                keys.ignore(&["base_resolution"]);
-                keys.only("sampler", &[json!("Uniform"), json!("LinearQuadratic")])?;
-                let sampler = match json["sampler"].as_str() {
-                    Some("LinearQuadratic") => Sampler::LinearQuadratic,
-                    _ => Sampler::Uniform, // the class's default
-                };
-                keys.only("shifting", &[json!("SD3")])?;
-                keys.only("shift", &[json!(1), json!(1.0)])?;
-                let terminal = keys.get("target_shift_terminal")?;
-                let config = if json["shifting"].is_null() { Self::plain() } else { Self::token_shift() };
-                let terminal = config.dynamic.and(terminal);
-                Self { sampler: Some(sampler), terminal, ..config }
-            }
-            other => bail!(
-                "{what}: `_class_name` is `{}`, and reel knows `FlowMatchEulerDiscreteScheduler` and `RectifiedFlowScheduler`",
-                brief(other)
-            ),
-        };
-        keys.finish()?;
-        if let Some(terminal) = config.terminal {
-            ensure!(
-                (0.0..1.0).contains(&terminal),
-                "{what}: `shift_terminal` is {terminal}, and has to be at least 0 and below 1"
-            );
-        }
-        Ok(config)
-    }
-
-    /// What 0.9.5 and later are sampled with.
-    pub fn plain() -> Self {
-        Self { sampler: None, shift: 1.0, dynamic: None, terminal: None }
-    }
-
-    /// What 0.9.0 and 0.9.1 are sampled with.
-    /// - Source: LTX-Video `schedulers/rf.py`, `sd3_resolution_dependent_timestep_shift`, at 5260738.
-    pub fn token_shift() -> Self {
-        Self { sampler: None, shift: 1.0, dynamic: Some([0.95, 2.05, 1024.0, 4096.0]), terminal: Some(0.1) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::ltx::schedule::SchedulerConfig;
     use crate::models::ltx::upscaler::UpscalerConfig;
     use crate::models::text::t5::T5Config;
 

@@ -2,6 +2,7 @@
 //! carries no configuration, the configuration that its shapes imply.
 
 use super::config::{Down, VaeConfig};
+use crate::models::parts::PartNames;
 use crate::weights::lora::LayerNames;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -9,14 +10,8 @@ use serde_json::{Value, json};
 /// Where each part's tensors lie in a single file of Lightricks, or of reel.
 pub const TRANSFORMER_PREFIX: &str = "model.diffusion_model.";
 pub const VAE_PREFIX: &str = "vae.";
-pub const TEXT_PREFIX: &str = "text_encoder.";
-
-/// A part of a single file, as its tensors tell it: the prefixes that are looked for first, and names that stand below one.
-/// Other programs write other prefixes: ComfyUI `diffusion_model.` and `text_encoders.t5xxl.transformer.`.
-struct PartNames {
-    known: [&'static str; 2],
-    anchors: [&'static str; 3],
-}
+/// What stands before a block's number.
+pub const BLOCKS: &str = "transformer_blocks.";
 
 const TRANSFORMER_NAMES: PartNames = PartNames {
     known: [TRANSFORMER_PREFIX, "diffusion_model."],
@@ -30,28 +25,6 @@ const VAE_NAMES: PartNames = PartNames {
     known: [VAE_PREFIX, ""],
     anchors: ["decoder.conv_in.conv.weight", "decoder.conv_out.conv.weight", "encoder.conv_in.conv.weight"],
 };
-const TEXT_NAMES: PartNames = PartNames {
-    known: [TEXT_PREFIX, "text_encoders.t5xxl.transformer."],
-    anchors: [
-        "encoder.block.0.layer.0.layer_norm.weight",
-        "encoder.block.0.layer.0.SelfAttention.q.weight",
-        "enc.blk.0.attn_norm.weight",
-    ],
-};
-
-impl PartNames {
-    /// The prefix below which the part's tensors stand; `None` where there are none.
-    fn prefix<'a>(&self, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-        let below = |name: &'a str| {
-            let prefix = self.anchors.iter().find_map(|anchor| name.strip_suffix(anchor))?;
-            (prefix.is_empty() || prefix.ends_with('.')).then_some(prefix)
-        };
-        let rank = |prefix: &&str| {
-            (self.known.iter().position(|known| known == prefix).unwrap_or(self.known.len()), prefix.len())
-        };
-        names.filter_map(below).min_by_key(rank)
-    }
-}
 
 /// Where a single file's transformer is; at its root where there is none.
 pub fn transformer_prefix<'a>(names: impl Iterator<Item = &'a str>) -> &'a str {
@@ -61,11 +34,6 @@ pub fn transformer_prefix<'a>(names: impl Iterator<Item = &'a str>) -> &'a str {
 /// Where a single file's VAE is; `None` where it has none.
 pub fn vae_prefix<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     VAE_NAMES.prefix(names)
-}
-
-/// Where a single file's text encoder is; `None` where it has none.
-pub fn text_prefix<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    TEXT_NAMES.prefix(names)
 }
 
 /// (Lightricks', diffusers') names of parts of a name.

@@ -1,6 +1,6 @@
 //! Whether a clip is made in two passes, and how large each is.
 
-use crate::hub::catalogue::{self, Entry, Kind, RunDefaults};
+use crate::hub::catalogue::{self, Entry, Kind};
 use crate::hub::store;
 use crate::job::convention::Convention;
 use crate::job::geometry::{Extent, Geometry};
@@ -55,14 +55,17 @@ pub fn upscaler(
     }
 }
 
-/// Whether the run is to make two passes, as far as the request and the model's entry say.
-pub fn is_wanted(request: &Request, model: &RunDefaults) -> bool {
-    request.upscaler.as_deref().map_or(model.in_two_passes(), |path| path != "none")
+/// The first of two passes: sides in whole latents, rounded down, so a small one may come to nothing.
+/// - `legal`: the whole. `factor`: sides of the first pass, of the whole.
+/// - Source: LTX-Video `pipelines/pipeline_ltx_video.py`, `LTXMultiScalePipeline.__call__`, at 5260738.
+fn shrunk(legal: Extent, geometry: Geometry, factor: f64) -> Extent {
+    let side = |side: usize| (side as f64 * factor) as usize / geometry.space * geometry.space;
+    Extent { width: side(legal.width), height: side(legal.height), ..legal }
 }
 
 /// What the first and the second of two passes make.
 pub fn sizes(legal: Extent, geometry: Geometry, downscale: f64) -> [Extent; 2] {
-    let first = geometry.shrunk(legal, downscale);
+    let first = shrunk(legal, geometry, downscale);
     [first, Extent { width: 2 * first.width, height: 2 * first.height, ..first }]
 }
 
@@ -88,6 +91,14 @@ pub fn canvases(legal: Extent, geometry: Geometry, factor: f64, progress: &Progr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_first_pass_is_rounded_down() {
+        let first =
+            |width, height| shrunk(Extent { width, height, frames: 9 }, Geometry { time: 8, space: 32 }, 0.6666666);
+        assert_eq!(first(1216, 704), Extent { width: 800, height: 448, frames: 9 });
+        assert_eq!((first(96, 64).width, first(96, 32).height), (32, 0)); // two thirds of 96 are less than 64
+    }
 
     /// A recipe of two passes never becomes one of one pass by itself.
     #[test]

@@ -1,6 +1,7 @@
 //! The upscaler that goes between two passes: what `--upscaler` names, opened and checked, and what is done to the latents that
 //! come out of it.
 
+use crate::models::latents::LatentStatistics;
 use crate::models::ltx::upscaler::{Upscaler as Network, UpscalerConfig};
 use crate::weights::open::{Tensors, weight_files};
 use crate::weights::{part_folder, read_json};
@@ -60,9 +61,26 @@ impl Upscaler {
         ((self.tensors.elements() * DType::F32.size_in_bytes()) as u64, self.config.width)
     }
 
-    /// Loads the network. It is small and comes in f32, so it runs in f32, whatever the model runs in.
-    pub fn load(&self, device: &Device) -> Result<Network> {
-        Ok(Network::load(&self.config, self.tensors.load(Some(DType::F32), DType::F32, device))?)
+    /// Loads the network, takes latents of the first pass to what the second begins from, sides twice as long, and frees it. It is
+    /// small and comes in f32, so it runs in f32, whatever the model runs in.
+    /// - `latents`: (1, f, h, w, c), normalised, of each window. `factor`: of [`adain`]. `after`: called after each.
+    /// - Source: LTX-Video `pipelines/pipeline_ltx_video.py`, `LTXMultiScalePipeline`, at 5260738.
+    pub fn upscale(
+        &self,
+        latents: &[Tensor],
+        statistics: &LatentStatistics,
+        factor: f64,
+        device: &Device,
+        mut after: impl FnMut(),
+    ) -> Result<Vec<Tensor>> {
+        let network = Network::load(&self.config, self.tensors.load(Some(DType::F32), DType::F32, device))?;
+        let mut all = vec![];
+        for latents in latents {
+            let large = statistics.normalise(&network.forward(&statistics.denormalise(latents)?)?)?;
+            all.push(adain(&large, latents, factor)?);
+            after();
+        }
+        Ok(all)
     }
 }
 

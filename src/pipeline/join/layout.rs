@@ -91,7 +91,7 @@ impl Layout {
     fn fits_windows(&self, given: &Given) -> bool {
         let Given { geometry, window, .. } = *given;
         let legal = geometry.legal(Extent { width: geometry.space, height: geometry.space, frames: self.frames });
-        let mut shot = Shot { start: 0, frames: self.frames, grid: geometry.grid(legal), windows: vec![] };
+        let mut shot = Shot { first_frame: 0, frames: self.frames, grid: geometry.grid(legal), windows: vec![] };
         shot.cut(window, &Place::spans(&self.places()), geometry, self.direction()).is_ok()
     }
 }

@@ -1,13 +1,11 @@
 //! What a run is planned from: what was decided, and counts of what it reads.
 
-use crate::job::geometry::{Extent, Geometry, Grid};
+use crate::job::geometry::{Extent, Grid};
 use crate::job::request::Request;
 use crate::job::windows::{self, Direction};
-use crate::models::ltx::conditioning::PREFIX;
-use crate::models::ltx::config::SchedulerConfig;
-use crate::models::ltx::two_passes::canvases;
+use crate::models::Config;
 use crate::planning::passes::Pass;
-use crate::planning::scenes::{Shot, shots};
+use crate::planning::scenes::{Shot, Span, shots};
 use crate::planning::settings::Settings;
 use crate::planning::{Task, Window};
 use crate::platform::progress::{Mode, Progress};
@@ -19,7 +17,6 @@ pub const SILENT: Progress = Progress { mode: Mode::None, quiet: true, verbose: 
 #[derive(Clone)]
 pub struct Sketch {
     pub settings: Settings,
-    pub geometry: Geometry,
     /// Which way a clip longer than a window grows.
     pub direction: Direction,
     /// Tokens of each prompt, the negative one included.
@@ -27,8 +24,7 @@ pub struct Sketch {
     pub held: Vec<Place>,
     /// Frames of the clip that footage gives.
     pub context: usize,
-    /// What the checkpoint says of its noise levels.
-    pub scheduler: SchedulerConfig,
+    pub config: Config,
 }
 
 /// What is held, in numbers.
@@ -42,9 +38,9 @@ pub struct Place {
 }
 
 impl Place {
-    /// First frame and number of frames, of each.
-    pub fn spans(all: &[Place]) -> Vec<(usize, usize)> {
-        all.iter().map(|place| (place.frame, place.count)).collect()
+    /// The frames of each.
+    pub fn spans(all: &[Place]) -> Vec<Span> {
+        all.iter().map(|place| Span { first_frame: place.frame, frames: place.count }).collect()
     }
 }
 
@@ -52,22 +48,23 @@ impl Sketch {
     /// Counts what there is to make.
     /// - Errors on sizes, scenes and held frames that do not go together.
     pub fn task(&self) -> Result<Task> {
-        let Self { settings, geometry, held, .. } = self;
+        let Self { settings, held, .. } = self;
+        let geometry = self.config.geometry();
         let legal = geometry.legal(settings.clip);
         let canvases = match settings.passes.len() {
             0 | 1 => vec![legal],
-            _ => canvases(legal, *geometry, settings.upscaling.downscale, &SILENT)?,
+            _ => settings.family.canvases(legal, geometry, settings.upscaling.downscale, &SILENT)?,
         };
-        let mut shots = shots(settings, legal, *geometry)?;
+        let mut shots = shots(settings, legal, geometry)?;
         let spans = Place::spans(held);
-        shots.iter_mut().try_for_each(|shot| shot.cut(settings.window, &spans, *geometry, self.direction))?;
+        shots.iter_mut().try_for_each(|shot| shot.cut(settings.window, &spans, geometry, self.direction))?;
         let mut windows = vec![];
         for (i, (pass, canvas)) in settings.passes.iter().zip(&canvases).enumerate() {
             let Grid { height, width, .. } = geometry.grid(*canvas);
             for (shot, window) in shots.iter().flat_map(|shot| shot.windows.iter().map(move |window| (shot, window))) {
                 let plane = height * width;
-                let (steps, evaluations) = self.evaluations(pass, window.frames * plane)?;
-                let tokens = (window.frames + self.beside(shot, window)) * plane;
+                let (steps, evaluations) = self.evaluations(pass, window.latent_frames * plane)?;
+                let tokens = (window.latent_frames + self.beside(shot, window)) * plane;
                 windows.push(Window { pass: i, tokens, steps, evaluations });
             }
         }
@@ -91,7 +88,7 @@ impl Sketch {
     /// Steps of a pass over a video of `tokens`, and evaluations of the transformer in them.
     fn evaluations(&self, pass: &Pass, tokens: usize) -> Result<(usize, usize)> {
         let Settings { convention, recipe, .. } = self.settings;
-        let schedule = pass.levels.schedule(&self.scheduler, convention, recipe, tokens)?;
+        let schedule = self.config.schedule(&pass.levels, convention, recipe, tokens)?;
         let guidance = schedule.sigmas[..schedule.steps()].iter().map(|&sigma| pass.guidance.at(sigma));
         let each = guidance.map(|at| 1 + usize::from(at.needs_negative()) + usize::from(at.needs_stg()));
         Ok((schedule.steps(), each.sum()))
@@ -99,15 +96,21 @@ impl Sketch {
 
     /// Latent frames beside a window, of what is held there at a later frame than its first.
     fn beside(&self, shot: &Shot, window: &windows::Window) -> usize {
-        let first_frame = window.start * self.geometry.time;
+        let geometry = self.config.geometry();
+        let first_frame = window.latent_start * geometry.time;
         let fresh = window.fresh(self.direction);
         let here = self.held.iter().filter(|place| shot.holds(place.frame)).filter(|place| {
-            let frame = place.frame - shot.start;
-            frame > first_frame && fresh.contains(&self.geometry.latent_frame(frame))
+            let frame = place.frame - shot.first_frame;
+            frame > first_frame && fresh.contains(&geometry.latent_frame(frame))
         });
-        let held: usize = here.map(|place| (self.geometry.latent_frame(place.count - 1) + 1).min(PREFIX)).sum();
+        let held: usize =
+            here.map(|place| (geometry.latent_frame(place.count - 1) + 1).min(self.settings.family.beside())).sum();
         // what a window that grows back goes on from stands at its end
-        held + if self.direction == Direction::Back { window.carried.min(PREFIX) } else { 0 }
+        held + if self.direction == Direction::Back {
+            window.latent_carried.min(self.settings.family.beside())
+        } else {
+            0
+        }
     }
 
     /// The same with a clip of another size; `None` where that cannot be made.

@@ -1,7 +1,7 @@
 //! Requests against their ranges, and what is decided from them.
 
 use super::*;
-use crate::planning::passes::Levels;
+use crate::sampling::solver::Levels;
 
 #[test]
 fn a_request_goes_through_json_unchanged() {
@@ -43,8 +43,19 @@ fn flags_win_over_the_catalogue_and_that_over_diffusers() {
         decode_noise: Some(0.025),
         ..Default::default()
     };
-    let decide =
-        |request: &Request| Settings::decide(request, &model, None, Convention::Condition, None, false, 1).unwrap();
+    let decide = |request: &Request| {
+        Settings::decide(&Given {
+            request,
+            model: &model,
+            allowed: None,
+            family: Family::ALL[0],
+            convention: Convention::Condition,
+            size: None,
+            two: false,
+            seed: 1,
+        })
+        .unwrap()
+    };
     let plain = decide(&Request::default());
     let levels = Levels::Steps { steps: 16, skip_initial: 0, skip_final: 0 };
     assert_eq!((plain.clip.frames, plain.clip.width, &plain.passes[0].levels), (17, 704, &levels));

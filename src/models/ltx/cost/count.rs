@@ -1,58 +1,11 @@
 //! Bytes in use while a network runs, counted from shapes alone: the loops of the network are walked through in their order, and
 //! every tensor is taken and given back where the code makes it and lets it go.
 
+use crate::models::cost::{Count, Widths};
 use crate::models::ltx::config::{Down, DownBlock, UpBlock};
 use crate::nn::conv3d::is_narrow;
-use crate::nn::kernel::memory::taken;
 use crate::nn::kernel::winograd;
 use crate::nn::paired::is_paired;
-
-/// Bytes in use, the most of them at once, and the multiplications that were made meanwhile.
-#[derive(Clone, Debug, Default)]
-pub struct Count {
-    now: u64,
-    pub peak: u64,
-    /// Multiplications and additions.
-    pub operations: u64,
-    /// Of these, attention's.
-    pub attention: u64,
-}
-
-impl Count {
-    /// One block more.
-    pub fn take(&mut self, bytes: u64) {
-        self.now += taken(bytes);
-        self.peak = self.peak.max(self.now);
-    }
-
-    /// As many bytes more, in blocks that were summed up already.
-    pub fn take_blocks(&mut self, bytes: u64) {
-        self.now += bytes;
-        self.peak = self.peak.max(self.now);
-    }
-
-    /// One block less, of a size that was taken.
-    pub fn give(&mut self, bytes: u64) {
-        self.now -= taken(bytes);
-    }
-}
-
-/// How wide numbers are.
-#[derive(Clone, Copy, Debug)]
-pub struct Widths {
-    /// Of activations between operations, in bytes.
-    pub activation: u64,
-    /// Of what products read.
-    pub operand: u64,
-    /// Whether the plain forms run: on a GPU.
-    pub plain: bool,
-    /// Whether CUDA's own kernel makes the convolutions there.
-    pub fused: bool,
-    /// Whether FlashAttention's kernels run there, where they take the heads.
-    pub flash: bool,
-    /// Whether int8 dot products round what they read to blocks of their own.
-    pub whole: bool,
-}
 
 /// Pictures of one layer: height, width, channels.
 #[derive(Clone, Copy, Debug)]

@@ -1,5 +1,5 @@
 //! What LTX-Video's networks take: bytes at the most and operations, counted from shapes alone.
 
-pub mod count;
-pub mod networks;
+mod count;
+pub mod transformer;
 pub mod vae;

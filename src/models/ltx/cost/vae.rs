@@ -1,8 +1,9 @@
 //! The VAE's two networks, walked through over shapes.
 
+use crate::models::cost::{Count, Widths};
 use crate::models::ltx::config::{Down, UpBlock, VaeConfig};
-use crate::models::ltx::cost::count::{Count, Frames, Kind, Picture, Walk, Widths};
-use crate::models::ltx::vae::Chunking;
+use crate::models::ltx::cost::count::{Frames, Kind, Picture, Walk};
+use crate::nn::stream::Chunking;
 
 /// Frames that a kernel of three looks back and ahead.
 fn kind(causal: bool, noise: bool) -> Kind {

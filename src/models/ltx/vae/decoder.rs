@@ -5,7 +5,7 @@
 use super::blocks::{Kind, Resnet, Resnets, TimeConv, Upsampler, pixel_norm};
 use crate::models::ltx::config::{UpBlock, VaeConfig};
 use crate::nn::spread::{Order, spread};
-use crate::nn::stream::{FRAMES, Stream};
+use crate::nn::stream::{Chunking, FRAMES, Stream};
 use crate::nn::table::Table;
 use crate::nn::timestep::TimestepEmbedder;
 use crate::nn::vars::Vars;
@@ -63,25 +63,6 @@ enum Layer<'a> {
     /// With the place of its timestep's embedding.
     Resnet(&'a Resnet, usize),
     Up(&'a Upsampler),
-}
-
-/// How many frames are at work at once; any numbers give the same pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Chunking {
-    /// Latent frames that go in at a time.
-    pub latent_frames: usize,
-    /// Into how many parts the frames that they become are cut on the way.
-    pub slices: usize,
-}
-
-impl Chunking {
-    /// All at once.
-    pub const WHOLE: Chunking = Chunking { latent_frames: usize::MAX, slices: 1 };
-
-    /// Frames at a time, where a latent frame has become `rate`.
-    pub fn frames(self, rate: usize) -> usize {
-        (self.latent_frames.saturating_mul(rate) / self.slices.max(1)).max(1)
-    }
 }
 
 /// One clip on its way through the decoder.

@@ -1,6 +1,7 @@
 //! Pixels -> latents, in groups of frames.
 
 use super::blocks::{Downsampler, Kind, Resnet, Resnets, TimeConv, pixel_norm};
+use crate::models::latents::Posterior;
 use crate::models::ltx::config::{Down, DownBlock, VaeConfig};
 use crate::nn::spread::{Order, gather};
 use crate::nn::stream::{FRAMES, Stream};
@@ -36,26 +37,6 @@ impl Stage {
             },
             resnets: Resnets::load(block.inputs, block.layers, kind, vb)?,
         })
-    }
-}
-
-/// What the encoder knows of a clip's latents.
-pub struct Posterior {
-    /// (1, f, h, w, c)
-    pub mean: Tensor,
-    /// (1, f, h, w, 1), one for all channels.
-    pub log_variance: Tensor,
-}
-
-impl Posterior {
-    /// Latents drawn from it, as the reference draws them: channel by channel.
-    /// - Returns (1, f, h, w, c), f32.
-    pub fn sample(&self, noise: &mut Noise) -> Result<Tensor> {
-        let (b, f, h, w, c) = self.mean.dims5()?;
-        let drawn = Tensor::from_vec(noise.normal(c * f * h * w), (b, c, f, h, w), &candle_core::Device::Cpu)?;
-        let drawn = drawn.permute((0, 2, 3, 4, 1))?.contiguous()?.to_device(self.mean.device())?;
-        let deviation = (self.log_variance.to_dtype(DType::F32)? * 0.5)?.exp()?;
-        self.mean.to_dtype(DType::F32)? + drawn.broadcast_mul(&deviation)?
     }
 }
 

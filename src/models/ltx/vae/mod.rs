@@ -9,33 +9,18 @@ mod blocks;
 mod decoder;
 mod encoder;
 
-pub use decoder::{Chunking, Decoder};
-pub use encoder::{Encoder, Posterior};
+pub use decoder::Decoder;
+pub use encoder::Encoder;
 
 use super::config::VaeConfig;
+use crate::models::latents::LatentStatistics;
 use crate::nn::vars::Vars;
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
-/// Mean and deviation of each latent channel over the training set.
-pub struct LatentStatistics {
-    mean: Tensor, // (c)
-    deviation: Tensor,
-}
-
-impl LatentStatistics {
-    /// - `vb` holds `latents_mean` and `latents_std`.
-    pub fn load(config: &VaeConfig, vb: Vars) -> Result<Self> {
-        let c = config.latent_channels;
-        Ok(Self { mean: vb.get(c, "latents_mean")?, deviation: (vb.get(c, "latents_std")? / config.scaling_factor)? })
-    }
-
-    /// What the transformer makes -> what the decoder reads. (..., c) both.
-    pub fn denormalise(&self, latents: &Tensor) -> Result<Tensor> {
-        latents.broadcast_mul(&self.deviation)?.broadcast_add(&self.mean)
-    }
-
-    /// What the encoder makes -> what the transformer reads. (..., c) both.
-    pub fn normalise(&self, latents: &Tensor) -> Result<Tensor> {
-        latents.broadcast_sub(&self.mean)?.broadcast_div(&self.deviation)
-    }
+/// Loads mean and deviation of the latents.
+/// - `vb` holds `latents_mean` and `latents_std`.
+pub fn statistics(config: &VaeConfig, vb: Vars) -> Result<LatentStatistics> {
+    let c = config.latent_channels;
+    let deviation = (vb.get(c, "latents_std")? / config.scaling_factor)?;
+    Ok(LatentStatistics { mean: vb.get(c, "latents_mean")?, deviation })
 }

@@ -1,17 +1,13 @@
-//! What the transformer and the text encoder take while they run, from shapes alone.
+//! What the transformer takes while it runs, from shapes alone.
 
+use crate::models::cost::{Count, Widths};
 use crate::models::ltx::config::TransformerConfig;
-use crate::models::ltx::cost::count::{Count, Widths};
-use crate::models::text::t5::T5Config;
 use crate::nn::attention::is_flash_head;
 use crate::nn::kernel::int8;
 use crate::nn::kernel::memory::taken;
 
 /// Scores that the plain form of attention holds at a time, with their exponentials and shares: see `nn::attention`.
 const PLAIN_SCORES: u64 = 3 * crate::nn::attention::SCORES as u64;
-
-/// Bytes that looking at one row of a mapped table brings into memory: the system reads pages around it too.
-const ROW: u64 = 64 << 10;
 
 /// One pass of the transformer over `tokens` tokens and a prompt of `text`.
 pub fn transformer(config: &TransformerConfig, tokens: usize, text: usize, widths: Widths) -> Count {
@@ -58,25 +54,6 @@ pub fn contexts(config: &TransformerConfig, tokens: &[usize], widths: Widths) ->
         count.take_blocks(layers * 2 * taken(m * d * widths.operand));
         count.operations += 2 * (layers * 2 * m * d * d + m * d * (config.caption_channels as u64 + d));
     }
-    count
-}
-
-/// The text encoder over prompts of `tokens`, layer by layer.
-pub fn text(config: &T5Config, tokens: &[usize], widths: Widths) -> Count {
-    let (d, inner, ff) = (config.d_model as u64, (config.heads * config.d_kv) as u64, config.d_ff as u64);
-    let mut count = Count::default();
-    let longest = tokens.iter().copied().max().unwrap_or(0) as u64;
-    for &n in tokens {
-        let n = n as u64;
-        count.take(n * d * widths.activation);
-        let layer = 4 * n * d * inner + 2 * n * n * inner + 3 * n * d * ff;
-        count.operations += 2 * config.layers as u64 * layer;
-        count.take_blocks(2 * taken(n * n * config.heads as u64 * widths.activation)); // the bias of its positions
-    }
-    count.take_blocks(tokens.iter().sum::<usize>() as u64 * ROW); // of the embedding
-    let n = longest;
-    count.take_blocks(n * (2 * d + 4 * inner) * widths.activation);
-    count.take_blocks(2 * taken(n * ff * widths.activation));
     count
 }
 
