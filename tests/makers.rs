@@ -10,7 +10,7 @@ use reel::job::convention::Convention;
 use reel::job::request::{Keyframe, Request};
 use reel::job::windows::Direction;
 use reel::pipeline::{Opened, Prepared};
-use reel::platform::progress::{Mode, Progress};
+use reel::platform::progress::Progress;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -58,7 +58,7 @@ fn picture(width: u32, height: u32, frame: usize) -> image::RgbImage {
 
 /// What the decoder reads after a run, (f, h, w, c).
 fn latents(request: &Request) -> Tensor {
-    let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
+    let silent = Progress::silent();
     let opened = Opened::new(request, &silent).unwrap();
     let mut prepared = Prepared::new(opened, request, None, &[], Direction::Forward, &silent).unwrap();
     prepared.forecast.watch(); // else its times go into the machine's history

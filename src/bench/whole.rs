@@ -10,7 +10,7 @@ use crate::pipeline::{Opened, Prepared};
 use crate::platform::device::Compute;
 use crate::platform::files::Scratch;
 use crate::platform::machine::peak_memory;
-use crate::platform::progress::{Mode, Progress};
+use crate::platform::progress::Progress;
 use crate::sampling::noise::Noise;
 use crate::video::Frame;
 use crate::video::resize::Fit;
@@ -25,7 +25,7 @@ pub fn whole(
     stages: &mut Vec<(&'static str, u64, Option<u64>, f64)>,
 ) -> Result<Timed> {
     let Weights::Model(model) = &cell.weights else { bail!("a whole run needs a model") };
-    let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
+    let silent = Progress::silent();
     let request = Request {
         prompt: "a red ball bounces on green grass".to_string(),
         model: Some(model.clone()),

@@ -7,6 +7,7 @@ use crate::job::request::Keyframe;
 use crate::job::windows::Direction;
 use crate::pipeline::Job;
 use crate::pipeline::absent::Absent;
+use crate::platform::progress::Progress;
 use crate::video::resize::{Filter, Fit};
 use std::path::PathBuf;
 
@@ -48,8 +49,8 @@ pub struct Args {
     pub making: Making,
 }
 
-pub fn run(args: Args) -> Result<(), Failure> {
-    let progress = args.making.common.apply()?;
+pub fn run(args: Args, progress: &Progress) -> Result<(), Failure> {
+    args.making.common.start(progress)?;
     let pull = args.making.pull;
     let (dry_run, json) = (args.making.dry_run, args.making.json);
     let Args { prompt: text, image, last_image, keyframe, fit, fps, scale, scale_filter, making } = args;
@@ -60,12 +61,12 @@ pub fn run(args: Args) -> Result<(), Failure> {
         let (plan, report) = plan.map_err(Failure::BadInput)?;
         return print_plan(&plan, &report, json);
     }
-    fetch(pull && !dry_run, &request, &progress)?;
-    let job = Job::prepare(&request, &progress).map_err(Failure::BadInput)?;
+    fetch(pull && !dry_run, &request, progress)?;
+    let job = Job::prepare(&request, progress).map_err(Failure::BadInput)?;
     if dry_run {
         let (plan, report) = job.plan();
         return print_plan(plan, &report, json);
     }
     job.fits().map_err(Failure::BadInput)?;
-    job.run(&progress).map_err(Failure::Failed)
+    job.run(progress).map_err(Failure::Failed)
 }

@@ -15,7 +15,7 @@ use crate::hub::catalogue;
 use crate::platform::arenas;
 use crate::platform::files::CannotWrite;
 use crate::platform::folders::Folder;
-use crate::platform::progress::{self, Mode, Progress};
+use crate::platform::progress::{Mode, Progress};
 use crate::platform::shown;
 use crate::platform::signals::{self, End};
 use crate::platform::streams;
@@ -67,6 +67,21 @@ enum Verb {
     Licenses,
 }
 
+impl Verb {
+    /// Flags about talking and threads, of those that have them.
+    fn common(&self) -> Option<&Common> {
+        match self {
+            Verb::Generate(args) => Some(&args.making.common),
+            Verb::Extend(args) => Some(&args.joining.making.common),
+            Verb::Bridge(args) => Some(&args.joining.making.common),
+            Verb::Loop(args) => Some(&args.joining.making.common),
+            Verb::Models(verb) => verb.common(),
+            Verb::Selftest(args) => Some(&args.common),
+            Verb::Bench(_) | Verb::Completions { .. } | Verb::Licenses => None,
+        }
+    }
+}
+
 /// Flags about talking and threads, of every verb that computes.
 #[derive(clap::Args)]
 struct Common {
@@ -85,12 +100,14 @@ struct Common {
 }
 
 impl Common {
-    fn apply(&self) -> Result<Progress, Failure> {
-        let progress = Progress { mode: self.progress, quiet: self.quiet, verbose: self.verbose };
-        if let Some(remark) = start_threads(self.threads)? {
-            progress.note(&remark);
-        }
-        Ok(progress)
+    fn progress(&self) -> Progress {
+        Progress::new(self.progress, self.quiet, self.verbose)
+    }
+
+    /// Starts the threads to compute with.
+    fn start(&self, progress: &Progress) -> Result<(), Failure> {
+        start_threads(self.threads)?.iter().for_each(|remark| progress.note(remark));
+        Ok(())
     }
 }
 
@@ -109,43 +126,35 @@ pub fn run() -> ExitCode {
         Err(e) if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let printed = e.print().and_then(|()| std::io::stdout().flush());
             // of what went to standard error nobody could be told
-            return if e.use_stderr() { ExitCode::from(2) } else { ended(written(printed), Mode::Auto) };
+            return if e.use_stderr() { ExitCode::from(2) } else { ended(written(printed), &Progress::default()) };
         }
         Err(e) => {
             let args: Vec<String> = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
-            progress::error(&anyhow::anyhow!(usage::message(&e, &Cli::command(), &args)), asked_mode(&args));
+            let progress = Progress::new(asked_mode(&args), false, false);
+            progress.error(&anyhow::anyhow!(usage::message(&e, &Cli::command(), &args)));
             return ExitCode::from(2);
         }
     };
-    let mode = match &cli.verb {
-        Verb::Generate(args) => args.making.common.progress,
-        Verb::Extend(args) => args.joining.making.common.progress,
-        Verb::Bridge(args) => args.joining.making.common.progress,
-        Verb::Loop(args) => args.joining.making.common.progress,
-        Verb::Models(verb) => models::mode(verb),
-        _ => Mode::Auto,
-    };
+    let progress = cli.verb.common().map_or_else(Progress::default, Common::progress);
     // the self-test compares what was built, and so goes by what was built
     if !matches!(cli.verb, Verb::Selftest(_) | Verb::Completions { .. } | Verb::Licenses)
         && let Some(Err(e)) = Folder::Config.path().map(|folder| catalogue::add_own(&folder.join("weights.toml")))
     {
-        progress::error(&e, mode);
+        progress.error(&e);
         return ExitCode::from(2);
     }
+    let heard = progress.clone();
     signals::listen(move |end| match end {
-        End::Interrupted(text) => progress::interrupted(text, mode),
-        End::Failed(text) => {
-            progress::clear_line();
-            progress::error(&anyhow::anyhow!(text.clone()), mode)
-        }
+        End::Interrupted(text) => heard.interrupted(text),
+        End::Failed(text) => heard.error(&anyhow::anyhow!(text.clone())),
     });
     let done = match cli.verb {
-        Verb::Generate(args) => generate::run(*args),
-        Verb::Extend(args) => join::extend(*args),
-        Verb::Bridge(args) => join::bridge(*args),
-        Verb::Loop(args) => join::close(*args),
-        Verb::Models(verb) => models::run(verb),
-        Verb::Selftest(args) => selftest::run(args),
+        Verb::Generate(args) => generate::run(*args, &progress),
+        Verb::Extend(args) => join::extend(*args, &progress),
+        Verb::Bridge(args) => join::bridge(*args, &progress),
+        Verb::Loop(args) => join::close(*args, &progress),
+        Verb::Models(verb) => models::run(verb, &progress),
+        Verb::Selftest(args) => selftest::run(args, &progress),
         Verb::Bench(args) => bench::run_all(*args),
         Verb::Completions { shell } => {
             let mut script = vec![];
@@ -154,19 +163,19 @@ pub fn run() -> ExitCode {
         }
         Verb::Licenses => print_exact(include_bytes!("../licenses.txt")),
     };
-    ended(done, mode)
+    ended(done, &progress)
 }
 
 /// Prints the one error, and says how the program ends.
-fn ended(done: Result<(), Failure>, mode: Mode) -> ExitCode {
+fn ended(done: Result<(), Failure>, progress: &Progress) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::BadInput(e)) => {
-            progress::error(&e, mode);
+            progress.error(&e);
             ExitCode::from(2)
         }
         Err(Failure::Failed(e)) => {
-            progress::error(&e, mode);
+            progress.error(&e);
             ExitCode::from(1)
         }
     }

@@ -100,31 +100,36 @@ pub struct Pull {
     common: Common,
 }
 
-pub fn run(verb: Verb) -> Result<(), Failure> {
+pub fn run(verb: Verb, progress: &Progress) -> Result<(), Failure> {
     match verb {
-        Verb::List { json } => list::list(json),
+        Verb::List { json } => list::list(json, progress),
         Verb::Info { name, json } => info::info(&name, json),
         Verb::Pull(args) => {
-            let progress = args.common.apply()?;
-            pull(&args.name, args.text_encoder.as_deref(), args.accept_hash, &progress)
+            args.common.start(progress)?;
+            pull(&args.name, args.text_encoder.as_deref(), args.accept_hash, progress)
         }
-        Verb::Verify { name, common } => verify(name.as_deref(), &common.apply()?),
+        Verb::Verify { name, common } => {
+            common.start(progress)?;
+            verify(name.as_deref(), progress)
+        }
         Verb::Path { name } => path(&name),
         Verb::Remove { name } => remove(&name),
         Verb::Pack { dir, out, name, force } => pack::pack(&dir, &out, name.as_deref(), force).map_err(Failure::of),
         Verb::Quantize { path, kind, out, text, force, common } => {
-            let progress = common.apply()?;
-            parts::quantize(&path, text, kind, &out, force, &progress).map_err(Failure::of)
+            common.start(progress)?;
+            parts::quantize(&path, text, kind, &out, force, progress).map_err(Failure::of)
         }
     }
 }
 
-/// How progress is shown by those of the verbs that take long.
-pub fn mode(verb: &Verb) -> crate::platform::progress::Mode {
-    match verb {
-        Verb::Pull(args) => args.common.progress,
-        Verb::Verify { common, .. } | Verb::Quantize { common, .. } => common.progress,
-        _ => crate::platform::progress::Mode::Auto,
+impl Verb {
+    /// Flags about talking and threads, of those that take long.
+    pub fn common(&self) -> Option<&Common> {
+        match self {
+            Verb::Pull(args) => Some(&args.common),
+            Verb::Verify { common, .. } | Verb::Quantize { common, .. } => Some(common),
+            _ => None,
+        }
     }
 }
 
@@ -209,12 +214,12 @@ fn verify(name: Option<&str>, progress: &Progress) -> Result<(), Failure> {
             Verdict::Whole { of } => format!("whole (SHA-256 as {of} says)"),
             Verdict::WholeByGit => "whole (git's hash as the hub says)".to_string(),
             Verdict::Own { sha256 } => {
-                let hash = if progress.verbose { sha256 } else { store::short(&sha256) };
+                let hash = if progress.is_verbose() { sha256 } else { store::short(&sha256) };
                 format!("as downloaded on this machine; nobody else vouches for it (SHA-256 {hash})")
             }
             Verdict::Unknown { sha256 } => format!("nobody says what it should be; SHA-256 {sha256}"),
             Verdict::Damaged { what, hashes } => {
-                hashes.iter().filter(|_| progress.verbose).for_each(|hashes| stage.note(hashes));
+                hashes.iter().filter(|_| progress.is_verbose()).for_each(|hashes| stage.note(hashes));
                 damaged.push(entry.name.as_str());
                 format!("damaged: {what}")
             }

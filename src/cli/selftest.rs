@@ -4,7 +4,7 @@ use super::{Common, Failure, print, version};
 use crate::job::request::Request;
 use crate::pipeline::{DEFAULT_MODEL, Job};
 use crate::platform::files::Scratch;
-use crate::platform::progress::{Mode, Progress, counted, human_seconds};
+use crate::platform::progress::{Progress, counted, human_seconds};
 use anyhow::{Context, Result, ensure};
 use image::AnimationDecoder;
 use std::io::Cursor;
@@ -22,7 +22,7 @@ const LEAST_PSNR: f64 = 45.0;
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
 }
 
 fn request(out: &Path) -> Request {
@@ -37,8 +37,8 @@ fn request(out: &Path) -> Request {
     }
 }
 
-pub fn run(args: Args) -> Result<(), Failure> {
-    args.common.apply()?;
+pub fn run(args: Args, progress: &Progress) -> Result<(), Failure> {
+    args.common.start(progress)?;
     let (report, psnr) = test().map_err(Failure::Failed)?;
     print(report.as_bytes())?;
     if psnr < LEAST_PSNR {
@@ -53,7 +53,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
 /// What to print, and how far the clip is from the reference.
 fn test() -> Result<(String, f64)> {
     let scratch = Scratch::create("reel-selftest")?;
-    let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
+    let silent = Progress::silent();
     let mut report = format!("reel {}\n{}\n", version(), counted(rayon::current_num_threads(), "threads"));
     let begun = Instant::now();
     let out = scratch.path().join("clip.png");

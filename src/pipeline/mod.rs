@@ -30,7 +30,7 @@ use crate::planning::scenes::{Shot, shots};
 use crate::planning::settings::{Settings, default_size, image_crf};
 use crate::planning::{self, Encoder, Model, Plan, Report, Stage};
 use crate::platform::device::{self, Compute};
-use crate::platform::progress::{Mode, Progress, counted, human_seconds};
+use crate::platform::progress::{Progress, counted, human_seconds};
 use crate::platform::shown;
 use crate::video::Frame;
 use crate::video::resize::{Fit, enlarge};
@@ -363,7 +363,7 @@ impl Prepared {
         let part = latents.narrow(1, from, to - from)?;
         let clip = Extent { frames: (to - from - 1) * geometry.time + 1, ..self.settings.clip };
         let mut frames = vec![];
-        let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
+        let silent = Progress::silent();
         let push = |frame| {
             frames.push(frame);
             Ok(())

@@ -8,6 +8,7 @@ pub mod folders;
 pub mod machine;
 pub mod mapped;
 pub mod progress;
+pub mod report;
 pub mod shown;
 pub mod signals;
 pub mod streams;

@@ -3,6 +3,7 @@
 use crate::server::{COMMIT, Reply, Server, sha256, well_behaved};
 use crate::*;
 use reel::hub::catalogue::Kind;
+use reel::platform::progress::Mode;
 use std::io::{Read, Write};
 use std::sync::Mutex;
 
@@ -432,7 +433,7 @@ fn two_hashes_are_shown_and_one_is_chosen() {
     let error = pull(&store, &known).unwrap_err();
     assert_words(&error, &[&short(&other), "99 bytes", &short(&bytes), "700001 bytes", "--accept-hash"]);
     assert!(!error.contains(&sha256(&bytes)), "{error}");
-    let loud = Progress { verbose: true, ..SILENT };
+    let loud = Progress::new(Mode::None, true, true);
     let error = store.pull(&[&known], false, &loud).unwrap_err().to_string();
     assert_words(&error, &[&sha256(&other), &sha256(&bytes)]);
     assert!(server.requests("GET").is_empty());
@@ -445,7 +446,7 @@ fn two_hashes_are_shown_and_one_is_chosen() {
     scratch.assert_whole(&bytes);
     store.remove(&slip).unwrap();
 
-    store.pull(&[&known], true, &SILENT).unwrap();
+    store.pull(&[&known], true, &Progress::silent()).unwrap();
     scratch.assert_whole(&bytes);
     // from now on the hub's word holds, here and offline
     let verdict = store.verify(&known, |_| {}).unwrap();
@@ -501,7 +502,8 @@ fn a_hub_out_of_reach_leaves_the_addresses_and_what_to_do_with_the_files() {
     let away = Store::new(Settings { endpoint: format!("http://{free}"), waits, ..scratch.settings(&server) });
     let own = |entry| Entry { own: true, ..entry };
     let encoder = Entry { kind: Kind::TextEncoder, file: Some("t5/t5.gguf".to_string()), ..entry("t5", None) };
-    let error = away.pull(&[&own(entry("x", None)), &own(encoder)], false, &SILENT).unwrap_err().to_string();
+    let error =
+        away.pull(&[&own(entry("x", None)), &own(encoder)], false, &Progress::silent()).unwrap_err().to_string();
     let address = format!("http://{free}/{REPO}/resolve/main/sub/{SERVED}");
     let words = ["`x` and `t5` are not here", "2 times over", &address, "/resolve/main/t5/t5.gguf"];
     assert_words(&error, &words);

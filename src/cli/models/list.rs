@@ -103,7 +103,7 @@ pub fn memory_of(forecast: &EntryForecast) -> String {
 }
 
 /// Prints the list.
-pub fn list(as_json: bool) -> Result<(), Failure> {
+pub fn list(as_json: bool, progress: &Progress) -> Result<(), Failure> {
     let store = open()?;
     // a device that cannot be opened leaves the plans out, and no list
     let mut entries = Entries::new().ok();
@@ -121,7 +121,7 @@ pub fn list(as_json: bool) -> Result<(), Failure> {
         damage.into_iter().chain(row.found.remarks.iter().cloned())
     });
     let mut said = BTreeSet::new(); // what several files share is said once
-    remarks.filter(|remark| said.insert(remark.clone())).for_each(|remark| Progress::default().note(&remark));
+    remarks.filter(|remark| said.insert(remark.clone())).for_each(|remark| progress.note(&remark));
     print(text(&rows, columns()).as_bytes())
 }
 

@@ -119,7 +119,7 @@ impl Store {
         let meta = self.meta(hub, entry, &remote, missing, progress)?;
         let said = |hash: Option<&str>, bytes: Option<u64>| {
             let bytes = bytes.map(|bytes| format!("{bytes} bytes"));
-            let hash = hash.map(|hash| if progress.verbose { hash.to_string() } else { short(hash) });
+            let hash = hash.map(|hash| if progress.is_verbose() { hash.to_string() } else { short(hash) });
             let parts: Vec<String> = hash.map(|hash| format!("SHA-256 {hash}")).into_iter().chain(bytes).collect();
             parts.join(", ")
         };
@@ -276,7 +276,7 @@ impl Store {
             let fresh = !item.adopts(&blob, stage)?;
             if fresh {
                 let partial = item.folder.partial(&etag);
-                let done = fetch(hub, &item.wanted(progress.verbose), &partial, &self.settings.waits, stage);
+                let done = fetch(hub, &item.wanted(progress.is_verbose()), &partial, &self.settings.waits, stage);
                 let done = done.and_then(|done| match lock.held {
                     true => Ok(done),
                     // another process may have written to the same file

@@ -182,7 +182,6 @@ impl Footage {
 mod tests {
     use crate::job::recipe::Recipe;
     use crate::pipeline::join::*;
-    use crate::platform::progress::Mode;
     use crate::video::resize::degrade;
 
     /// The model sees the context prepared as every other picture that it holds; colours are compared with the clean one.
@@ -194,7 +193,7 @@ mod tests {
             let frame = image::RgbImage::from_fn(48, 32, value);
             frame.save(folder.path().join(format!("{i:05}.png"))).unwrap();
         }
-        let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
+        let silent = Progress::silent();
         let info = inputs::open(folder.path(), "the clip", &silent).unwrap().info;
         let size = (48, 32);
         for recipe in [Recipe::Lightricks, Recipe::Diffusers] {
