@@ -3,6 +3,7 @@
 use super::{Common, Failure, print, version};
 use crate::job::request::Request;
 use crate::pipeline::{DEFAULT_MODEL, Job};
+use crate::platform::cancel::Cancelled;
 use crate::platform::files::Scratch;
 use crate::platform::progress::{Progress, counted, human_seconds};
 use anyhow::{Context, Result, ensure};
@@ -39,7 +40,7 @@ fn request(out: &Path) -> Request {
 
 pub fn run(args: Args, progress: &Progress) -> Result<(), Failure> {
     args.common.start(progress)?;
-    let (report, psnr) = test().map_err(Failure::Failed)?;
+    let (report, psnr) = test(&progress.silenced()).map_err(Failure::Failed)?;
     print(report.as_bytes())?;
     if psnr < LEAST_PSNR {
         return Err(Failure::Failed(anyhow::anyhow!(
@@ -51,13 +52,13 @@ pub fn run(args: Args, progress: &Progress) -> Result<(), Failure> {
 }
 
 /// What to print, and how far the clip is from the reference.
-fn test() -> Result<(String, f64)> {
+/// - `silent`: says nothing, and stops the test.
+fn test(silent: &Progress) -> Result<(String, f64)> {
     let scratch = Scratch::create("reel-selftest")?;
-    let silent = Progress::silent();
     let mut report = format!("reel {}\n{}\n", version(), counted(rayon::current_num_threads(), "threads"));
     let begun = Instant::now();
     let out = scratch.path().join("clip.png");
-    Job::prepare(&request(&out), &silent)?.run(&silent)?;
+    Job::prepare(&request(&out), silent)?.run(silent)?;
     let seconds = begun.elapsed().as_secs_f64();
     let made = std::fs::read(&out).with_context(|| format!("cannot read `{}`", out.display()))?;
     let psnr = psnr(&decode(&made)?, &decode(REFERENCE)?)?;
@@ -80,8 +81,9 @@ fn test() -> Result<(String, f64)> {
     }
     for extension in ["mp4", "webp", "gif"] {
         let out = scratch.path().join(format!("clip.{extension}"));
-        let state = match Job::prepare(&request(&out), &silent).and_then(|job| job.run(&silent)) {
+        let state = match Job::prepare(&request(&out), silent).and_then(|job| job.run(silent)) {
             Ok(()) => format!("{} bytes", std::fs::metadata(&out).map(|m| m.len()).unwrap_or(0)),
+            Err(e) if Cancelled::caused(&e) => return Err(e),
             Err(e) => format!("cannot be written: {}", e.to_string().lines().next().unwrap_or_default()),
         };
         report += &format!(".{extension}: {state}\n");

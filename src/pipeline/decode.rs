@@ -5,6 +5,7 @@ use crate::job::geometry::{Extent, Geometry};
 use crate::models::ltx::vae::{Decoder, Encoder, Posterior};
 use crate::nn::tiles::{Tile, Tiling, assemble};
 use crate::planning::cut::{VaeChunking, smaller};
+use crate::platform::cancel::Cancelled;
 use crate::sampling::noise::Noise;
 use crate::video::Frame;
 use crate::video::resize::{bilinear, bilinear_of};
@@ -85,14 +86,15 @@ fn cropped<T: Copy>(values: &[T], width: usize, height: usize, clip: Extent, to:
 }
 
 /// What the encoder knows of a clip.
-/// - `frames`: 1 + k of them, brought to `size`, width and height. `after`: called with the number of frames done.
+/// - `frames`: 1 + k of them, brought to `size`, width and height. `after`: called with the number of frames done; an
+///   error of it ends the work.
 pub fn encode(
     encoder: &Encoder,
     (frames, size): (&[Frame], (usize, usize)),
     cut: &VaeChunking,
     geometry: Geometry,
     device: &Device,
-    mut after: impl FnMut(usize),
+    mut after: impl FnMut(usize) -> Result<(), Cancelled>,
 ) -> Result<Posterior> {
     let ((width, height), space) = (size, geometry.space);
     let read = |window| move |first, count| numbers(&frames[first..first + count], size, window, device);
@@ -117,7 +119,7 @@ pub fn encode(
 
 /// Latents -> frames, handed to `sink` in their order.
 /// - `latents`: (1, f, h, w, c). `legal`: the size that pictures are brought to. `clip`: the size that they are then cropped to,
-///   and how many of them are wanted. `noise`: generator for what the decoder of 0.9.1 adds between its layers. `after`: called with the number of frames done.
+///   and how many of them are wanted. `noise`: generator for what the decoder of 0.9.1 adds between its layers. `after`: called with the number of frames done; an error of it ends the work.
 pub fn decode(
     decoder: &Decoder,
     latents: &Tensor,
@@ -125,7 +127,7 @@ pub fn decode(
     (legal, clip): (Extent, Extent),
     (timestep, noise): (f32, Noise),
     mut sink: impl FnMut(Frame) -> Result<()>,
-    mut after: impl FnMut(usize),
+    mut after: impl FnMut(usize) -> Result<(), Cancelled>,
 ) -> Result<usize> {
     let (_, f, h, w, _) = latents.dims5()?;
     let mut made = 0;
@@ -134,7 +136,7 @@ pub fn decode(
             for frame in pictures(&pixels, (legal, clip), clip.frames - made)? {
                 sink(frame)?;
                 made += 1;
-                after(1);
+                after(1)?;
             }
             Ok::<_, anyhow::Error>(())
         })?;
@@ -153,7 +155,7 @@ pub fn decode(
             put(first, &pixels)?;
             let done = pixels.dim(1)?.min(frames.saturating_sub(first));
             first += pixels.dim(1)?;
-            after(counter.add(done, tile.width * tile.height));
+            after(counter.add(done, tile.width * tile.height))?;
             Ok::<_, candle_core::Error>(())
         })?;
         noise = Some(left); // the next tile draws on

@@ -17,6 +17,7 @@ use crate::planning::Choices;
 use crate::planning::cut::VaeChunking;
 use crate::planning::passes::Pass;
 use crate::planning::settings::Settings;
+use crate::platform::cancel::Cancelled;
 use crate::platform::device::Compute;
 use crate::platform::progress::{Progress, Stage, human_seconds};
 use crate::sampling::noise::Noise;
@@ -93,8 +94,9 @@ impl Stages<'_> {
                 let mut now = 0;
                 decode::encode(&encoder, (clip, size), cut, geometry, device, |frames| {
                     now += frames;
-                    stage.advance(now.saturating_sub(done));
-                    done = done.max(now);
+                    let more = now.saturating_sub(done);
+                    done += more;
+                    stage.advance(more)
                 })
             };
             posteriors.push(decode::with_less(self.choices.encode, latents, attempt, |tiling| self.again(tiling))?);
@@ -136,7 +138,8 @@ impl Stages<'_> {
         let (config, tensors) = &self.checkpoint.transformer;
         let tensors = self.quantized(tensors, self.choices.scratch)?;
         let weights = tensors.load(*stored, *dtype, device);
-        let transformer = Transformer::load_part(config, weights, self.choices.resident)?;
+        let transformer =
+            Transformer::load_part(config, weights, self.choices.resident)?.stopped_by(self.progress.cancel());
         let positive = positive.iter().map(|text| transformer.context(text)).collect::<candle_core::Result<_>>()?;
         let negative = negative.map(|text| transformer.context(text)).transpose()?;
         Ok(Denoiser { stages: self, transformer, positive, negative })
@@ -154,7 +157,7 @@ impl Stages<'_> {
         for latents in latents {
             let large = statistics.normalise(&network.forward(&statistics.denormalise(latents)?)?)?;
             all.push(adain(&large, latents, self.settings.upscaling.adain)?);
-            stage.advance(1);
+            stage.advance(1)?;
         }
         stage.finish();
         memory::release();
@@ -193,7 +196,7 @@ impl Stages<'_> {
     /// decoding is done again.
     /// - `decoder`: of [`Stages::decoder`]. `latents`: of [`Stages::decoder_input`], all of a clip or a part of it. `legal`: the size of the whole; pictures of
     ///   another size are brought to it. `clip`: the size that frames are then cropped to, and how many of them are wanted.
-    ///   `after`: called with the number of frames done.
+    ///   `after`: called with the number of frames done; an error of it ends the work.
     pub fn decode(
         &self,
         decoder: &Decoder,
@@ -201,7 +204,7 @@ impl Stages<'_> {
         legal: Extent,
         clip: Extent,
         mut sink: impl FnMut(Frame) -> Result<()>,
-        mut after: impl FnMut(usize),
+        mut after: impl FnMut(usize) -> Result<(), Cancelled>,
     ) -> Result<()> {
         let (_, _, h, w, _) = latents.dims5()?;
         let (mut handed, mut done) = (0, 0);
@@ -219,8 +222,9 @@ impl Stages<'_> {
             };
             let counted = |frames| {
                 now += frames;
-                after(usize::saturating_sub(now, done));
-                done = done.max(now);
+                let more = usize::saturating_sub(now, done);
+                done += more;
+                after(more)
             };
             decode::decode(decoder, latents, (cut, self.checkpoint.geometry()), (legal, clip), start, sink, counted)
         };
@@ -327,7 +331,7 @@ impl Denoiser<'_> {
         };
         let state = State { latents: tokens.latents.clone(), noise };
         let State { latents, noise } = solver::sample(state, schedule.steps(), 0, step, |_, _| {
-            stage.advance(1);
+            stage.advance(1)?;
             Ok(())
         })?;
         let own = latents.dim(1)? - tokens.extra;

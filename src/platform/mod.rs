@@ -1,7 +1,8 @@
 //! What the machine and its system give: files that appear whole or not at all, files in memory, memory and disk, threads, signals,
-//! standard streams.
+//! standard streams, and how a run says how far it is and is stopped.
 
 pub mod arenas;
+pub mod cancel;
 pub mod device;
 pub mod files;
 pub mod folders;

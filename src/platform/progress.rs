@@ -1,5 +1,7 @@
-//! The handle by which every part of a run says how far it is; a [`Report`] decides what becomes of it.
+//! The handle by which every part of a run says how far it is, and hears whether it is to go on. A [`Report`] decides what becomes
+//! of what is said.
 
+use crate::platform::cancel::{Cancel, Cancelled};
 use crate::platform::report::json::Json;
 use crate::platform::report::silent::Silent;
 use crate::platform::report::terminal::Terminal;
@@ -24,10 +26,11 @@ pub enum Mode {
     None,
 }
 
-/// Who hears of a run. Cheap to clone.
+/// Who hears of a run, and who may stop it. Cheap to clone.
 #[derive(Clone)]
 pub struct Progress {
     report: Arc<dyn Report>,
+    cancel: Cancel,
 }
 
 impl Default for Progress {
@@ -55,9 +58,24 @@ impl Progress {
         Self::to(Arc::new(Silent::default()))
     }
 
-    /// What is said goes to `report`.
+    /// What is said goes to `report`; a token of its own stops the run.
     pub fn to(report: Arc<dyn Report>) -> Self {
-        Self { report }
+        Self { report, cancel: Cancel::default() }
+    }
+
+    /// Says nothing, of a part of the same run: what stops that stops this.
+    pub fn silenced(&self) -> Self {
+        Self { report: Arc::new(Silent::default()), cancel: self.cancel.clone() }
+    }
+
+    /// Returns the token that stops the run.
+    pub fn cancel(&self) -> &Cancel {
+        &self.cancel
+    }
+
+    /// - Errors when the run was asked to stop.
+    pub fn check_cancelled(&self) -> Result<(), Cancelled> {
+        self.cancel.check()
     }
 
     /// One line that the user should know of.
@@ -127,19 +145,22 @@ pub struct Bytes {
 
 impl Bytes {
     /// `n` bytes more are done.
-    pub fn advance(&mut self, n: u64) {
+    /// - Errors when the run was asked to stop.
+    pub fn advance(&mut self, n: u64) -> Result<(), Cancelled> {
         self.now.worked += n;
-        self.here(n);
+        self.here(n)
     }
 
     /// `n` bytes were done before, so they say nothing of the speed.
-    pub fn here(&mut self, n: u64) {
+    /// - Errors when the run was asked to stop.
+    pub fn here(&mut self, n: u64) -> Result<(), Cancelled> {
         /// Between two reports, at least.
         const REST: Duration = Duration::from_millis(250);
         self.now.done += n;
         if self.told.elapsed() >= REST {
             self.report(Moment::UnderWay);
         }
+        self.progress.check_cancelled()
     }
 
     /// `n` bytes turned out not to be done.
@@ -151,6 +172,11 @@ impl Bytes {
     /// One line that the user should know of.
     pub fn note(&self, text: &str) {
         self.progress.note(text);
+    }
+
+    /// Returns the token that stops the run.
+    pub fn cancel(&self) -> &Cancel {
+        self.progress.cancel()
     }
 
     /// Ends the stage; returns the seconds it took.
@@ -192,9 +218,11 @@ impl Stage {
     }
 
     /// `parts` more are made.
-    pub fn advance(&mut self, parts: usize) {
+    /// - Errors when the run was asked to stop: whoever says how far it is hears whether to go on.
+    pub fn advance(&mut self, parts: usize) -> Result<(), Cancelled> {
         self.now.made += parts;
         self.report(Moment::UnderWay);
+        self.progress.check_cancelled()
     }
 
     /// Ends the stage; returns the seconds it took.
@@ -272,11 +300,11 @@ mod tests {
     fn stages_say_what_they_count() {
         let (report, progress) = recorded(false);
         let mut stage = progress.stage("denoise", 48, "steps");
-        stage.advance(16);
+        stage.advance(16).unwrap();
         stage.part("window 2 of 3".to_string(), 16);
-        stage.advance(4);
+        stage.advance(4).unwrap();
         stage.part(String::new(), 1);
-        stage.advance(1);
+        stage.advance(1).unwrap();
         let seconds = stage.finish();
         assert!((0.0..60.0).contains(&seconds));
         let want = [
@@ -295,12 +323,12 @@ mod tests {
     fn bytes_are_told_now_and_then() {
         let (report, progress) = recorded(false);
         let mut bytes = progress.bytes("pull", 100);
-        bytes.here(40); // too soon after the beginning
-        bytes.advance(30);
+        bytes.here(40).unwrap(); // too soon after the beginning
+        bytes.advance(30).unwrap();
         bytes.note("the connection broke");
         bytes.undo(10);
         bytes.told -= Duration::from_secs(1);
-        bytes.advance(20);
+        bytes.advance(20).unwrap();
         bytes.finish();
         let want = [
             "Begun pull 0/100, 0 of them now",
@@ -311,6 +339,20 @@ mod tests {
             "Finished pull 80/100, 50 of them now",
         ];
         assert_eq!(report.take(), want);
+    }
+
+    #[test]
+    fn who_says_how_far_it_is_hears_whether_to_go_on() {
+        let progress = Progress::silent();
+        let (mut stage, mut bytes) = (progress.stage("denoise", 2, "steps"), progress.bytes("pull", 2));
+        assert_eq!((stage.advance(1), bytes.advance(1), bytes.here(1)), (Ok(()), Ok(()), Ok(())));
+        progress.clone().cancel().cancel();
+        assert_eq!(
+            (stage.advance(1), bytes.advance(1), bytes.here(1)),
+            (Err(Cancelled), Err(Cancelled), Err(Cancelled))
+        );
+        assert_eq!(progress.silenced().check_cancelled(), Err(Cancelled));
+        assert_eq!(Progress::silent().check_cancelled(), Ok(()), "another run");
     }
 
     #[test]

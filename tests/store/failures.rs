@@ -3,9 +3,11 @@
 use crate::server::{COMMIT, Reply, Server, sha256, well_behaved};
 use crate::*;
 use reel::hub::catalogue::Kind;
+use reel::platform::cancel::Cancelled;
 use reel::platform::progress::Mode;
 use std::io::{Read, Write};
 use std::sync::Mutex;
+use std::time::Instant;
 
 /// Larger than one read, and no multiple of anything.
 const LEN: usize = 700_001;
@@ -449,7 +451,7 @@ fn two_hashes_are_shown_and_one_is_chosen() {
     store.pull(&[&known], true, &Progress::silent()).unwrap();
     scratch.assert_whole(&bytes);
     // from now on the hub's word holds, here and offline
-    let verdict = store.verify(&known, |_| {}).unwrap();
+    let verdict = store.verify(&known, |_| Ok(())).unwrap();
     assert!(matches!(verdict, reel::hub::store::Verdict::Whole { .. }), "{verdict:?}");
     pull(&store, &known).unwrap();
 }
@@ -536,4 +538,65 @@ fn a_token_that_is_none_stops_pulls_alone() {
         &pull(&store, &Entry { file: Some("other".to_string()), ..entry("y", None) }).unwrap_err(),
         &["token"],
     );
+}
+
+#[test]
+fn a_pull_that_is_stopped_keeps_what_had_come() {
+    let (scratch, bytes) = (Scratch::new(), content(LEN));
+    let (progress, x) = (Progress::silent(), entry("x", Some(&bytes)));
+    let cancel = progress.cancel().clone();
+    let stop = move |before, reply| {
+        if before == 0 {
+            cancel.cancel();
+        }
+        reply
+    };
+    let server = hub(&bytes, gets(stop));
+    let error = scratch.store(&server).pull(&[&x], false, &progress).unwrap_err();
+    assert!(Cancelled::caused(&error), "{error:#}");
+    scratch.assert_nothing();
+    let kept = scratch.partial(&bytes).metadata().unwrap().len() as usize;
+    assert!((1..LEN).contains(&kept), "{kept}");
+    pull(&scratch.store(&server), &x).unwrap();
+    scratch.assert_whole(&bytes);
+    assert_eq!(starts(&server), [0, kept]);
+    // and so does the hash of what is here
+    assert!(Cancelled::caused(&scratch.store(&server).verify(&x, |_| Err(Cancelled)).unwrap_err()));
+}
+
+/// For another attempt, and for another process.
+#[test]
+fn a_pull_that_is_stopped_waits_no_longer() {
+    let (scratch, bytes) = (Scratch::new(), content(99));
+    let stopped = |server: &Server, progress: &Progress| {
+        let store = Store::new(Settings { waits: vec![Duration::from_secs(600)], ..scratch.settings(server) });
+        let begun = Instant::now();
+        let error = store.pull(&[&entry("x", None)], false, progress).unwrap_err();
+        assert!(Cancelled::caused(&error), "{error:#}");
+        assert!(begun.elapsed() < Duration::from_secs(60));
+    };
+    for method in ["HEAD", "GET"] {
+        let progress = Progress::silent();
+        let cancel = progress.cancel().clone();
+        let stop = move |request: &server::Request, _, reply| {
+            if request.method != method {
+                return reply;
+            }
+            cancel.cancel();
+            Reply::status(503)
+        };
+        stopped(&hub(&bytes, stop), &progress);
+        assert!(!scratch.partial(&bytes).exists());
+    }
+    let path = scratch.0.join("hub/.locks/models--some-one--some-weights").join(format!("{}.lock", sha256(&bytes)));
+    let lock = std::fs::File::create(&path).unwrap();
+    lock.lock().unwrap();
+    let (progress, server) = (Progress::silent(), hub(&bytes, |_, _, reply| reply));
+    std::thread::scope(|scope| {
+        let pull = scope.spawn(|| stopped(&server, &progress));
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!pull.is_finished(), "it did not wait");
+        progress.cancel().cancel();
+        pull.join().unwrap();
+    });
 }

@@ -10,6 +10,7 @@ use crate::nn::kernel::MatmulType;
 use crate::nn::linear::{Epilogue, Linear};
 use crate::nn::norm::{Norm, NormAct};
 use crate::nn::{activation, rope::Rope, table::Table, timestep::TimestepEmbedder, vars::Vars};
+use crate::platform::cancel::Cancel;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::cell::OnceCell;
 
@@ -219,6 +220,8 @@ pub struct Transformer {
     proj_out: Linear,
     width: usize,
     dtype: DType,
+    /// Asked before each block.
+    cancel: Cancel,
 }
 
 impl Transformer {
@@ -245,7 +248,13 @@ impl Transformer {
             proj_out: Linear::load(d, config.out_channels, true, vb.pp("proj_out"))?.in_f32(),
             width: d,
             dtype: vb.dtype(),
+            cancel: Cancel::default(),
         })
+    }
+
+    /// The same, to be stopped by `cancel` between two blocks: a step over a long clip takes minutes.
+    pub fn stopped_by(self, cancel: &Cancel) -> Self {
+        Self { cancel: cancel.clone(), ..self }
     }
 
     /// What the cross-attentions read; once a prompt, not once a step. Keys and values come with the first step.
@@ -299,6 +308,7 @@ impl Transformer {
         let time = Modulation { rows: temb, index: index.clone() };
 
         let layer = |block: &Block, i: usize, h: &Tensor| {
+            self.cancel.check()?;
             if block.attn2.to_k.track_op() || context.text.track_op() {
                 // of weights that change, and with their gradients
                 let keys = block.keys(&context.text)?;
