@@ -248,6 +248,12 @@ fn printing_is_done_in_few_places() {
     only("writes to standard output", &["io::stdout"], &["cli/mod.rs", "video/write/"]);
 }
 
+/// What ends the process skips everything that is cleaned up on the way out, so nobody else may.
+#[test]
+fn the_program_is_ended_in_one_place() {
+    only("ends the process", &["process::exit", "process::abort", "_exit("], &["main.rs"]);
+}
+
 #[test]
 fn the_environment_is_read_by_flags_and_the_store() {
     // what Python's variables say of the hub and its cache is the store's, whether a terminal has colours is the report's, and

@@ -17,7 +17,7 @@ use crate::platform::files::CannotWrite;
 use crate::platform::folders::Folder;
 use crate::platform::progress::{Mode, Progress};
 use crate::platform::shown;
-use crate::platform::signals::{self, End};
+use crate::platform::signals::{End, Signals};
 use crate::platform::streams;
 use crate::platform::threads;
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
@@ -119,7 +119,8 @@ fn start_threads(asked: Option<u16>) -> Result<Option<String>, Failure> {
 }
 
 /// Runs the program: parses, does, prints the one error.
-pub fn run() -> ExitCode {
+/// - `exit`: ends it at once, with an exit code.
+pub fn run(exit: fn(i32) -> !) -> ExitCode {
     arenas::spare_address_space();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -144,7 +145,7 @@ pub fn run() -> ExitCode {
         return ExitCode::from(2);
     }
     let heard = progress.clone();
-    signals::listen(move |end| match end {
+    let signals = Signals::listen(progress.cancel().clone(), exit, move |end| match end {
         End::Interrupted(text) => heard.interrupted(text),
         End::Failed(text) => heard.error(&anyhow::anyhow!(text.clone())),
     });
@@ -163,6 +164,9 @@ pub fn run() -> ExitCode {
         }
         Verb::Licenses => print_exact(include_bytes!("../licenses.txt")),
     };
+    if done.is_err() {
+        signals.end_if_interrupted(); // whatever failed after that, failed by it
+    }
     ended(done, &progress)
 }
 
