@@ -1,12 +1,13 @@
 //! `reel selftest`: prompt to file on the embedded model, against the frames that it gave where it was made.
 
-use super::{Common, Failure, print, version};
+use super::{Common, print, version};
 use crate::job::request::Request;
 use crate::pipeline::{DEFAULT_MODEL, Job};
 use crate::platform::cancel::Cancelled;
+use crate::platform::fault::{Fault, Mark};
 use crate::platform::files::Scratch;
 use crate::platform::progress::{Progress, counted, human_seconds};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use image::AnimationDecoder;
 use std::io::Cursor;
 use std::path::Path;
@@ -38,15 +39,16 @@ fn request(out: &Path) -> Request {
     }
 }
 
-pub fn run(args: Args, progress: &Progress) -> Result<(), Failure> {
+pub fn run(args: Args, progress: &Progress) -> Result<()> {
     args.common.start(progress)?;
-    let (report, psnr) = test(&progress.silenced()).map_err(Failure::Failed)?;
+    let (report, psnr) = test(&progress.silenced()).fault(Fault::Machine)?;
     print(report.as_bytes())?;
     if psnr < LEAST_PSNR {
-        return Err(Failure::Failed(anyhow::anyhow!(
+        return Err(anyhow!(
             "the clip is {psnr:.1} dB from the reference, and at least {LEAST_PSNR} was expected: this build computes something else\n  \
              fix: report it with what is printed above"
-        )));
+        ))
+        .fault(Fault::Machine);
     }
     print(b"all is well\n")
 }

@@ -19,12 +19,13 @@ use crate::planning::passes::Pass;
 use crate::planning::settings::Settings;
 use crate::platform::cancel::Cancelled;
 use crate::platform::device::Compute;
+use crate::platform::fault::{Fault, Mark};
 use crate::platform::progress::{Progress, Stage, human_seconds};
 use crate::sampling::noise::Noise;
 use crate::sampling::solver::{self, Schedule, State};
 use crate::video::Frame;
 use crate::weights::open::Tensors;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow};
 use candle_core::{DType, Tensor};
 use std::time::Instant;
 
@@ -229,7 +230,9 @@ impl Stages<'_> {
             decode::decode(decoder, latents, (cut, self.checkpoint.geometry()), (legal, clip), start, sink, counted)
         };
         let made = decode::with_less(self.choices.decode, (h, w), attempt, |tiling| self.again(tiling))?;
-        ensure!(made == clip.frames, "the decoder made {made} of {} frames", clip.frames);
+        if made != clip.frames {
+            return Err(anyhow!("the decoder made {made} of {} frames", clip.frames)).fault(Fault::Machine);
+        }
         Ok(())
     }
 
@@ -275,7 +278,7 @@ fn assert_numbers(x: &Tensor, who: &str, weights: &Tensors) -> Result<()> {
     }
     match weights.find_no_numbers() {
         Some(damage) => Err(damage),
-        None => bail!("{who} made values that are no numbers\n  fix: try --dtype f32"),
+        None => Err(anyhow!("{who} made values that are no numbers\n  fix: try --dtype f32")).fault(Fault::Machine),
     }
 }
 

@@ -1,7 +1,7 @@
 //! How a run is asked to stop: a token that its parts ask between the pieces of their work.
 
+use crate::platform::typed::{find, through_candle};
 use std::fmt;
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -50,11 +50,7 @@ impl Cancel {
 impl Cancelled {
     /// Tells whether it is among the causes of an error.
     pub fn caused(error: &anyhow::Error) -> bool {
-        let within = |error: &candle_core::Error| match error {
-            candle_core::Error::Io(error) => error.get_ref().is_some_and(|inner| inner.is::<Cancelled>()),
-            _ => false,
-        };
-        error.chain().any(|cause| cause.is::<Cancelled>() || cause.downcast_ref().is_some_and(within))
+        find::<Cancelled>(error).is_some()
     }
 }
 
@@ -66,10 +62,10 @@ impl fmt::Display for Cancelled {
 
 impl std::error::Error for Cancelled {}
 
-/// Networks are asked too, whose errors are candle's: of those that take another's this alone keeps its type.
+/// Networks are asked too, whose errors are candle's.
 impl From<Cancelled> for candle_core::Error {
     fn from(cancelled: Cancelled) -> Self {
-        candle_core::Error::Io(io::Error::other(cancelled))
+        through_candle(cancelled)
     }
 }
 
@@ -118,7 +114,6 @@ mod tests {
                 "{error:#}"
             );
         }
-        let other = candle_core::Error::Io(io::Error::other("the run was cancelled"));
-        assert!(!Cancelled::caused(&other.into()) && !Cancelled::caused(&anyhow!("the run was cancelled")));
+        assert!(!Cancelled::caused(&anyhow!("the run was cancelled")));
     }
 }

@@ -4,6 +4,7 @@
 pub mod arenas;
 pub mod cancel;
 pub mod device;
+pub mod fault;
 pub mod files;
 pub mod folders;
 pub mod machine;
@@ -14,3 +15,4 @@ pub mod shown;
 pub mod signals;
 pub mod streams;
 pub mod threads;
+pub mod typed;

@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Exit code after an interrupt.
-pub const INTERRUPTED: i32 = 130;
+pub const INTERRUPTED: u8 = 130;
 /// Exit code where a file that is in use was cut off.
 #[cfg(unix)]
-const FAILED: i32 = 1;
+const FAILED: u8 = 1;
 
 /// How long a run that was asked to stop has for it, before it is ended where it stands.
 const GRACE: Duration = Duration::from_millis(200);
@@ -103,7 +103,7 @@ impl Signals {
 
     /// Ends the program, by the thread that comes first. What is said goes through a thread of its own: a terminal that is stopped, or
     /// a pipe that nobody reads, holds up the line but not the end.
-    fn end(&self, why: End, code: i32) -> ! {
+    fn end(&self, why: End, code: u8) -> ! {
         let tell = self.0.tell.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(tell) = tell else {
             loop {
@@ -119,7 +119,7 @@ impl Signals {
         if telling.is_ok() {
             let _ = told.recv_timeout(PATIENCE);
         }
-        (self.0.exit)(code)
+        (self.0.exit)(code.into())
     }
 }
 

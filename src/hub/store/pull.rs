@@ -8,6 +8,7 @@ use crate::hub::store::settings::HUB;
 use crate::hub::store::transfer::{Ended, Wanted, fetch, hash_file, hash_of_git, is_git_hash, pause};
 use crate::hub::store::{State, Store, short};
 use crate::platform::cancel::Cancelled;
+use crate::platform::fault::{Fault, Mark};
 use crate::platform::machine::free_disk;
 use crate::platform::progress::{Bytes, Progress, human_bytes};
 use crate::platform::signals::Remains;
@@ -39,7 +40,12 @@ struct Item<'a> {
 impl Store {
     /// Fetches what is not here, having said what it is, how large, under which licence and where it goes.
     /// - `accept_hash`: goes on where the hub's own answer is not what the catalogue says.
+    /// - Errors are the machine's, whatever they are: no flag mends a network, a hub, or what the environment says of them.
     pub fn pull(&self, entries: &[&Entry], accept_hash: bool, progress: &Progress) -> Result<()> {
+        self.pull_missing(entries, accept_hash, progress).fault(Fault::Machine)
+    }
+
+    fn pull_missing(&self, entries: &[&Entry], accept_hash: bool, progress: &Progress) -> Result<()> {
         let mut missing: Vec<Missing> = vec![];
         for entry in entries {
             let Some(remote) = entry.remote() else {
