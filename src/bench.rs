@@ -18,6 +18,7 @@ use crate::nn::linear::Linear;
 use crate::nn::stream::Chunking;
 use crate::planning::Stage;
 use crate::planning::cut::group;
+use crate::platform::cancel::Cancel;
 use crate::platform::device::{Compute, Quantize};
 use crate::platform::machine::peak_memory;
 use crate::sampling::noise::Noise;
@@ -270,7 +271,7 @@ pub fn run(cell: &Cell, compute: &Compute) -> Result<Row> {
                 stochastic: false,
             };
             let text = normal(&[1, cell.tokens, config.text_channels()], 2, compute)?;
-            let denoiser = model.denoiser(&config, &[text], None)?;
+            let denoiser = model.denoiser(&config, &[text], None, &Cancel::default())?;
             let statistics = statistics(&config, vae)?;
             let window = denoiser.window(0, &layout, &[], None, &statistics, &mut Noise::new(1))?;
             let timed = timer.time(|| settle(&window.velocity(window.latents(), 900.0, Prompt::Positive, &[])?))?;
@@ -284,7 +285,7 @@ pub fn run(cell: &Cell, compute: &Compute) -> Result<Row> {
             let pixels = normal(&[1, legal.frames, legal.height, legal.width, 3], 3, compute)?;
             let group = group(legal.width, legal.height, geometry, &compute.device);
             let read = |first, count| pixels.narrow(1, first, count);
-            let encode = || Ok::<_, candle_core::Error>(encoder.moments(legal.frames, group, read, |_| ())?);
+            let encode = || Ok::<_, candle_core::Error>(encoder.moments(legal.frames, group, read, |_| Ok(()))?);
             let timed = timer.time(|| settle(&encoder.posterior(&encode()?)?.mean))?;
             (timed, math)
         }

@@ -1,5 +1,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    reel::cli::run()
+    reel::cli::run(std::process::exit)
 }

@@ -237,7 +237,7 @@ fn vae_in_tiles() -> Result<()> {
     let got = assemble(&tiling, 1, [f, h, w, c + 1], &|x| x, |tile, put| {
         let part = pixels.narrow(2, tile.y * space, tile.height * space)?;
         let part = part.narrow(3, tile.x * space, tile.width * space)?;
-        put(0, &encoder.moments(pixels.dim(1)?, 1, |first, count| part.narrow(1, first, count), |_| ())?)
+        put(0, &encoder.moments(pixels.dim(1)?, 1, |first, count| part.narrow(1, first, count), |_| Ok(()))?)
     })?;
     let got = Tensor::from_vec(got, (1, f, h, w, c + 1), &Device::Cpu)?;
     // one log-variance for all channels, which the reference repeats
@@ -298,7 +298,7 @@ fn vae_in_bf16() -> Result<()> {
         let at = |name: &str| golden.at(name).permute((0, 2, 3, 4, 1))?.contiguous(); // (1, f, h, w, c)
         let (pixels, want) = (at("in.pixels")?, at("out.moments")?);
         let encoder = Encoder::load(&config, weights.pp("encoder"))?;
-        let got = encoder.moments(pixels.dim(1)?, 99, |first, count| pixels.narrow(1, first, count), |_| ())?;
+        let got = encoder.moments(pixels.dim(1)?, 99, |first, count| pixels.narrow(1, first, count), |_| Ok(()))?;
         // one log-variance for all channels, which the reference repeats
         let want = want.narrow(4, 0, config.latent_channels + 1)?.contiguous()?;
         assert_within(&format!("VAE encoder in bf16, {name}"), &got, &want, moments);

@@ -14,6 +14,7 @@ use reel::models::text::t5::{T5, T5Config};
 use reel::nn::rope::Rope;
 use reel::nn::stream::Chunking;
 use reel::nn::vars::{Source, Vars};
+use reel::platform::cancel::{Cancel, Cancelled};
 use reel::sampling::noise::Noise;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
@@ -67,7 +68,10 @@ fn prompts_together_are_prompts_apart() -> Result<()> {
     let encoder = T5::load(&config, golden.weights(None))?;
     let prompts: Vec<Vec<u32>> = vec![vec![5, 17, 2, 1], vec![3, 1], (2..40).collect()];
     let mut calls = 0;
-    let together = encoder.encode_each(&prompts, || calls += 1)?;
+    let together = encoder.encode_each(&prompts, || {
+        calls += 1;
+        Ok(())
+    })?;
     assert_eq!(calls, config.layers * prompts.len());
     for (ids, together) in prompts.iter().zip(&together) {
         assert!(bits(&encoder.encode(ids, || ())?) == bits(together), "{} ids", ids.len());
@@ -243,6 +247,27 @@ fn equal_timesteps_a_token_equal_one_for_all() -> Result<()> {
     let forward = |index| block.forward(&h, &keys, &Modulation { rows: rows.clone(), index }, Some(&rope));
     let each = forward(Some(Tensor::zeros(n, DType::U32, &Device::Cpu)?))?;
     assert!(bits(&each) == bits(&forward(None)?), "one block");
+    Ok(())
+}
+
+/// A step over a long clip takes minutes.
+#[test]
+fn a_step_is_stopped_between_two_blocks() -> Result<()> {
+    let golden = Golden::open("transformer");
+    let config = TransformerConfig::parse(&golden.config(), "transformer").unwrap();
+    let x = golden.at("in.latents");
+    let positions = positions::plain(&Geometry { time: 8, space: 32 }, Grid { frames: 3, height: 2, width: 5 }, 25.0);
+    let rope = Rope::new(&positions, config.width(), config.theta, &Device::Cpu)?;
+    for resident in [0, config.layers] {
+        let model = Transformer::load_part(&config, golden.weights(None), resident)?;
+        let text = golden.at("in.context");
+        let run = |cancel: &Cancel| model.forward_without(&[], &x, &model.context(&text)?, &[700.0], &rope, cancel);
+        let cancel = Cancel::default();
+        let first = bits(&run(&cancel)?);
+        cancel.cancel();
+        assert!(Cancelled::caused(&run(&cancel).unwrap_err().into()), "{resident} blocks in memory");
+        assert!(bits(&run(&Cancel::default())?) == first, "{resident} blocks in memory");
+    }
     Ok(())
 }
 

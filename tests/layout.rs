@@ -264,18 +264,24 @@ fn files_are_written_in_few_places() {
 #[test]
 fn printing_is_done_in_few_places() {
     only("prints with a macro", &["print!", "println!", "dbg!"], &[]);
-    only("writes to standard error", &["io::stderr"], &["platform/progress.rs"]);
+    only("writes to standard error", &["io::stderr"], &["platform/report/json.rs", "platform/report/terminal.rs"]);
     only("writes to standard output", &["io::stdout"], &["cli/mod.rs", "video/write/"]);
+}
+
+/// What ends the process skips everything that is cleaned up on the way out, so nobody else may.
+#[test]
+fn the_program_is_ended_in_one_place() {
+    only("ends the process", &["process::exit", "process::abort", "_exit("], &["main.rs"]);
 }
 
 #[test]
 fn the_environment_is_read_by_flags_and_the_store() {
-    // what Python's variables say of the hub and its cache is the store's, whether a terminal has colours is progress's, and
+    // what Python's variables say of the hub and its cache is the store's, whether a terminal has colours is the report's, and
     // whether a GPU's own kernels are turned off the machine's
     only(
         "reads the environment",
         &["env::var", "env::args"],
-        &["cli/", "hub/store/settings.rs", "platform/folders.rs", "platform/progress.rs", "platform/machine.rs"],
+        &["cli/", "hub/store/settings.rs", "platform/folders.rs", "platform/report/terminal.rs", "platform/machine.rs"],
     );
 }
 

@@ -12,7 +12,7 @@ use reel::job::request::{Keyframe, Request};
 use reel::job::windows::Direction;
 use reel::pipeline::Prepared;
 use reel::pipeline::session::{Keep, Session};
-use reel::platform::progress::{Mode, Progress};
+use reel::platform::progress::Progress;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -60,7 +60,7 @@ fn picture(width: u32, height: u32, frame: usize) -> image::RgbImage {
 
 /// What the decoder reads after a run, (f, h, w, c).
 fn latents(request: &Request) -> Tensor {
-    let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
+    let silent = Progress::silent();
     let session = Session::open(request, &Host::default(), Keep::Nothing, &silent).unwrap();
     let mut prepared = Prepared::new(&session, request, None, &[], Direction::Forward, &silent).unwrap();
     prepared.forecast.watch(); // else its times go into the machine's history

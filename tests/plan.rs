@@ -8,7 +8,7 @@ use reel::nn::kernel::{self, memory};
 use reel::pipeline::Prepared;
 use reel::pipeline::session::{Keep, Session};
 use reel::planning::Stage;
-use reel::platform::progress::{Mode, Progress};
+use reel::platform::progress::Progress;
 
 /// Blocks below 1 MiB are not counted, and larger ones in steps of an eighth. Measured: 0.951 to 0.962.
 const MEMORY: std::ops::Range<f64> = 0.9..1.1;
@@ -17,7 +17,7 @@ const OPERATIONS: std::ops::Range<f64> = 0.999..1.01;
 
 #[test]
 fn stages_take_what_was_planned() {
-    let progress = Progress { mode: Mode::None, quiet: true, verbose: false };
+    let progress = Progress::silent();
     for (size, frames) in [((384, 320), 25), ((208, 512), 61)] {
         let request = Request {
             prompt: "a red ball on the sand".into(),

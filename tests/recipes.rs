@@ -14,6 +14,7 @@ use reel::models::ltx::upscale::{adain, tone_map};
 use reel::models::ltx::upscaler::{Upscaler, UpscalerConfig};
 use reel::nn::group_norm::GroupNorm;
 use reel::nn::rope::Rope;
+use reel::platform::cancel::Cancel;
 use reel::sampling::guidance::Guidance;
 use reel::sampling::solver::{Schedule, Shift, stochastic};
 use reel::video::resize::bilinear;
@@ -42,9 +43,9 @@ fn self_attention_left_out_of_some_blocks() -> Result<()> {
     let shares: Vec<[f32; 3]> = positions.iter().map(|p| std::array::from_fn(|i| p[i] / config.max_pos[i])).collect();
     let rope = Rope::new(&shares, config.width(), config.theta, &Device::Cpu)?;
     let context = transformer.context(&golden.at("in.context"))?;
-    let (latents, timestep) = (golden.at("in.latents"), golden.numbers("in.timestep"));
+    let (latents, timestep, never) = (golden.at("in.latents"), golden.numbers("in.timestep"), Cancel::default());
     for (blocks, out) in [(&[][..], "none"), (&[1], "1"), (&[0, 2], "0_2")] {
-        let got = transformer.forward_without(blocks, &latents, &context, &timestep, &rope)?;
+        let got = transformer.forward_without(blocks, &latents, &context, &timestep, &rope, &never)?;
         assert_close(
             &format!("self-attention left out of {blocks:?}"),
             &got,
@@ -52,7 +53,7 @@ fn self_attention_left_out_of_some_blocks() -> Result<()> {
         );
     }
     let whole = transformer.forward(&latents, &context, &timestep, &rope)?;
-    assert!(bits(&whole) == bits(&transformer.forward_without(&[], &latents, &context, &timestep, &rope)?));
+    assert!(bits(&whole) == bits(&transformer.forward_without(&[], &latents, &context, &timestep, &rope, &never)?));
     Ok(())
 }
 

@@ -11,17 +11,19 @@ use reel::job::windows::Direction;
 use reel::pipeline::Prepared;
 use reel::pipeline::cursor::{Cursor, Place};
 use reel::pipeline::session::{Keep, Session};
-use reel::platform::progress::{Mode, Progress};
+use reel::platform::progress::Progress;
 use std::sync::Arc;
 
-const SILENT: Progress = Progress { mode: Mode::None, quiet: true, verbose: false };
+fn silent() -> Progress {
+    Progress::silent()
+}
 
 fn bits(all: &[Tensor]) -> Vec<u32> {
     all.iter().flat_map(|x| numbers(x).into_iter().map(f32::to_bits)).collect()
 }
 
 fn prepared(session: &Arc<Session>, request: &Request) -> Result<Prepared> {
-    let mut prepared = Prepared::new(session, request, None, &[], Direction::Forward, &SILENT)?;
+    let mut prepared = Prepared::new(session, request, None, &[], Direction::Forward, &silent())?;
     prepared.forecast.watch(); // else its times go into the machine's history
     Ok(prepared)
 }
@@ -56,13 +58,13 @@ fn long(scratch: &Scratch) -> Request {
 fn a_run_that_stops_goes_on_as_if_it_had_not() -> Result<()> {
     let scratch = Scratch::new("cursor");
     let request = long(&scratch);
-    let session = Session::open(&request, &Host::default(), Keep::Networks, &SILENT)?;
+    let session = Session::open(&request, &Host::default(), Keep::Networks, &silent())?;
     let mut positions: Vec<Vec<u8>> = vec![];
     let mut keep = |cursor: &Cursor| {
         positions.push(cursor.to_bytes()?);
         Ok(())
     };
-    let whole = prepared(&session, &request)?.latents_from(None, &mut keep, &SILENT)?;
+    let whole = prepared(&session, &request)?.latents_from(None, &mut keep, &silent())?;
     let places: Vec<_> = positions.iter().map(|bytes| Cursor::from_bytes(bytes, &Device::Cpu).unwrap().place).collect();
     let windows = places.iter().map(|place| place.window).max().unwrap();
     assert!(places.len() == 2 * 2 * (windows + 1) && windows >= 2, "passes, windows and steps: {places:?}");
@@ -74,14 +76,14 @@ fn a_run_that_stops_goes_on_as_if_it_had_not() -> Result<()> {
             steps += 1;
             Ok(())
         };
-        let rest = prepared(&session, &request)?.latents_from(Some(from), &mut count, &SILENT)?;
+        let rest = prepared(&session, &request)?.latents_from(Some(from), &mut count, &silent())?;
         assert_eq!(steps, positions.len() - 1 - i, "steps after {:?}", places[i]);
         assert!(bits(&rest) == bits(&whole), "other bytes after {:?}", places[i]);
     }
     let mut elsewhere = Cursor::from_bytes(&positions[0], &Device::Cpu)?;
     for place in [Place { window: 99, ..elsewhere.place }, Place { step: 99, ..elsewhere.place }] {
         elsewhere.place = place;
-        let refused = prepared(&session, &request)?.latents_from(Some(elsewhere.clone()), &mut |_| Ok(()), &SILENT);
+        let refused = prepared(&session, &request)?.latents_from(Some(elsewhere.clone()), &mut |_| Ok(()), &silent());
         assert!(refused.unwrap_err().to_string().contains("another run"), "{place:?}");
     }
     Ok(())
@@ -92,13 +94,13 @@ fn a_run_that_stops_goes_on_as_if_it_had_not() -> Result<()> {
 fn an_error_after_a_step_ends_the_run() -> Result<()> {
     let scratch = Scratch::new("stopped");
     let request = long(&scratch);
-    let session = Session::open(&request, &Host::default(), Keep::Nothing, &SILENT)?;
+    let session = Session::open(&request, &Host::default(), Keep::Nothing, &silent())?;
     let mut steps = 0;
     let mut stop = |_: &Cursor| {
         steps += 1;
         if steps == 3 { Err(anyhow!("enough")) } else { Ok(()) }
     };
-    let stopped = prepared(&session, &request)?.latents_from(None, &mut stop, &SILENT);
+    let stopped = prepared(&session, &request)?.latents_from(None, &mut stop, &silent());
     assert_eq!((stopped.unwrap_err().to_string().as_str(), steps), ("enough", 3));
     Ok(())
 }
@@ -113,37 +115,37 @@ fn kept_networks_make_the_same_clips() -> Result<()> {
     let other = Request { vae: Some("elsewhere".into()), ..first.clone() };
     let run = |session: &Arc<Session>, request: &Request| -> Result<(Vec<u32>, Vec<u8>)> {
         let prepared = prepared(session, request)?;
-        let latents = prepared.latents(&SILENT)?;
+        let latents = prepared.latents(&silent())?;
         let mut rgb = vec![];
-        prepared.decode(&latents, &SILENT, |frame| {
+        prepared.decode(&latents, &silent(), |frame| {
             rgb.extend(frame.rgb);
             Ok(())
         })?;
         Ok((bits(&latents), rgb))
     };
-    let kept = Session::open(&first, &Host::default(), Keep::Networks, &SILENT)?;
+    let kept = Session::open(&first, &Host::default(), Keep::Networks, &silent())?;
     let loads = |session: &Session| -> Result<[usize; 4]> {
         Ok([
-            Arc::as_ptr(&session.text(&SILENT)?).addr(),
+            Arc::as_ptr(&session.text(&silent())?).addr(),
             Arc::as_ptr(&session.encoder()?).addr(),
-            Arc::as_ptr(&session.decoder(&SILENT)?).addr(),
-            Arc::as_ptr(&session.transformer(kept.checkpoint.config.blocks(), false, &SILENT)?).addr(),
+            Arc::as_ptr(&session.decoder(&silent())?).addr(),
+            Arc::as_ptr(&session.transformer(kept.checkpoint.config.blocks(), false, &silent())?).addr(),
         ])
     };
     let before = loads(&kept)?;
     for request in [&first, &second, &first] {
         assert!(kept.serves(request));
-        let alone = run(&Session::open(request, &Host::default(), Keep::Nothing, &SILENT)?, request)?;
+        let alone = run(&Session::open(request, &Host::default(), Keep::Nothing, &silent())?, request)?;
         assert!(run(&kept, request)? == alone, "{}", request.prompt);
     }
     assert_eq!(loads(&kept)?, before, "a network was loaded again");
     assert!(!kept.serves(&other));
-    let refused = Prepared::new(&kept, &other, None, &[], Direction::Forward, &SILENT);
+    let refused = Prepared::new(&kept, &other, None, &[], Direction::Forward, &silent());
     assert!(refused.err().unwrap().to_string().contains("another model"));
     // and the plan counts what stays
     let memory = |keep| {
         Ok::<_, anyhow::Error>(
-            prepared(&Session::open(&first, &Host::default(), keep, &SILENT)?, &first)?.forecast.plan.memory(),
+            prepared(&Session::open(&first, &Host::default(), keep, &silent())?, &first)?.forecast.plan.memory(),
         )
     };
     assert!(memory(Keep::Networks)? > memory(Keep::Nothing)?);

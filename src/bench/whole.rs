@@ -13,7 +13,7 @@ use crate::planning::forecast::Watched;
 use crate::platform::device::Compute;
 use crate::platform::files::Scratch;
 use crate::platform::machine::peak_memory;
-use crate::platform::progress::{Mode, Progress};
+use crate::platform::progress::Progress;
 use crate::sampling::noise::Noise;
 use crate::video::Frame;
 use crate::video::resize::Fit;
@@ -23,7 +23,7 @@ use anyhow::{Result, bail};
 /// The whole way, with everything that a user waits for but the file.
 pub fn whole(timer: &Timer, cell: &Cell, compute: &Compute, stages: &mut Vec<StageRow>) -> Result<Timed> {
     let Weights::Model(model) = &cell.weights else { bail!("a whole run needs a model") };
-    let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
+    let silent = Progress::silent();
     let request = Request {
         prompt: "a red ball bounces on green grass".to_string(),
         model: Some(model.clone()),

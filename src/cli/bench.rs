@@ -1,7 +1,7 @@
 //! `reel bench`.
 
 use super::number::{sides, whole};
-use super::{Failure, print, print_data};
+use super::{BAD_INPUT, print, print_data};
 use crate::bench::{Cell, Part, Row, Weights, parts, random_size, run};
 use crate::job::geometry::Extent;
 use crate::job::sources::Sources;
@@ -10,8 +10,9 @@ use crate::models::sizes::Part as SizedPart;
 use crate::models::text::tokenizer::Tokenizer;
 use crate::planning::settings::default_size;
 use crate::platform::device::{self, Dtype, Quantize};
+use crate::platform::fault::{Fault, Mark};
 use crate::platform::progress::{counted, human_bytes};
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::Command;
@@ -124,15 +125,15 @@ struct Spec {
     threads: Option<u16>,
 }
 
-pub fn run_all(args: Args) -> Result<(), Failure> {
-    let specs = args.grid().map_err(Failure::BadInput)?;
+pub fn run_all(args: Args) -> Result<()> {
+    let specs = args.grid()?;
     let mut rows = vec![];
     if let [spec] = specs.as_slice() {
         rows.push(one(spec, &args.device)?);
     } else {
         // a process each: peak memory belongs to one row, and threads are set once
         for spec in &specs {
-            let row = child(spec, &args.device).map_err(Failure::Failed)?;
+            let row = child(spec, &args.device)?;
             if args.json {
                 print_data(&format!("{row}\n"))?; // as they come
             }
@@ -150,13 +151,13 @@ pub fn run_all(args: Args) -> Result<(), Failure> {
 }
 
 /// Times one row here.
-fn one(spec: &Spec, device: &str) -> Result<Value, Failure> {
+fn one(spec: &Spec, device: &str) -> Result<Value> {
     super::start_threads(spec.threads)?; // the row says how many there are
-    let compute = device::open(device, spec.dtype).map_err(Failure::BadInput)?;
+    let compute = device::open(device, spec.dtype)?;
     if let Some(remark) = &compute.remark {
-        return Err(Failure::BadInput(anyhow!("{remark}\n  fix: --device cpu, which is then what is timed")));
+        bail!("{remark}\n  fix: --device cpu, which is then what is timed");
     }
-    run(&spec.cell, &compute).map(|row: Row| row.json()).map_err(Failure::Failed)
+    run(&spec.cell, &compute).map(|row: Row| row.json())
 }
 
 /// Times one row in a process of its own.
@@ -190,8 +191,11 @@ fn child(spec: &Spec, device: &str) -> Result<Value> {
     flag("--warmup", Some(cell.warmup.to_string()));
     flag("--repeat", Some(cell.repeat.to_string()));
     let output = command.stderr(std::process::Stdio::inherit()).output().context("cannot run the program again")?;
-    ensure!(output.status.success(), "the row `{}` of {:?} failed", cell.part.name(), cell.weights);
-    serde_json::from_slice(&output.stdout).context("the row's answer cannot be read")
+    if !output.status.success() {
+        let fault = if output.status.code() == Some(BAD_INPUT.into()) { Fault::Input } else { Fault::Machine };
+        return Err(anyhow!("the row `{}` of {:?} failed", cell.part.name(), cell.weights)).fault(fault);
+    }
+    serde_json::from_slice(&output.stdout).context("the row's answer cannot be read").fault(Fault::Machine)
 }
 
 impl Args {

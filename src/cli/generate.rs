@@ -1,13 +1,15 @@
 //! `reel generate`.
 
+use super::help;
 use super::making::{Making, Own, fetch, print_plan, prompt};
 use super::number::{real, whole};
-use super::{Failure, help};
 use crate::job::request::Keyframe;
 use crate::job::windows::Direction;
 use crate::pipeline::Job;
 use crate::pipeline::absent::Absent;
+use crate::platform::progress::Progress;
 use crate::video::resize::{Filter, Fit};
+use anyhow::Result;
 use std::path::PathBuf;
 
 /// Make a video from a prompt, and from stills and clips where there are any
@@ -48,24 +50,24 @@ pub struct Args {
     pub making: Making,
 }
 
-pub fn run(args: Args) -> Result<(), Failure> {
-    let progress = args.making.common.apply()?;
+pub fn run(args: Args, progress: &Progress) -> Result<()> {
+    args.making.common.start(progress)?;
     let pull = args.making.pull;
     let (dry_run, json) = (args.making.dry_run, args.making.json);
     let Args { prompt: text, image, last_image, keyframe, fit, fps, scale, scale_filter, making } = args;
     let own = Own { image, last_image, keyframe, fit, fps, scale, scale_filter };
-    let (request, host) = prompt(text).and_then(|text| making.request(text, own)).map_err(Failure::BadInput)?;
-    if dry_run && let Some(absent) = Absent::find(&request, &host).map_err(Failure::BadInput)? {
+    let (request, host) = prompt(text).and_then(|text| making.request(text, own))?;
+    if dry_run && let Some(absent) = Absent::find(&request, &host)? {
         let plan = absent.plan(&request, &[], Direction::Forward, None);
-        let (plan, report) = plan.map_err(Failure::BadInput)?;
+        let (plan, report) = plan?;
         return print_plan(&plan, &report, json);
     }
-    fetch(pull && !dry_run, &request, &host, &progress)?;
-    let job = Job::prepare(&request, &host, &progress).map_err(Failure::BadInput)?;
+    fetch(pull && !dry_run, &request, &host, progress)?;
+    let job = Job::prepare(&request, &host, progress)?;
     if dry_run {
         let (plan, report) = job.plan();
         return print_plan(plan, &report, json);
     }
-    job.fits().map_err(Failure::BadInput)?;
-    job.run(&progress).map_err(Failure::Failed)
+    job.fits()?;
+    job.run(progress)
 }

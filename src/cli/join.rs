@@ -1,9 +1,11 @@
 //! `reel extend`, `reel bridge` and `reel loop`.
 
+use super::help;
 use super::making::{Making, Own, fetch, print_plan, prompt};
 use super::number::{real, whole};
-use super::{Failure, help};
 use crate::pipeline::join::{Asked, Join};
+use crate::platform::progress::Progress;
+use anyhow::Result;
 use std::path::PathBuf;
 
 /// Flags of all three.
@@ -64,17 +66,17 @@ pub struct Loop {
     pub joining: Joining,
 }
 
-pub fn extend(args: Extend) -> Result<(), Failure> {
+pub fn extend(args: Extend, progress: &Progress) -> Result<()> {
     let (before, after) = if args.before { (None, Some(args.clip)) } else { (Some(args.clip), None) };
-    join(args.prompt, args.joining, before, after, false)
+    join(args.prompt, args.joining, before, after, false, progress)
 }
 
-pub fn bridge(args: Bridge) -> Result<(), Failure> {
-    join(args.prompt, args.joining, Some(args.a), Some(args.b), false)
+pub fn bridge(args: Bridge, progress: &Progress) -> Result<()> {
+    join(args.prompt, args.joining, Some(args.a), Some(args.b), false, progress)
 }
 
-pub fn close(args: Loop) -> Result<(), Failure> {
-    join(args.prompt, args.joining, Some(args.clip.clone()), Some(args.clip), true)
+pub fn close(args: Loop, progress: &Progress) -> Result<()> {
+    join(args.prompt, args.joining, Some(args.clip.clone()), Some(args.clip), true, progress)
 }
 
 fn join(
@@ -83,26 +85,24 @@ fn join(
     before: Option<PathBuf>,
     after: Option<PathBuf>,
     closed: bool,
-) -> Result<(), Failure> {
-    let progress = joining.making.common.apply()?;
+    progress: &Progress,
+) -> Result<()> {
+    joining.making.common.start(progress)?;
     let pull = joining.making.pull;
     let (dry_run, json) = (joining.making.dry_run, joining.making.json);
     let Joining { context, fps, no_colour_match, making } = joining;
     let asked = Asked { before, after, closed, context, colour_match: !no_colour_match };
     let own = Own { fps, ..Own::default() };
-    let (request, host) = prompt(text).and_then(|text| making.request(text, own)).map_err(Failure::BadInput)?;
-    if dry_run
-        && let Some((plan, report)) =
-            Join::plan_absent(&request, &host, &asked, &progress).map_err(Failure::BadInput)?
-    {
+    let (request, host) = prompt(text).and_then(|text| making.request(text, own))?;
+    if dry_run && let Some((plan, report)) = Join::plan_absent(&request, &host, &asked, progress)? {
         return print_plan(&plan, &report, json);
     }
-    fetch(pull && !dry_run, &request, &host, &progress)?;
-    let mut join = Join::prepare(&request, &host, &asked, &progress).map_err(Failure::BadInput)?;
+    fetch(pull && !dry_run, &request, &host, progress)?;
+    let mut join = Join::prepare(&request, &host, &asked, progress)?;
     if dry_run {
         let (plan, report) = join.plan();
         return print_plan(plan, &report, json);
     }
-    join.fits().and_then(|()| join.read(&progress)).map_err(Failure::BadInput)?;
-    join.run(&progress).map_err(Failure::Failed)
+    join.fits().and_then(|()| join.read(progress))?;
+    join.run(progress)
 }

@@ -1,7 +1,7 @@
 //! Flags that all making verbs share.
 
 use super::number::{Seed, real, seed, sides, tiles, whole};
-use super::{Common, Failure, print, print_data};
+use super::{Common, print, print_data};
 use crate::job::convention::Convention;
 use crate::job::host::Host;
 use crate::job::request::{Keyframe, Request, Scene};
@@ -13,7 +13,7 @@ use crate::platform::folders::Folder;
 use crate::platform::machine;
 use crate::platform::progress::Progress;
 use crate::video::resize::{Filter, Fit};
-use anyhow::{Context, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use std::io::Read;
 use std::path::PathBuf;
@@ -198,7 +198,7 @@ enum Switch {
 impl Making {
     /// The request that these flags make, with the command's own, and what they say of the machine.
     /// - Errors on a `--prompt-at` without a time.
-    pub fn request(self, prompt: String, own: Own) -> anyhow::Result<(Request, Host)> {
+    pub fn request(self, prompt: String, own: Own) -> Result<(Request, Host)> {
         // without `..`, here and below: a flag that reaches no request does not compile
         let Self {
             model,
@@ -301,7 +301,7 @@ impl Making {
             fit,
             image_crf,
             image_noise,
-            prompt_at: prompt_at.chunks(2).map(scene).collect::<anyhow::Result<_>>()?,
+            prompt_at: prompt_at.chunks(2).map(scene).collect::<Result<_>>()?,
             window,
             no_drift_match,
             decode_timestep,
@@ -334,7 +334,7 @@ pub struct Own {
 }
 
 /// Where files are kept that can be made again.
-fn cache_folder() -> anyhow::Result<PathBuf> {
+fn cache_folder() -> Result<PathBuf> {
     Folder::Cache.path().ok_or_else(|| {
         anyhow::anyhow!(
             "--quantize-cache: no folder for it is known\n  fix: set XDG_CACHE_HOME, or leave --quantize-cache out"
@@ -343,11 +343,11 @@ fn cache_folder() -> anyhow::Result<PathBuf> {
 }
 
 /// Fetches the weights of a request, where `--pull` asks for it.
-pub fn fetch(pull: bool, request: &Request, host: &Host, progress: &Progress) -> Result<(), Failure> {
+pub fn fetch(pull: bool, request: &Request, host: &Host, progress: &Progress) -> Result<()> {
     if !pull {
         return Ok(());
     }
-    request.check().map_err(Failure::BadInput)?; // before the long part
+    request.check()?; // before the long part
     super::models::pull_for(request, host, progress)
 }
 
@@ -355,7 +355,7 @@ pub fn fetch(pull: bool, request: &Request, host: &Host, progress: &Progress) ->
 const LONGEST_PROMPT: u64 = 64 << 10;
 
 /// A prompt as given; `-` reads standard input.
-pub fn prompt(text: String) -> anyhow::Result<String> {
+pub fn prompt(text: String) -> Result<String> {
     if text != "-" {
         return Ok(text);
     }
@@ -367,7 +367,7 @@ pub fn prompt(text: String) -> anyhow::Result<String> {
 
 /// The prompt that standard input holds.
 /// - Errors on what is too long, no text, or nothing.
-fn typed(bytes: &[u8]) -> anyhow::Result<String> {
+fn typed(bytes: &[u8]) -> Result<String> {
     ensure!(
         bytes.len() as u64 <= LONGEST_PROMPT,
         "the prompt on standard input is longer than {} kB\n  fix: give a shorter one; a model reads the first 128 or 256 tokens, about as many words",
@@ -398,9 +398,9 @@ fn typed(bytes: &[u8]) -> anyhow::Result<String> {
 
 /// Prints what `--dry-run` says: data, and so on standard output.
 /// - Errors, after that, where the run does not fit the memory that there is.
-pub fn print_plan(plan: &Plan, report: &Report, json: bool) -> Result<(), Failure> {
+pub fn print_plan(plan: &Plan, report: &Report, json: bool) -> Result<()> {
     if json { print_data(&format!("{}\n", plan.json(report))) } else { print(plan.table(report).as_bytes()) }?;
-    report.refusal.as_ref().map_or(Ok(()), |refusal| Err(Failure::BadInput(anyhow::anyhow!("{refusal}"))))
+    report.refusal.as_ref().map_or(Ok(()), |refusal| Err(anyhow::anyhow!("{refusal}")))
 }
 
 #[cfg(test)]

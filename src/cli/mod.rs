@@ -13,32 +13,21 @@ mod usage;
 
 use crate::hub::catalogue;
 use crate::platform::arenas;
-use crate::platform::files::CannotWrite;
+use crate::platform::fault::{Fault, Mark};
 use crate::platform::folders::Folder;
-use crate::platform::progress::{self, Mode, Progress};
+use crate::platform::progress::{Mode, Progress};
 use crate::platform::shown;
-use crate::platform::signals::{self, End};
+use crate::platform::signals::{End, INTERRUPTED, Signals};
 use crate::platform::streams;
 use crate::platform::threads;
+use anyhow::{Context, Result, anyhow};
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
-/// How a verb failed, which is what the exit code says.
-pub enum Failure {
-    /// The user can mend it: flags, files, sizes. Exit code 2.
-    BadInput(anyhow::Error),
-    /// It went wrong under way. Exit code 1.
-    Failed(anyhow::Error),
-}
-
-impl Failure {
-    /// Of a verb that reads and writes in one go: what cannot be written is the machine's fault, all else the input's.
-    fn of(error: anyhow::Error) -> Self {
-        if error.is::<CannotWrite>() { Failure::Failed(error) } else { Failure::BadInput(error) }
-    }
-}
+/// Exit code of what the user can mend: flags, files, sizes.
+const BAD_INPUT: u8 = 2;
 
 #[derive(Parser)]
 #[command(name = "reel", version = version(), about = "A prompt becomes a video, on your own machine", arg_required_else_help = true, after_help = help::reel())]
@@ -67,6 +56,21 @@ enum Verb {
     Licenses,
 }
 
+impl Verb {
+    /// Flags about talking and threads, of those that have them.
+    fn common(&self) -> Option<&Common> {
+        match self {
+            Verb::Generate(args) => Some(&args.making.common),
+            Verb::Extend(args) => Some(&args.joining.making.common),
+            Verb::Bridge(args) => Some(&args.joining.making.common),
+            Verb::Loop(args) => Some(&args.joining.making.common),
+            Verb::Models(verb) => verb.common(),
+            Verb::Selftest(args) => Some(&args.common),
+            Verb::Bench(_) | Verb::Completions { .. } | Verb::Licenses => None,
+        }
+    }
+}
+
 /// Flags about talking and threads, of every verb that computes.
 #[derive(clap::Args)]
 struct Common {
@@ -85,67 +89,66 @@ struct Common {
 }
 
 impl Common {
-    fn apply(&self) -> Result<Progress, Failure> {
-        let progress = Progress { mode: self.progress, quiet: self.quiet, verbose: self.verbose };
-        if let Some(remark) = start_threads(self.threads)? {
-            progress.note(&remark);
-        }
-        Ok(progress)
+    fn progress(&self) -> Progress {
+        Progress::new(self.progress, self.quiet, self.verbose)
+    }
+
+    /// Starts the threads to compute with.
+    fn start(&self, progress: &Progress) -> Result<()> {
+        start_threads(self.threads)?.iter().for_each(|remark| progress.note(remark));
+        Ok(())
     }
 }
 
 /// Starts the threads that networks are computed with; returns one line where they are fewer than asked for.
 /// - `asked`: `--threads`. Without it rayon's own variable counts, and then the cores.
-fn start_threads(asked: Option<u16>) -> Result<Option<String>, Failure> {
+fn start_threads(asked: Option<u16>) -> Result<Option<String>> {
     let variable = || std::env::var("RAYON_NUM_THREADS").ok()?.parse::<usize>().ok().filter(|n| *n > 0);
-    threads::start(asked.map(usize::from).or_else(variable)).map_err(|e| Failure::Failed(e.into()))
+    threads::start(asked.map(usize::from).or_else(variable)).fault(Fault::Machine)
 }
 
 /// Runs the program: parses, does, prints the one error.
-pub fn run() -> ExitCode {
+/// - `exit`: ends it at once, with an exit code.
+pub fn run(exit: fn(i32) -> !) -> ExitCode {
     arenas::spare_address_space();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let printed = e.print().and_then(|()| std::io::stdout().flush());
             // of what went to standard error nobody could be told
-            return if e.use_stderr() { ExitCode::from(2) } else { ended(written(printed), Mode::Auto) };
+            return if e.use_stderr() {
+                ExitCode::from(BAD_INPUT)
+            } else {
+                ended(written(printed), &Progress::default())
+            };
         }
         Err(e) => {
             let args: Vec<String> = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
-            progress::error(&anyhow::anyhow!(usage::message(&e, &Cli::command(), &args)), asked_mode(&args));
-            return ExitCode::from(2);
+            let progress = Progress::new(asked_mode(&args), false, false);
+            progress.error(&anyhow!(usage::message(&e, &Cli::command(), &args)));
+            return ExitCode::from(BAD_INPUT);
         }
     };
-    let mode = match &cli.verb {
-        Verb::Generate(args) => args.making.common.progress,
-        Verb::Extend(args) => args.joining.making.common.progress,
-        Verb::Bridge(args) => args.joining.making.common.progress,
-        Verb::Loop(args) => args.joining.making.common.progress,
-        Verb::Models(verb) => models::mode(verb),
-        _ => Mode::Auto,
-    };
+    let progress = cli.verb.common().map_or_else(Progress::default, Common::progress);
     // the self-test compares what was built, and so goes by what was built
     if !matches!(cli.verb, Verb::Selftest(_) | Verb::Completions { .. } | Verb::Licenses)
         && let Some(Err(e)) = Folder::Config.path().map(|folder| catalogue::add_own(&folder.join("weights.toml")))
     {
-        progress::error(&e, mode);
-        return ExitCode::from(2);
+        progress.error(&e);
+        return ExitCode::from(BAD_INPUT);
     }
-    signals::listen(move |end| match end {
-        End::Interrupted(text) => progress::interrupted(text, mode),
-        End::Failed(text) => {
-            progress::clear_line();
-            progress::error(&anyhow::anyhow!(text.clone()), mode)
-        }
+    let heard = progress.clone();
+    let signals = Signals::listen(progress.cancel().clone(), exit, move |end| match end {
+        End::Interrupted(text) => heard.interrupted(text),
+        End::Failed(text) => heard.error(&anyhow!(text.clone())),
     });
     let done = match cli.verb {
-        Verb::Generate(args) => generate::run(*args),
-        Verb::Extend(args) => join::extend(*args),
-        Verb::Bridge(args) => join::bridge(*args),
-        Verb::Loop(args) => join::close(*args),
-        Verb::Models(verb) => models::run(verb),
-        Verb::Selftest(args) => selftest::run(args),
+        Verb::Generate(args) => generate::run(*args, &progress),
+        Verb::Extend(args) => join::extend(*args, &progress),
+        Verb::Bridge(args) => join::bridge(*args, &progress),
+        Verb::Loop(args) => join::close(*args, &progress),
+        Verb::Models(verb) => models::run(verb, &progress),
+        Verb::Selftest(args) => selftest::run(args, &progress),
         Verb::Bench(args) => bench::run_all(*args),
         Verb::Completions { shell } => {
             let mut script = vec![];
@@ -154,22 +157,21 @@ pub fn run() -> ExitCode {
         }
         Verb::Licenses => print_exact(include_bytes!("../licenses.txt")),
     };
-    ended(done, mode)
+    if done.is_err() {
+        signals.end_if_interrupted(); // whatever failed after that, failed by it
+    }
+    ended(done, &progress)
 }
 
 /// Prints the one error, and says how the program ends.
-fn ended(done: Result<(), Failure>, mode: Mode) -> ExitCode {
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::BadInput(e)) => {
-            progress::error(&e, mode);
-            ExitCode::from(2)
-        }
-        Err(Failure::Failed(e)) => {
-            progress::error(&e, mode);
-            ExitCode::from(1)
-        }
-    }
+fn ended(done: Result<()>, progress: &Progress) -> ExitCode {
+    let Err(error) = done else { return ExitCode::SUCCESS };
+    progress.error(&error);
+    ExitCode::from(match Fault::of(&error) {
+        Fault::Machine => 1,
+        Fault::Input => BAD_INPUT,
+        Fault::Cancelled => INTERRUPTED,
+    })
 }
 
 /// How progress is to be shown, by arguments that cannot be parsed.
@@ -190,29 +192,29 @@ fn columns() -> usize {
 }
 
 /// Lines for a person to standard output: nothing in them that a terminal would obey, and no value that fills the screen.
-fn print(text: &[u8]) -> Result<(), Failure> {
+fn print(text: &[u8]) -> Result<()> {
     print_exact(shown::lines(&String::from_utf8_lossy(text)).as_bytes())
 }
 
 /// Lines for a program: JSON, or values with commas. What a terminal would obey is written as JSON writes it.
-fn print_data(text: &str) -> Result<(), Failure> {
+fn print_data(text: &str) -> Result<()> {
     let lines = text.split('\n').map(shown::visible).collect::<Vec<_>>();
     print_exact(lines.join("\n").as_bytes())
 }
 
 /// Bytes to standard output as they are.
-fn print_exact(data: &[u8]) -> Result<(), Failure> {
+fn print_exact(data: &[u8]) -> Result<()> {
     let mut out = std::io::stdout().lock();
     written(out.write_all(data).and_then(|()| out.flush()))
 }
 
 /// What became of writing to standard output. A reader that has had enough is no error.
-fn written(done: std::io::Result<()>) -> Result<(), Failure> {
+fn written(done: std::io::Result<()>) -> Result<()> {
     const FAILED: &str = "cannot write to standard output";
     match done {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        Err(e) => Err(Failure::Failed(anyhow::Error::new(e).context(FAILED))),
-        Ok(()) if streams::output_was_closed() => Err(Failure::Failed(anyhow::anyhow!("{FAILED}: it is closed"))),
+        Err(e) => Err(e).context(FAILED).fault(Fault::Machine),
+        Ok(()) if streams::output_was_closed() => Err(anyhow!("{FAILED}: it is closed")).fault(Fault::Machine),
         Ok(()) => Ok(()),
     }
 }

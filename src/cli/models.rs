@@ -4,7 +4,7 @@ mod info;
 mod list;
 mod text;
 
-use super::{Common, Failure, print, print_exact};
+use super::{Common, print, print_exact};
 use crate::hub::catalogue::{self, Entry, Kind};
 use crate::hub::store::{self, State, Store, Verdict};
 use crate::job::host::Host;
@@ -13,8 +13,9 @@ use crate::models::pack;
 use crate::models::quantize;
 use crate::planning::forecast;
 use crate::platform::device::Quantize;
+use crate::platform::fault::{Fault, Mark};
 use crate::platform::progress::{Progress, human_bytes};
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use std::path::PathBuf;
 
 #[derive(clap::Subcommand)]
@@ -101,45 +102,50 @@ pub struct Pull {
     common: Common,
 }
 
-pub fn run(verb: Verb) -> Result<(), Failure> {
+pub fn run(verb: Verb, progress: &Progress) -> Result<()> {
     match verb {
-        Verb::List { json } => list::list(json),
+        Verb::List { json } => list::list(json, progress),
         Verb::Info { name, json } => info::info(&name, json),
         Verb::Pull(args) => {
-            let progress = args.common.apply()?;
-            pull(&args.name, args.text_encoder.as_deref(), args.accept_hash, &progress)
+            args.common.start(progress)?;
+            pull(&args.name, args.text_encoder.as_deref(), args.accept_hash, progress)
         }
-        Verb::Verify { name, common } => verify(name.as_deref(), &common.apply()?),
+        Verb::Verify { name, common } => {
+            common.start(progress)?;
+            verify(name.as_deref(), progress)
+        }
         Verb::Path { name } => path(&name),
         Verb::Remove { name } => remove(&name),
-        Verb::Pack { dir, out, name, force } => pack::pack(&dir, &out, name.as_deref(), force).map_err(Failure::of),
+        Verb::Pack { dir, out, name, force } => pack::pack(&dir, &out, name.as_deref(), force),
         Verb::Quantize { path, kind, out, text, force, common } => {
-            let progress = common.apply()?;
-            quantize::quantize(&path, text, kind, &out, force, &progress).map_err(Failure::of)
+            common.start(progress)?;
+            quantize::quantize(&path, text, kind, &out, force, progress)
         }
     }
 }
 
-/// How progress is shown by those of the verbs that take long.
-pub fn mode(verb: &Verb) -> crate::platform::progress::Mode {
-    match verb {
-        Verb::Pull(args) => args.common.progress,
-        Verb::Verify { common, .. } | Verb::Quantize { common, .. } => common.progress,
-        _ => crate::platform::progress::Mode::Auto,
+impl Verb {
+    /// Flags about talking and threads, of those that take long.
+    pub fn common(&self) -> Option<&Common> {
+        match self {
+            Verb::Pull(args) => Some(&args.common),
+            Verb::Verify { common, .. } | Verb::Quantize { common, .. } => Some(common),
+            _ => None,
+        }
     }
 }
 
-fn open() -> Result<Store, Failure> {
-    Store::from_env().map_err(Failure::BadInput)
+fn open() -> Result<Store> {
+    Store::from_env()
 }
 
-fn named(name: &str) -> Result<&'static Entry, Failure> {
-    catalogue::find_any(name).map_err(Failure::BadInput)
+fn named(name: &str) -> Result<&'static Entry> {
+    catalogue::find_any(name)
 }
 
 /// Fetches what a name is run with.
 /// - `text_encoder`: a name in place of the model's own.
-pub fn pull(name: &str, text_encoder: Option<&str>, accept_hash: bool, progress: &Progress) -> Result<(), Failure> {
+pub fn pull(name: &str, text_encoder: Option<&str>, accept_hash: bool, progress: &Progress) -> Result<()> {
     let entry = named(name)?;
     let encoder = text_encoder.map(named).transpose()?;
     if let Some(encoder) = encoder
@@ -149,23 +155,23 @@ pub fn pull(name: &str, text_encoder: Option<&str>, accept_hash: bool, progress:
             "--text-encoder {} does not go with `{name}`\n  fix: give the name of a model, and of a text encoder",
             encoder.name
         );
-        return Err(Failure::BadInput(anyhow!(what)));
+        bail!(what);
     }
     let store = open()?;
     let parts: Vec<&Entry> = store.parts(entry, encoder).into_iter().map(|(part, _)| part).collect();
-    store.pull(&parts, accept_hash, progress).map_err(Failure::Failed)
+    store.pull(&parts, accept_hash, progress)
 }
 
 /// `--pull`: fetches what `--model` and `--text-encoder` name and is not here.
-pub fn pull_for(request: &Request, host: &Host, progress: &Progress) -> Result<(), Failure> {
+pub fn pull_for(request: &Request, host: &Host, progress: &Progress) -> Result<()> {
     let named = |name: Option<&str>, kind: Kind| name.and_then(catalogue::named).filter(|entry| entry.kind == kind);
     let encoder = named(request.text_encoder.as_deref().and_then(|path| path.to_str()), Kind::TextEncoder);
     let model = named(request.model.as_deref(), Kind::Model);
     let store = open()?;
     let mut parts = match (model, encoder) {
         (Some(model), None) => {
-            let compute = crate::platform::device::open(host.device(), request.dtype).map_err(Failure::BadInput)?;
-            let chosen = forecast::encoder(request, host, &compute).map_err(Failure::BadInput)?;
+            let compute = crate::platform::device::open(host.device(), request.dtype)?;
+            let chosen = forecast::encoder(request, host, &compute)?;
             if let Some(chosen) = chosen.as_ref().filter(|chosen| !chosen.here && chosen.why.is_some()) {
                 progress.note(&format!("text encoder: {}", chosen.describe()));
             }
@@ -179,10 +185,10 @@ pub fn pull_for(request: &Request, host: &Host, progress: &Progress) -> Result<(
     let by_path = request.text_encoder.is_some() && encoder.is_none();
     parts.retain(|(part, path)| path.is_none() && !part.embedded && !(by_path && part.kind == Kind::TextEncoder));
     let parts: Vec<&Entry> = parts.into_iter().map(|(part, _)| part).collect();
-    store.pull(&parts, false, progress).map_err(Failure::Failed)
+    store.pull(&parts, false, progress)
 }
 
-fn verify(name: Option<&str>, progress: &Progress) -> Result<(), Failure> {
+fn verify(name: Option<&str>, progress: &Progress) -> Result<()> {
     let store = open()?;
     let here = |entry: &Entry| matches!(store.state(entry), State::Here { .. } | State::Damaged { .. });
     let entries: Vec<&Entry> = match name {
@@ -201,20 +207,19 @@ fn verify(name: Option<&str>, progress: &Progress) -> Result<(), Failure> {
     for entry in &entries {
         let found = store.look(entry);
         found.remarks.iter().for_each(|remark| stage.note(remark));
-        // a file that is not here is the user's to mend; one that cannot be read is not
         if !here(entry) {
-            return Err(Failure::BadInput(anyhow!(store::not_here(entry))));
+            bail!(store::not_here(entry));
         }
-        let said = match store.verify(entry, |n| stage.advance(n)).map_err(Failure::Failed)? {
+        let said = match store.verify(entry, |n| stage.advance(n))? {
             Verdict::Whole { of } => format!("whole (SHA-256 as {of} says)"),
             Verdict::WholeByGit => "whole (git's hash as the hub says)".to_string(),
             Verdict::Own { sha256 } => {
-                let hash = if progress.verbose { sha256 } else { store::short(&sha256) };
+                let hash = if progress.is_verbose() { sha256 } else { store::short(&sha256) };
                 format!("as downloaded on this machine; nobody else vouches for it (SHA-256 {hash})")
             }
             Verdict::Unknown { sha256 } => format!("nobody says what it should be; SHA-256 {sha256}"),
             Verdict::Damaged { what, hashes } => {
-                hashes.iter().filter(|_| progress.verbose).for_each(|hashes| stage.note(hashes));
+                hashes.iter().filter(|_| progress.is_verbose()).for_each(|hashes| stage.note(hashes));
                 damaged.push(entry.name.as_str());
                 format!("damaged: {what}")
             }
@@ -228,33 +233,34 @@ fn verify(name: Option<&str>, progress: &Progress) -> Result<(), Failure> {
     print(report.as_bytes())?;
     match damaged.first() {
         None => Ok(()),
-        Some(first) => Err(Failure::Failed(anyhow!(
+        Some(first) => Err(anyhow!(
             "{} of {} files {} damaged: {}\n  fix: `reel models remove {first}`, then `reel models pull {first}`",
             damaged.len(),
             entries.len(),
             if damaged.len() == 1 { "is" } else { "are" },
             damaged.join(", ")
-        ))),
+        ))
+        .fault(Fault::Machine),
     }
 }
 
-fn path(name: &str) -> Result<(), Failure> {
+fn path(name: &str) -> Result<()> {
     let entry = named(name)?;
     if entry.embedded {
-        return Err(Failure::BadInput(anyhow!("`{name}` is part of the program, and has no file")));
+        bail!("`{name}` is part of the program, and has no file");
     }
     let store = open()?;
     match store.find(entry) {
         // as it is: `$(reel models path NAME)` has to open it
         Some(path) => print_exact(&[path.as_os_str().as_encoded_bytes(), b"\n"].concat()),
-        None => Err(Failure::BadInput(anyhow!(store.lack(entry)))),
+        None => bail!(store.lack(entry)),
     }
 }
 
-fn remove(name: &str) -> Result<(), Failure> {
+fn remove(name: &str) -> Result<()> {
     let entry = named(name)?;
     let store = open()?;
-    let removed = store.remove(entry).map_err(Failure::BadInput)?;
+    let removed = store.remove(entry)?;
     if !removed.any {
         return print(format!("{name}: nothing of it is here\n").as_bytes());
     }

@@ -1,13 +1,15 @@
 //! `reel selftest`: prompt to file on the embedded model, against the frames that it gave where it was made.
 
-use super::{Common, Failure, print, version};
+use super::{Common, print, version};
 use crate::embedded;
 use crate::job::host::Host;
 use crate::job::request::Request;
 use crate::pipeline::Job;
+use crate::platform::cancel::Cancelled;
+use crate::platform::fault::{Fault, Mark};
 use crate::platform::files::Scratch;
-use crate::platform::progress::{Mode, Progress, counted, human_seconds};
-use anyhow::{Context, Result, ensure};
+use crate::platform::progress::{Progress, counted, human_seconds};
+use anyhow::{Context, Result, anyhow, ensure};
 use image::AnimationDecoder;
 use std::io::Cursor;
 use std::path::Path;
@@ -24,7 +26,7 @@ const LEAST_PSNR: f64 = 45.0;
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
 }
 
 /// The machine's part: on the CPU, into `out`.
@@ -42,27 +44,28 @@ fn request() -> Request {
     }
 }
 
-pub fn run(args: Args) -> Result<(), Failure> {
-    args.common.apply()?;
-    let (report, psnr) = test().map_err(Failure::Failed)?;
+pub fn run(args: Args, progress: &Progress) -> Result<()> {
+    args.common.start(progress)?;
+    let (report, psnr) = test(&progress.silenced()).fault(Fault::Machine)?;
     print(report.as_bytes())?;
     if psnr < LEAST_PSNR {
-        return Err(Failure::Failed(anyhow::anyhow!(
+        return Err(anyhow!(
             "the clip is {psnr:.1} dB from the reference, and at least {LEAST_PSNR} was expected: this build computes something else\n  \
              fix: report it with what is printed above"
-        )));
+        ))
+        .fault(Fault::Machine);
     }
     print(b"all is well\n")
 }
 
 /// What to print, and how far the clip is from the reference.
-fn test() -> Result<(String, f64)> {
+/// - `silent`: says nothing, and stops the test.
+fn test(silent: &Progress) -> Result<(String, f64)> {
     let scratch = Scratch::create("reel-selftest")?;
-    let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
     let mut report = format!("reel {}\n{}\n", version(), counted(rayon::current_num_threads(), "threads"));
     let begun = Instant::now();
     let out = scratch.path().join("clip.png");
-    Job::prepare(&request(), &host(&out), &silent)?.run(&silent)?;
+    Job::prepare(&request(), &host(&out), silent)?.run(silent)?;
     let seconds = begun.elapsed().as_secs_f64();
     let made = std::fs::read(&out).with_context(|| format!("cannot read `{}`", out.display()))?;
     let psnr = psnr(&decode(&made)?, &decode(REFERENCE)?)?;
@@ -85,8 +88,9 @@ fn test() -> Result<(String, f64)> {
     }
     for extension in ["mp4", "webp", "gif"] {
         let out = scratch.path().join(format!("clip.{extension}"));
-        let state = match Job::prepare(&request(), &host(&out), &silent).and_then(|job| job.run(&silent)) {
+        let state = match Job::prepare(&request(), &host(&out), silent).and_then(|job| job.run(silent)) {
             Ok(()) => format!("{} bytes", std::fs::metadata(&out).map(|m| m.len()).unwrap_or(0)),
+            Err(e) if Cancelled::caused(&e) => return Err(e),
             Err(e) => format!("cannot be written: {}", e.to_string().lines().next().unwrap_or_default()),
         };
         report += &format!(".{extension}: {state}\n");

@@ -8,6 +8,7 @@ use crate::models::latents::{Condition, LatentStatistics, Layout, Posterior, Pro
 use crate::models::{Config, Family, ltx};
 use crate::nn::stream::Chunking;
 use crate::nn::vars::Vars;
+use crate::platform::cancel::{Cancel, Cancelled};
 use crate::sampling::noise::Noise;
 use crate::sampling::solver::{Schedule, State};
 use anyhow::Result;
@@ -37,13 +38,14 @@ impl Encoder {
 
     /// Means and log-variances, as they come: (1, f, h, w, [`Encoder::moment_channels`]).
     /// - `frames`: 1 + k frames a latent frame. `group`: latent frames to encode at a time; any number gives the same.
-    ///   `read`: (first frame, how many) -> (1, frames, H, W, 3) in [-1, 1]. `after`: called with the number of frames done.
+    ///   `read`: (first frame, how many) -> (1, frames, H, W, 3) in [-1, 1]. `after`: called with the number of frames done; an error of
+    ///   it ends the work.
     pub fn moments(
         &self,
         frames: usize,
         group: usize,
         read: impl FnMut(usize, usize) -> candle_core::Result<Tensor>,
-        after: impl FnMut(usize),
+        after: impl FnMut(usize) -> Result<(), Cancelled>,
     ) -> candle_core::Result<Tensor> {
         match self {
             Encoder::Ltx(encoder) => encoder.moments(frames, group, read, after),
@@ -141,17 +143,23 @@ impl Transformer {
     }
 
     /// Reads the prompts that a run follows.
-    /// - `positive`: text vectors of each scene, (1, m, channels). `negative`: where guidance asks for it.
+    /// - `positive`: text vectors of each scene, (1, m, channels). `negative`: where guidance asks for it. `cancel`: asked
+    ///   before each block.
     pub fn denoiser<'a>(
         &'a self,
         config: &'a Config,
         positive: &[Tensor],
         negative: Option<&Tensor>,
+        cancel: &Cancel,
     ) -> candle_core::Result<Denoiser<'a>> {
         Ok(match (self, config) {
-            (Transformer::Ltx(transformer), Config::Ltx(config)) => {
-                Denoiser::Ltx(ltx::denoiser::Denoiser::new(transformer, &config.transformer, positive, negative)?)
-            }
+            (Transformer::Ltx(transformer), Config::Ltx(config)) => Denoiser::Ltx(ltx::denoiser::Denoiser::new(
+                transformer,
+                &config.transformer,
+                positive,
+                negative,
+                cancel,
+            )?),
         })
     }
 }
@@ -264,7 +272,7 @@ impl Upscaler {
         statistics: &LatentStatistics,
         adain: f64,
         device: &Device,
-        after: impl FnMut(),
+        after: impl FnMut() -> Result<(), Cancelled>,
     ) -> Result<Vec<Tensor>> {
         match self {
             Upscaler::Ltx(upscaler) => upscaler.upscale(latents, statistics, adain, device, after),

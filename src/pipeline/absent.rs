@@ -14,13 +14,14 @@ use crate::models::text::tokenizer::Tokenizer;
 use crate::pipeline::inputs::{self, Preparation};
 use crate::pipeline::session::ModelFacts;
 use crate::planning::forecast::{Forecast, encoder};
-use crate::planning::forecast::{Place, SILENT, Sketch};
+use crate::planning::forecast::{Place, Sketch};
 use crate::planning::outputs;
 use crate::planning::passes;
 use crate::planning::settings::{Given, Settings, default_size};
 use crate::planning::{Download, Encoder, Model, Plan, Report, Room};
 use crate::platform::device::{self, Compute, Quantize};
 use crate::platform::machine;
+use crate::platform::progress::Progress;
 use anyhow::{Result, bail};
 
 /// Channels of the released upscalers.
@@ -180,11 +181,11 @@ impl Known {
         let texts = settings.scenes.iter().map(|scene| scene.prompt.as_str()).chain(settings.negative.as_deref());
         let texts = texts.map(|text| Ok(tokenizer.encode(text, settings.max_tokens())?.ids.len()));
         let prompts = texts.collect::<Result<Vec<usize>>>()?;
-        let legal = geometry.legal(settings.clip);
+        let (legal, silent) = (geometry.legal(settings.clip), Progress::silent());
         let canvases =
-            if two { family.canvases(legal, geometry, settings.upscaling.downscale, &SILENT)? } else { vec![legal] };
+            if two { family.canvases(legal, geometry, settings.upscaling.downscale, &silent)? } else { vec![legal] };
         let preparation = Preparation::of(&settings, request, legal, &canvases, true);
-        let mut held = inputs::places(&inputs::held(request, &settings, legal, &preparation, geometry, &SILENT)?);
+        let mut held = inputs::places(&inputs::held(request, &settings, legal, &preparation, geometry, &silent)?);
         held.extend(more);
         let context = more.iter().map(|place| place.count).sum();
         let config = self.model.config.clone();

@@ -82,7 +82,7 @@ impl<'a> Denoising<'a> {
         let state = self.stages.step(&laid.window, state, pass, &laid.schedule, step)?;
         cursor.place.step += 1;
         if let Some((_, stage)) = &mut self.stage {
-            stage.advance(1);
+            stage.advance(1)?;
         }
         if cursor.place.step == laid.schedule.steps() {
             return self.end_window(laid.window, state, cursor);
@@ -116,7 +116,7 @@ impl<'a> Denoising<'a> {
         let mut stage = self.stages.progress.stage("denoise", steps.iter().sum(), "steps");
         match steps[..number].iter().sum::<usize>() + step {
             0 => {}
-            before => stage.advance(before), // of a run that goes on
+            before => stage.advance(before)?, // of a run that goes on
         }
         self.stage = Some((pass, stage));
         Ok(())
@@ -254,7 +254,12 @@ impl Prepared {
         let Choices { resident, scratch, .. } = *stages.choices;
         let loaded = self.session.transformer(resident, scratch, stages.progress)?;
         let (positive, negative) = (&texts[..self.prompts.len()], texts.get(self.prompts.len()));
-        let denoiser = loaded.transformer.denoiser(&self.session.checkpoint.config, positive, negative)?;
+        let denoiser = loaded.transformer.denoiser(
+            &self.session.checkpoint.config,
+            positive,
+            negative,
+            stages.progress.cancel(),
+        )?;
         let mut cursor = from.unwrap_or_else(|| Cursor::start(self.settings.seed));
         let mut run = Denoising::new(self, stages, &denoiser, posteriors)?;
         run.check(&cursor)?;

@@ -195,6 +195,7 @@ pub fn held(
         }
         let mut frames = vec![];
         while frames.len() < fits {
+            progress.check_cancelled()?;
             let Some(frame) = clip.next_frame().with_context(|| format!("{flag}: `{name}` cannot be read"))? else {
                 break;
             };

@@ -269,7 +269,7 @@ impl Join {
         self.fits()?;
         let begun = Instant::now();
         let latents = self.prepared.latents(progress)?;
-        let [first, second] = self.corrections(&latents)?;
+        let [first, second] = self.corrections(&latents, progress)?;
         let (lead, tail) = self.footage();
         let count = self.layout.new.len();
         let total = lead + count + tail;
@@ -310,7 +310,7 @@ impl Join {
         if let Some(after) = &self.after {
             if self.closed {
                 // nothing more is written, but the last seam is where the clip begins again
-                after.watch(self.canvas, 0..WATCHED, &mut watch)?;
+                after.watch(self.canvas, 0..WATCHED, &mut watch, progress)?;
             } else {
                 after.copy(self.canvas, &mut writer, 0..WATCHED, &mut watch, progress)?;
             }
@@ -337,7 +337,7 @@ impl Join {
     }
 
     /// What brings the new part to the footage before and after it.
-    fn corrections(&self, latents: &[Tensor]) -> Result<[Option<Correction>; 2]> {
+    fn corrections(&self, latents: &[Tensor], progress: &Progress) -> Result<[Option<Correction>; 2]> {
         let correct = |made: Vec<Frame>, mut seen: Frame, footage: &[Frame], next: &Frame| {
             let colours = if self.colour_match { Colours::matching(&made, footage) } else { Colours::SAME };
             colours.apply(&mut seen, &[]);
@@ -347,13 +347,13 @@ impl Join {
         let near = seam::COMPARED.min(new.len());
         let mut both = [None, None];
         if let Some(Side { context, .. }) = &self.before {
-            let mut made = self.prepared.look(&latents[0], new.start - 1, new.start + near - 1)?;
+            let mut made = self.prepared.look(&latents[0], new.start - 1, new.start + near - 1, progress)?;
             let seen = made.remove(0);
             both[0] =
                 Some(correct(made, seen, &context[context.len().saturating_sub(near)..], &context[context.len() - 1]));
         }
         if let Some(Side { context, .. }) = &self.after {
-            let mut made = self.prepared.look(&latents[latents.len() - 1], new.end - near, new.end)?;
+            let mut made = self.prepared.look(&latents[latents.len() - 1], new.end - near, new.end, progress)?;
             let Some(seen) = made.pop() else { return Ok(both) };
             both[1] = Some(correct(made, seen, &context[..near.min(context.len())], &context[0]));
         }

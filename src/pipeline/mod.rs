@@ -28,7 +28,7 @@ use crate::planning::outputs;
 use crate::planning::scenes::{Shot, shots};
 use crate::planning::settings::{Given, Settings};
 use crate::planning::{self, Plan, Report, Stage};
-use crate::platform::progress::{Mode, Progress, counted, human_seconds};
+use crate::platform::progress::{Progress, counted, human_seconds};
 use crate::platform::shown;
 use crate::video::Frame;
 use crate::video::resize::enlarge;
@@ -250,6 +250,10 @@ impl Prepared {
         let mut stage = progress.stage("decode", self.settings.clip.frames, "frames");
         let stages = self.stages(progress);
         let decoder = self.decoder(&stages)?;
+        let mut sink = |frame| {
+            progress.check_cancelled()?;
+            sink(frame)
+        };
         for (shot, latents) in self.shots.iter().zip(latents) {
             let clip = Extent { frames: shot.frames, ..self.settings.clip };
             stages.decode(decoder, latents, self.legal, clip, &mut sink, |frames| stage.advance(frames))?;
@@ -262,7 +266,7 @@ impl Prepared {
     /// Decodes the frames from `first` to `last` by themselves, for a look at them: as in the whole clip but for what
     /// neighbours further away would add.
     /// - `latents`: of the scene that they lie in, which begins at frame 0.
-    pub fn look(&self, latents: &Tensor, first: usize, last: usize) -> Result<Vec<Frame>> {
+    pub fn look(&self, latents: &Tensor, first: usize, last: usize, progress: &Progress) -> Result<Vec<Frame>> {
         /// Latent frames beside the wanted ones: the decoder's layers look about this far.
         const MARGIN: usize = 2;
         let geometry = self.session.geometry();
@@ -271,13 +275,13 @@ impl Prepared {
         let part = latents.narrow(1, from, to - from)?;
         let clip = Extent { frames: (to - from - 1) * geometry.time + 1, ..self.settings.clip };
         let mut frames = vec![];
-        let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
+        let silent = progress.silenced();
         let push = |frame| {
             frames.push(frame);
-            Ok(())
+            Ok(silent.check_cancelled()?)
         };
         let stages = self.stages(&silent);
-        stages.decode(self.decoder(&stages)?, &part, self.legal, clip, push, |_| ())?;
+        stages.decode(self.decoder(&stages)?, &part, self.legal, clip, push, |_| silent.check_cancelled())?;
         let start = from * geometry.time; // the pixel frame that the part's first one stands for
         Ok(frames.into_iter().skip(first - start).take(last + 1 - first).collect())
     }

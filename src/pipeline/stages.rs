@@ -13,12 +13,14 @@ use crate::planning::Choices;
 use crate::planning::cut::VaeChunking;
 use crate::planning::passes::Pass;
 use crate::planning::settings::Settings;
+use crate::platform::cancel::Cancelled;
+use crate::platform::fault::{Fault, Mark};
 use crate::platform::progress::Progress;
 use crate::sampling::noise::Noise;
 use crate::sampling::solver::Schedule;
 use crate::video::Frame;
 use crate::weights::open::Tensors;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow};
 use candle_core::{DType, Tensor};
 
 /// A session, what a run decided, and whom to tell.
@@ -45,11 +47,10 @@ impl Stages<'_> {
             None => encoder.t5.encode_each(&padded, || stage.advance(1))?,
             Some(layers) => {
                 let encode = |ids: &Vec<u32>| {
-                    let text = encoder.t5.encode_with(ids, layers);
-                    stage.advance(config.layers);
-                    text
+                    stage.advance(config.layers)?;
+                    Ok(encoder.t5.encode_with(ids, layers)?)
                 };
-                padded.iter().map(encode).collect::<candle_core::Result<_>>()?
+                padded.iter().map(encode).collect::<Result<_>>()?
             }
         };
         texts.iter().try_for_each(|text| assert_numbers(text, "the text encoder", tensors))?;
@@ -82,8 +83,9 @@ impl Stages<'_> {
                 let mut now = 0;
                 decode::encode(&encoder, &pixels, cut, device, |frames| {
                     now += frames;
-                    stage.advance(now.saturating_sub(done));
-                    done = done.max(now);
+                    let more = now.saturating_sub(done);
+                    done += more;
+                    stage.advance(more)
                 })
             };
             posteriors
@@ -136,7 +138,7 @@ impl Stages<'_> {
     /// decoding is done again.
     /// - `decoder`: of [`Session::decoder`]. `latents`: of [`Stages::decoder_input`], all of a clip or a part of it. `legal`: the size of the whole; pictures of
     ///   another size are brought to it. `clip`: the size that frames are then cropped to, and how many of them are wanted.
-    ///   `after`: called with the number of frames done.
+    ///   `after`: called with the number of frames done; an error of it ends the work.
     pub fn decode(
         &self,
         decoder: &Decoder,
@@ -144,7 +146,7 @@ impl Stages<'_> {
         legal: Extent,
         clip: Extent,
         mut sink: impl FnMut(Frame) -> Result<()>,
-        mut after: impl FnMut(usize),
+        mut after: impl FnMut(usize) -> Result<(), Cancelled>,
     ) -> Result<()> {
         let (_, _, h, w, _) = latents.dims5()?;
         let (geometry, timestep) = (self.session.geometry(), self.settings.decode_timestep as f32);
@@ -164,13 +166,16 @@ impl Stages<'_> {
             };
             let counted = |frames| {
                 now += frames;
-                after(usize::saturating_sub(now, done));
-                done = done.max(now);
+                let more = usize::saturating_sub(now, done);
+                done += more;
+                after(more)
             };
             decode::decode(decoder, &of, cut, noise, sink, counted)
         };
         let made = decode::with_less(self.choices.decode, h, w, attempt, |tiling| self.again(tiling))?;
-        ensure!(made == clip.frames, "the decoder made {made} of {} frames", clip.frames);
+        if made != clip.frames {
+            return Err(anyhow!("the decoder made {made} of {} frames", clip.frames)).fault(Fault::Machine);
+        }
         Ok(())
     }
 
@@ -189,6 +194,6 @@ pub fn assert_numbers(x: &Tensor, who: &str, weights: &Tensors) -> Result<()> {
     }
     match weights.find_no_numbers() {
         Some(damage) => Err(damage),
-        None => bail!("{who} made values that are no numbers\n  fix: try --dtype f32"),
+        None => Err(anyhow!("{who} made values that are no numbers\n  fix: try --dtype f32")).fault(Fault::Machine),
     }
 }

@@ -20,10 +20,10 @@ use crate::planning::{self, Budget, Choices, Chooser, Encoder, Model, Need, Offe
 use crate::planning::{Time, Work};
 use crate::platform::device::Compute;
 use crate::platform::machine;
-use crate::platform::progress::{Mode, Progress, human_bytes};
+use crate::platform::progress::{Progress, human_bytes};
 use crate::video::write::Target;
 use anyhow::Result;
-pub use sketch::{Place, SILENT, Sketch, stills};
+pub use sketch::{Place, Sketch, stills};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -169,7 +169,7 @@ impl Forecast {
 
     /// Says how long the run takes, where that is known and not short.
     fn log_time(&self, progress: &Progress) {
-        if progress.quiet || progress.mode == Mode::None {
+        if progress.is_silent() {
             return;
         }
         let operations: u64 = self.plan.needs.iter().map(|need| need.operations).sum();

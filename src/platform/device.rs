@@ -1,5 +1,6 @@
 //! Where and in what precision to compute.
 
+use crate::platform::fault::{Fault, Mark};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
@@ -101,5 +102,6 @@ fn gpu(name: &str, built: bool, open: impl FnOnce() -> candle_core::Result<Devic
             if feature == "metal" { "on a Mac" } else { "where CUDA's toolkit (`nvcc`) is" }
         )
     }
-    open().with_context(|| format!("the device `{name}` cannot be opened\n  fix: --device cpu, or look at the driver"))
+    let what = || format!("the device `{name}` cannot be opened\n  fix: --device cpu, or look at the driver");
+    open().with_context(what).fault(Fault::Input) // who names a device can name another
 }

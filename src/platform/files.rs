@@ -4,9 +4,9 @@
 //! process can have, in whatever container it runs) and renamed when it is complete. What is not complete yet is known to one
 //! registry, which [`remove_unfinished`] empties when a signal ends the program. Nothing that this process did not make is removed.
 
+use crate::platform::fault::{CannotWrite, Fault, Mark};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::collections::BTreeSet;
-use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -57,16 +57,6 @@ fn remove_all(paths: &mut BTreeSet<PathBuf>) {
         }
         // other threads may still write into it, until it is gone
         let _ = (0..MOST_TRIES).find(|_| fs::remove_dir_all(&path).is_ok() || !path.exists());
-    }
-}
-
-/// The head of errors of writing, `cannot write ...`: by it the command line tells them from wrong input.
-#[derive(Debug)]
-pub struct CannotWrite(PathBuf);
-
-impl fmt::Display for CannotWrite {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "cannot write `{}`", self.0.display())
     }
 }
 
@@ -306,7 +296,7 @@ impl Scratch {
             let what = error.lines().next().unwrap_or_default();
             anyhow!("{what}\n  fix: set TMPDIR to a folder that can be written")
         });
-        Ok(Self(folder?))
+        Ok(Self(folder.fault(Fault::Machine)?))
     }
 
     pub fn path(&self) -> &Path {
@@ -424,12 +414,14 @@ fn named<T>(target: &Path, mode: u32, make: impl FnOnce(&tempfile::Builder, &Pat
             let folder = folder.display();
             return anyhow!("there is no folder `{folder}`\n  fix: mkdir -p {folder}, or choose another place");
         }
+        let fault = Fault::of_kind(error.kind());
         let error = error.to_string();
         let error = error.split(" at path ").next().unwrap_or_default(); // without the random name
-        anyhow!(
+        let error = anyhow!(
             "cannot write to the folder `{}`: {error}\n  fix: make room or permission there, or choose another place",
             folder.display()
-        )
+        );
+        error.fault(fault)
     })
 }
 

@@ -1,19 +1,23 @@
 //! What ends the program from outside: interrupts, and mapped files that shrink.
 //!
 //! A signal that was ignored when the program began stays ignored: `nohup` does that to SIGHUP, and shells do it to SIGINT for what
-//! scripts run in the background. The others are handled in an ordinary thread: what is unfinished goes, one line says so, and the
+//! scripts run in the background. The others are handled in an ordinary thread: the run is asked to stop, and has a moment for that; a
+//! step of a large model takes minutes, so the end does not wait for it. Then what is unfinished goes, one line says so, and the
 //! program ends.
 
+use super::cancel::Cancel;
 use super::files;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Exit code after an interrupt.
-pub const INTERRUPTED: i32 = 130;
+pub const INTERRUPTED: u8 = 130;
 /// Exit code where a file that is in use was cut off.
 #[cfg(unix)]
-const FAILED: i32 = 1;
+const FAILED: u8 = 1;
 
+/// How long a run that was asked to stop has for it, before it is ended where it stands.
+const GRACE: Duration = Duration::from_millis(200);
 /// How long the end of the program waits for a file that is just getting its name, and for a terminal that takes its last line.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -47,47 +51,82 @@ pub enum End {
     Failed(String),
 }
 
-/// Begins to listen. Where the system gives no thread for that, signals do what they do by themselves.
-/// - `tell`: called once, before the program ends.
-pub fn listen(tell: impl FnOnce(&End) + Send + 'static) {
-    #[cfg(unix)]
-    unix::listen(tell);
-    #[cfg(not(unix))]
-    {
-        let mut tell = Some(tell);
-        let handler = move || {
-            if let Some(tell) = tell.take() {
-                end(interrupted(), INTERRUPTED, tell)
+/// Says why the program ends.
+type Tell = Box<dyn FnOnce(&End) + Send>;
+
+/// Listens to signals for as long as the program runs. Its clones are one.
+#[derive(Clone)]
+pub struct Signals(Arc<Shared>);
+
+struct Shared {
+    /// Stops the run.
+    cancel: Cancel,
+    /// What is to be said of the interrupt that came: what remains is known then, and no longer when the run has stopped.
+    interrupted: OnceLock<String>,
+    /// Taken by the thread that ends the program.
+    tell: Mutex<Option<Tell>>,
+    exit: fn(i32) -> !,
+}
+
+impl Signals {
+    /// Begins to listen. Where the system gives no thread for that, signals do what they do by themselves.
+    /// - `cancel`: stops the run. `tell`: called once, before the program ends. `exit`: ends it, with an exit code.
+    pub fn listen(cancel: Cancel, exit: fn(i32) -> !, tell: impl FnOnce(&End) + Send + 'static) -> Self {
+        let tell: Mutex<Option<Tell>> = Mutex::new(Some(Box::new(tell)));
+        let signals = Self(Arc::new(Shared { cancel, interrupted: OnceLock::new(), tell, exit }));
+        let heard = signals.clone();
+        #[cfg(unix)]
+        unix::listen(heard);
+        #[cfg(not(unix))]
+        {
+            let _ = ctrlc::set_handler(move || heard.interrupt()); // without it an interrupt ends the program without a word
+        }
+        signals
+    }
+
+    /// Ends the program where a signal came, as the thread that handles signals would: for a run that was stopped by it.
+    /// - Returns where none came.
+    pub fn end_if_interrupted(&self) {
+        if let Some(text) = self.0.interrupted.get() {
+            self.end(End::Interrupted(text.clone()), INTERRUPTED)
+        }
+    }
+
+    /// Stops the run, and ends the program soon after.
+    fn interrupt(&self) -> ! {
+        let remains = *REMAINS.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = self.0.interrupted.get_or_init(|| format!("interrupted; {remains}")).clone();
+        self.0.cancel.cancel();
+        std::thread::sleep(GRACE);
+        self.end(End::Interrupted(text), INTERRUPTED)
+    }
+
+    /// Ends the program, by the thread that comes first. What is said goes through a thread of its own: a terminal that is stopped, or
+    /// a pipe that nobody reads, holds up the line but not the end.
+    fn end(&self, why: End, code: u8) -> ! {
+        let tell = self.0.tell.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(tell) = tell else {
+            loop {
+                std::thread::park(); // another thread is at it
             }
         };
-        let _ = ctrlc::set_handler(handler); // without it an interrupt ends the program without a word
+        files::remove_unfinished(PATIENCE);
+        let (done, told) = std::sync::mpsc::channel();
+        let telling = std::thread::Builder::new().spawn(move || {
+            tell(&why);
+            let _ = done.send(()); // it may be too late
+        });
+        if telling.is_ok() {
+            let _ = told.recv_timeout(PATIENCE);
+        }
+        (self.0.exit)(code.into())
     }
-}
-
-fn interrupted() -> End {
-    let remains = REMAINS.lock().unwrap_or_else(PoisonError::into_inner);
-    End::Interrupted(format!("interrupted; {remains}"))
-}
-
-/// Ends the program. What is said goes through a thread of its own: a terminal that is stopped, or a pipe that nobody reads, holds up
-/// the line but not the end.
-fn end(why: End, code: i32, tell: impl FnOnce(&End) + Send + 'static) -> ! {
-    files::remove_unfinished(PATIENCE);
-    let (done, told) = std::sync::mpsc::channel();
-    let telling = std::thread::Builder::new().spawn(move || {
-        tell(&why);
-        let _ = done.send(()); // it may be too late
-    });
-    if telling.is_ok() {
-        let _ = told.recv_timeout(PATIENCE);
-    }
-    std::process::exit(code)
 }
 
 #[cfg(unix)]
 mod unix {
     use super::super::mapped;
-    use super::{End, FAILED, INTERRUPTED, end, interrupted};
+    use super::{End, FAILED, Signals};
     use libc::{SIGBUS, SIGHUP, SIGINT, SIGTERM, SIGXFSZ, c_int, c_void, siginfo_t};
     use std::io::{PipeReader, PipeWriter, Read, Write};
     use std::mem::MaybeUninit;
@@ -102,9 +141,9 @@ mod unix {
     /// The address that could not be read.
     static FAULT: AtomicUsize = AtomicUsize::new(0);
 
-    pub fn listen(tell: impl FnOnce(&End) + Send + 'static) {
+    pub fn listen(signals: Signals) {
         let Ok((woken, wake)) = std::io::pipe() else { return };
-        let thread = std::thread::Builder::new().name("signals".into()).spawn(move || wait(woken, tell));
+        let thread = std::thread::Builder::new().name("signals".into()).spawn(move || wait(woken, &signals));
         if thread.is_err() || WAKE.set(wake).is_err() {
             return;
         }
@@ -123,13 +162,13 @@ mod unix {
     }
 
     /// Waits for the first signal, and ends the program.
-    fn wait(mut woken: PipeReader, tell: impl FnOnce(&End) + Send + 'static) {
+    fn wait(mut woken: PipeReader, signals: &Signals) {
         let mut signal = [0];
         if woken.read_exact(&mut signal).is_err() {
             return; // nobody will ever wake it
         }
         if c_int::from(signal[0]) != SIGBUS {
-            end(interrupted(), INTERRUPTED, tell)
+            signals.interrupt()
         }
         let path = mapped::path_of(FAULT.load(SeqCst));
         let path = path.map_or("a file".into(), |path| format!("`{}`", path.display()));
@@ -137,7 +176,7 @@ mod unix {
             "cannot read {path}: it was cut off, or its disk failed, while it was in use\n  \
              fix: fetch or make it again, and leave it alone during a run (replacing a file by renaming is safe)"
         );
-        end(End::Failed(text), FAILED, tell)
+        signals.end(End::Failed(text), FAILED)
     }
 
     /// What a signal does now; `None` where the system does not tell.

@@ -10,6 +10,7 @@ use crate::nn::kernel::encode::encode;
 use crate::nn::kernel::pack::Rows;
 use crate::nn::matrix::{Kind, rows};
 use crate::nn::paired;
+use crate::platform::cancel::Cancelled;
 use crate::platform::files::{self, AtomicFile};
 use crate::platform::machine::free_disk;
 use crate::platform::progress::human_bytes;
@@ -77,8 +78,13 @@ impl Tensors {
     }
 
     /// Writes all of them to a GGUF file, the large matrices as blocks; the caller commits it.
-    /// - `after`: called after each tensor, of which there are [`Tensors::names`].
-    pub fn write_gguf(&self, file: &AtomicFile, form: &Form, mut after: impl FnMut()) -> Result<()> {
+    /// - `after`: called after each tensor, of which there are [`Tensors::names`]; an error of it ends the work.
+    pub fn write_gguf(
+        &self,
+        file: &AtomicFile,
+        form: &Form,
+        mut after: impl FnMut() -> Result<(), Cancelled>,
+    ) -> Result<()> {
         let entries: Vec<_> = self.entries.iter().collect();
         let part = |(name, entry): &(&String, &Entry)| Part {
             name: (form.rename)(name),
@@ -100,7 +106,7 @@ impl Tensors {
                 None => to.write_all(entry.raw().bytes)?,
             }
             entry.forget();
-            after();
+            after()?;
             Ok(())
         })
     }
@@ -118,13 +124,18 @@ impl Tensors {
 
     /// The same tensors from a file, where they are to be kept in one: of the cache, or (`scratch`) one that is gone when they are,
     /// for layers that come and go and would be quantised anew whenever they come.
-    /// - `begin`: called with the number of tensors before they are made; what it returns is called after each.
-    pub fn through_file<F: FnMut()>(&self, scratch: bool, begin: impl FnOnce(usize) -> F) -> Result<Self> {
+    /// - `begin`: called with the number of tensors before they are made; what it returns is called after each, and an error of it ends the
+    ///   work.
+    pub fn through_file<F: FnMut() -> Result<(), Cancelled>>(
+        &self,
+        scratch: bool,
+        begin: impl FnOnce(usize) -> F,
+    ) -> Result<Self> {
         if scratch { self.through_scratch(begin) } else { self.through_cache(begin) }
     }
 
     /// From the cache: quantised and written now, if they are not yet.
-    fn through_cache<F: FnMut()>(&self, begin: impl FnOnce(usize) -> F) -> Result<Self> {
+    fn through_cache<F: FnMut() -> Result<(), Cancelled>>(&self, begin: impl FnOnce(usize) -> F) -> Result<Self> {
         let (Some(file), Some(cache)) = (self.cached_file(), &self.cache) else { return Ok(self.clone()) };
         if !file.is_file() {
             std::fs::create_dir_all(&cache.folder)
@@ -152,7 +163,7 @@ impl Tensors {
     }
 
     /// From a file that is gone when they are.
-    fn through_scratch<F: FnMut()>(&self, begin: impl FnOnce(usize) -> F) -> Result<Self> {
+    fn through_scratch<F: FnMut() -> Result<(), Cancelled>>(&self, begin: impl FnOnce(usize) -> F) -> Result<Self> {
         let (Some(folder), Some(cache)) = (self.scratch(), &self.cache) else { return Ok(self.clone()) };
         let place = || {
             let folder = folder.display();

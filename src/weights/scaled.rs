@@ -238,7 +238,7 @@ mod tests {
         };
         let path = std::env::temp_dir().join(format!("reel-scaled-{}.gguf", std::process::id()));
         let file = AtomicFile::create(&path, true).unwrap();
-        tensors.write_gguf(&file, &form, || ()).unwrap();
+        tensors.write_gguf(&file, &form, || Ok(())).unwrap();
         file.commit().unwrap();
         let written = Tensors::open(std::slice::from_ref(&path)).unwrap();
         std::fs::remove_file(path).unwrap();

@@ -82,7 +82,43 @@ fn an_interrupt_says_what_it_leaves() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     let last = rest.lines().last().unwrap_or_default();
     assert!(last.contains("interrupted; nothing was written"), "{rest}");
+    assert_eq!(rest.matches("\"error\"").count(), 1, "one message, whoever says it: {rest}");
     assert!(names(&scratch.0).is_empty());
+    // what remains is known when the signal comes, and no longer when the run has stopped
+    let args =
+        ["generate", "x", "--frames", "800", "--sigmas", "1", "--guidance", "1", "--progress", "json", "-o", "-"];
+    let mut child = command(&scratch.0, &args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("\"stage\":\"decode\",\"done\":1") {
+        line.clear();
+        assert!(said.read_line(&mut line).unwrap() > 0, "it never decoded");
+    }
+    send("-INT", &child);
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(rest.lines().last().unwrap().contains("interrupted; the clip on standard output is cut off"), "{rest}");
+    assert_eq!(rest.matches("\"error\"").count(), 1, "{rest}");
+}
+
+/// Who waits for standard input asks nobody whether to go on.
+#[test]
+fn an_interrupt_does_not_wait_for_what_hangs() {
+    let scratch = Scratch::new();
+    let args = ["generate", "-", "--threads", "1000", "-o", "a.gif"];
+    let mut child = command(&scratch.0, &args).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let mut first = String::new();
+    said.read_line(&mut first).unwrap();
+    assert!(first.contains("--threads 1000"), "{first}");
+    let begun = Instant::now();
+    send("-TERM", &child);
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(rest, "interrupted; nothing was written\n");
 }
 
 /// `nohup`, and the background of scripts.

@@ -214,6 +214,11 @@ fn weights_that_are_no_numbers() {
         let words = ["nan.safetensors", "is damaged", "no numbers (NaN or infinite)", "fix: fetch it again"];
         refused(&scratch, &["generate", "x", "--model", &file, "--dry-run"], &words);
     }
+    // of a table of words the rows that are read are known under way; the file is the user's to mend all the same
+    let file = damaged(&scratch, "table.safetensors", "text_encoder.shared.weight", |bytes| bytes.fill(0xff));
+    let words =
+        ["table.safetensors", "is damaged", "shared.weight", "no numbers (NaN or infinite)", "fix: fetch it again"];
+    refused(&scratch, &["generate", "x", "--model", &file, "-o", "a.gif"], &words);
 }
 
 #[test]

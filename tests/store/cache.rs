@@ -38,7 +38,7 @@ fn offline_what_is_here_is_used_and_what_is_not_is_said() {
     python(&scratch, COMMIT, &[(COMMIT, FILE, &bytes)]);
     pull(&store, &entry("x", None)).unwrap();
     assert_eq!(store.find(&entry("x", None)), Some(scratch.pointer()));
-    assert_eq!(store.verify(&entry("x", None), |_| {}).unwrap(), Verdict::Whole { of: "the hub" });
+    assert_eq!(store.verify(&entry("x", None), |_| Ok(())).unwrap(), Verdict::Whole { of: "the hub" });
     assert_eq!(store.state(&entry("x", None)), State::Here { path: scratch.pointer(), bytes: 99 });
 }
 
@@ -87,7 +87,7 @@ fn where_links_are_impossible_the_file_itself_is_there() {
     pull(&store, &entry("x", None)).unwrap();
     assert!(scratch.pointer().symlink_metadata().unwrap().is_file());
     assert!(std::fs::read(scratch.pointer()).unwrap() == bytes && !scratch.blob(&bytes).exists());
-    assert_eq!(store.verify(&entry("x", None), |_| {}).unwrap(), Verdict::Whole { of: "the hub at the download" });
+    assert_eq!(store.verify(&entry("x", None), |_| Ok(())).unwrap(), Verdict::Whole { of: "the hub at the download" });
     // beside a blob that others use it is a copy
     std::fs::write(scratch.blob(&bytes), &bytes).unwrap();
     std::fs::remove_file(scratch.pointer()).unwrap();
@@ -106,7 +106,7 @@ fn damage_is_found() {
     pull(&store, &x).unwrap();
     let damaged = |bytes: &[u8]| {
         std::fs::write(scratch.blob(&content(99)), bytes).unwrap();
-        match store.verify(&x, |_| {}).unwrap() {
+        match store.verify(&x, |_| Ok(())).unwrap() {
             Verdict::Damaged { what, .. } => what,
             other => panic!("{other:?}"),
         }
@@ -122,8 +122,8 @@ fn damage_is_found() {
     std::fs::create_dir_all(scratch.folder().join("refs")).unwrap();
     std::fs::write(scratch.folder().join("refs/main"), COMMIT).unwrap();
     let store = scratch.store(&server);
-    assert_eq!(store.verify(&entry("x", Some(&bytes)), |_| {}).unwrap(), Verdict::Whole { of: "the catalogue" });
-    assert_eq!(store.verify(&x, |_| {}).unwrap(), Verdict::Unknown { sha256: sha256(&bytes) });
+    assert_eq!(store.verify(&entry("x", Some(&bytes)), |_| Ok(())).unwrap(), Verdict::Whole { of: "the catalogue" });
+    assert_eq!(store.verify(&x, |_| Ok(())).unwrap(), Verdict::Unknown { sha256: sha256(&bytes) });
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn a_cut_blob_is_not_the_file_and_is_gone_on_from() {
         assert_eq!(store.find(&x), None);
         assert_words(&store.lack(&x), &["`x` is damaged", "reel models pull x"]);
         assert_words(&format!("{:#}", store.sound(&x).unwrap_err()), &["`x` is damaged"]);
-        assert!(matches!(store.verify(&x, |_| {}).unwrap(), Verdict::Damaged { .. }));
+        assert!(matches!(store.verify(&x, |_| Ok(())).unwrap(), Verdict::Damaged { .. }));
         pull(&store, &x).unwrap();
         scratch.assert_whole(&bytes);
         assert_eq!(server.requests("GET").last().unwrap().from(), from);
@@ -375,7 +375,7 @@ fn a_record_that_is_none_is_left_aside() {
         let said = found.remarks.join("\n");
         assert!(said.contains("x.json`") && !said.contains('\u{1b}'), "{said:?}");
         #[cfg(unix)]
-        assert_eq!(store.verify(&x, |_| {}).unwrap(), Verdict::Whole { of: "the hub" });
+        assert_eq!(store.verify(&x, |_| Ok(())).unwrap(), Verdict::Whole { of: "the hub" });
     }
     std::fs::write(&record, with(&sha256(&bytes), "../../../precious")).unwrap();
     store.remove(&x).unwrap();
@@ -391,7 +391,7 @@ fn nobody_vouches_for_what_neither_hub_nor_catalogue_hashes() {
     };
     let (scratch, _server, store) = pulled(&bytes, unhashed);
     let x = entry("x", None);
-    assert_eq!(store.verify(&x, |_| {}).unwrap(), Verdict::Own { sha256: sha256(&bytes) });
+    assert_eq!(store.verify(&x, |_| Ok(())).unwrap(), Verdict::Own { sha256: sha256(&bytes) });
     let record = scratch.0.join("data/weights/x.json");
     let text = std::fs::read_to_string(&record).unwrap();
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -399,12 +399,12 @@ fn nobody_vouches_for_what_neither_hub_nor_catalogue_hashes() {
     // a record of an earlier version, which did not tell whose the hash is
     let older = text.replace("\"sha256\": null,\n", "").replace("own_sha256", "sha256");
     std::fs::write(&record, older).unwrap();
-    assert_eq!(store.verify(&x, |_| {}).unwrap(), Verdict::Own { sha256: sha256(&bytes) });
+    assert_eq!(store.verify(&x, |_| Ok(())).unwrap(), Verdict::Own { sha256: sha256(&bytes) });
     // the catalogue's word is one
     let known = entry("x", Some(&bytes));
-    assert_eq!(store.verify(&known, |_| {}).unwrap(), Verdict::Whole { of: "the catalogue" });
+    assert_eq!(store.verify(&known, |_| Ok(())).unwrap(), Verdict::Whole { of: "the catalogue" });
     std::fs::write(scratch.folder().join("blobs/of-a-mirror"), &content(100)[1..]).unwrap();
-    let verdict = store.verify(&x, |_| {}).unwrap();
+    let verdict = store.verify(&x, |_| Ok(())).unwrap();
     assert!(matches!(&verdict, Verdict::Damaged { what, .. } if what.contains("the download says")), "{verdict:?}");
 }
 
@@ -462,5 +462,5 @@ fn a_record_is_of_its_own_commit_alone() {
     std::fs::write(&path, &newer).unwrap();
     std::fs::write(scratch.folder().join("refs/main"), OTHER).unwrap();
     assert_eq!(store.state(&x), State::Here { path, bytes: 70 });
-    assert_eq!(store.verify(&x, |_| {}).unwrap(), Verdict::Unknown { sha256: sha256(&newer) });
+    assert_eq!(store.verify(&x, |_| Ok(())).unwrap(), Verdict::Unknown { sha256: sha256(&newer) });
 }

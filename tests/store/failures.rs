@@ -3,8 +3,11 @@
 use crate::server::{COMMIT, Reply, Server, sha256, well_behaved};
 use crate::*;
 use reel::hub::catalogue::Kind;
+use reel::platform::cancel::Cancelled;
+use reel::platform::progress::Mode;
 use std::io::{Read, Write};
 use std::sync::Mutex;
+use std::time::Instant;
 
 /// Larger than one read, and no multiple of anything.
 const LEN: usize = 700_001;
@@ -432,7 +435,7 @@ fn two_hashes_are_shown_and_one_is_chosen() {
     let error = pull(&store, &known).unwrap_err();
     assert_words(&error, &[&short(&other), "99 bytes", &short(&bytes), "700001 bytes", "--accept-hash"]);
     assert!(!error.contains(&sha256(&bytes)), "{error}");
-    let loud = Progress { verbose: true, ..SILENT };
+    let loud = Progress::new(Mode::None, true, true);
     let error = store.pull(&[&known], false, &loud).unwrap_err().to_string();
     assert_words(&error, &[&sha256(&other), &sha256(&bytes)]);
     assert!(server.requests("GET").is_empty());
@@ -445,10 +448,10 @@ fn two_hashes_are_shown_and_one_is_chosen() {
     scratch.assert_whole(&bytes);
     store.remove(&slip).unwrap();
 
-    store.pull(&[&known], true, &SILENT).unwrap();
+    store.pull(&[&known], true, &Progress::silent()).unwrap();
     scratch.assert_whole(&bytes);
     // from now on the hub's word holds, here and offline
-    let verdict = store.verify(&known, |_| {}).unwrap();
+    let verdict = store.verify(&known, |_| Ok(())).unwrap();
     assert!(matches!(verdict, reel::hub::store::Verdict::Whole { .. }), "{verdict:?}");
     pull(&store, &known).unwrap();
 }
@@ -501,7 +504,8 @@ fn a_hub_out_of_reach_leaves_the_addresses_and_what_to_do_with_the_files() {
     let away = Store::new(Settings { endpoint: format!("http://{free}"), waits, ..scratch.settings(&server) });
     let own = |entry| Entry { own: true, ..entry };
     let encoder = Entry { kind: Kind::TextEncoder, file: Some("t5/t5.gguf".to_string()), ..entry("t5", None) };
-    let error = away.pull(&[&own(entry("x", None)), &own(encoder)], false, &SILENT).unwrap_err().to_string();
+    let error =
+        away.pull(&[&own(entry("x", None)), &own(encoder)], false, &Progress::silent()).unwrap_err().to_string();
     let address = format!("http://{free}/{REPO}/resolve/main/sub/{SERVED}");
     let words = ["`x` and `t5` are not here", "2 times over", &address, "/resolve/main/t5/t5.gguf"];
     assert_words(&error, &words);
@@ -534,4 +538,65 @@ fn a_token_that_is_none_stops_pulls_alone() {
         &pull(&store, &Entry { file: Some("other".to_string()), ..entry("y", None) }).unwrap_err(),
         &["token"],
     );
+}
+
+#[test]
+fn a_pull_that_is_stopped_keeps_what_had_come() {
+    let (scratch, bytes) = (Scratch::new(), content(LEN));
+    let (progress, x) = (Progress::silent(), entry("x", Some(&bytes)));
+    let cancel = progress.cancel().clone();
+    let stop = move |before, reply| {
+        if before == 0 {
+            cancel.cancel();
+        }
+        reply
+    };
+    let server = hub(&bytes, gets(stop));
+    let error = scratch.store(&server).pull(&[&x], false, &progress).unwrap_err();
+    assert!(Cancelled::caused(&error), "{error:#}");
+    scratch.assert_nothing();
+    let kept = scratch.partial(&bytes).metadata().unwrap().len() as usize;
+    assert!((1..LEN).contains(&kept), "{kept}");
+    pull(&scratch.store(&server), &x).unwrap();
+    scratch.assert_whole(&bytes);
+    assert_eq!(starts(&server), [0, kept]);
+    // and so does the hash of what is here
+    assert!(Cancelled::caused(&scratch.store(&server).verify(&x, |_| Err(Cancelled)).unwrap_err()));
+}
+
+/// For another attempt, and for another process.
+#[test]
+fn a_pull_that_is_stopped_waits_no_longer() {
+    let (scratch, bytes) = (Scratch::new(), content(99));
+    let stopped = |server: &Server, progress: &Progress| {
+        let store = Store::new(Settings { waits: vec![Duration::from_secs(600)], ..scratch.settings(server) });
+        let begun = Instant::now();
+        let error = store.pull(&[&entry("x", None)], false, progress).unwrap_err();
+        assert!(Cancelled::caused(&error), "{error:#}");
+        assert!(begun.elapsed() < Duration::from_secs(60));
+    };
+    for method in ["HEAD", "GET"] {
+        let progress = Progress::silent();
+        let cancel = progress.cancel().clone();
+        let stop = move |request: &server::Request, _, reply| {
+            if request.method != method {
+                return reply;
+            }
+            cancel.cancel();
+            Reply::status(503)
+        };
+        stopped(&hub(&bytes, stop), &progress);
+        assert!(!scratch.partial(&bytes).exists());
+    }
+    let path = scratch.0.join("hub/.locks/models--some-one--some-weights").join(format!("{}.lock", sha256(&bytes)));
+    let lock = std::fs::File::create(&path).unwrap();
+    lock.lock().unwrap();
+    let (progress, server) = (Progress::silent(), hub(&bytes, |_, _, reply| reply));
+    std::thread::scope(|scope| {
+        let pull = scope.spawn(|| stopped(&server, &progress));
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!pull.is_finished(), "it did not wait");
+        progress.cancel().cancel();
+        pull.join().unwrap();
+    });
 }

@@ -9,7 +9,7 @@ mod server;
 use reel::hub::catalogue::Entry;
 use reel::hub::store::Store;
 use reel::hub::store::settings::{Settings, Token};
-use reel::platform::progress::{Mode, Progress};
+use reel::platform::progress::Progress;
 use server::{COMMIT, Server, sha256};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -122,11 +122,9 @@ fn entry(name: &str, of: Option<&[u8]>) -> Entry {
     }
 }
 
-const SILENT: Progress = Progress { mode: Mode::None, quiet: true, verbose: false };
-
 /// Pulls; the error as it would be shown.
 fn pull(store: &Store, entry: &Entry) -> Result<(), String> {
-    store.pull(&[entry], false, &SILENT).map_err(|e| format!("{e:#}"))
+    store.pull(&[entry], false, &Progress::silent()).map_err(|e| format!("{e:#}"))
 }
 
 fn assert_words(error: &str, words: &[&str]) {

@@ -315,6 +315,29 @@ fn a_killed_pull_goes_on() {
     assert_eq!(verified.out.matches("whole").count(), 3);
 }
 
+/// What remains is known when the signal comes, and no longer when the pull has stopped.
+#[test]
+#[cfg(unix)]
+fn an_interrupted_pull_says_that_it_goes_on() {
+    let (scratch, mini) = (Scratch::new(), Mini::new());
+    let dragging = mini.serve(|_, _, reply| Reply { slow: Some(Duration::from_millis(10)), ..reply });
+    let partial = scratch.partial(&mini.model);
+    let child = command(&scratch, &dragging, &["models", "pull", "mini"]).spawn().unwrap();
+    while partial.metadata().map_or(0, |m| m.len()) < 20_000 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let said = told(child.wait_with_output().unwrap());
+    assert_eq!(said.code, Some(130), "{}", said.talk);
+    let last = "interrupted; what has come is kept, and the same command goes on from there";
+    assert_eq!(said.talk.lines().last(), Some(last));
+    assert!(!said.talk.contains("error") && said.talk.matches("interrupted").count() == 1, "{}", said.talk);
+    let kept = partial.metadata().unwrap().len();
+    let good = mini.serve(|_, _, reply| reply);
+    works(&scratch, &good, &["models", "pull", "mini"]);
+    assert_eq!(good.requests("GET")[0].from() as u64, kept);
+}
+
 #[test]
 fn a_killed_verify_changes_nothing() {
     let (scratch, mini) = (Scratch::new(), Mini::new());

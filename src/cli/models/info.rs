@@ -3,16 +3,17 @@
 use super::list::memory_of;
 use super::text::labelled;
 use super::{kind, named, named_state, open};
-use crate::cli::{Failure, columns, print, print_data};
+use crate::cli::{columns, print, print_data};
 use crate::hub::catalogue::{self, Entry, Kind};
 use crate::hub::store::{State, Store, size_of};
 use crate::pipeline::entries::{Entries, EntryForecast, StageForecast};
 use crate::planning::rough_seconds;
 use crate::platform::progress::human_bytes;
+use anyhow::Result;
 use serde_json::{Value, json};
 
 /// Prints what is known of `name`.
-pub fn info(name: &str, as_json: bool) -> Result<(), Failure> {
+pub fn info(name: &str, as_json: bool) -> Result<()> {
     let (entry, store) = (named(name)?, open()?);
     let forecast = match entry.kind {
         Kind::Model => Entries::new().ok().and_then(|mut entries| entries.of(entry)),

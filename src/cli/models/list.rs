@@ -2,12 +2,13 @@
 
 use super::text::wrapped;
 use super::{kind, named_state, open};
-use crate::cli::{Failure, columns, print, print_data};
+use crate::cli::{columns, print, print_data};
 use crate::hub::catalogue::{self, Entry, Kind};
 use crate::hub::store::{Found, State, Store, size_of};
 use crate::pipeline::entries::{Entries, EntryForecast};
 use crate::planning::rough_seconds;
 use crate::platform::progress::{Progress, human_bytes};
+use anyhow::Result;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -103,7 +104,7 @@ pub fn memory_of(forecast: &EntryForecast) -> String {
 }
 
 /// Prints the list.
-pub fn list(as_json: bool) -> Result<(), Failure> {
+pub fn list(as_json: bool, progress: &Progress) -> Result<()> {
     let store = open()?;
     // a device that cannot be opened leaves the plans out, and no list
     let mut entries = Entries::new().ok();
@@ -121,7 +122,7 @@ pub fn list(as_json: bool) -> Result<(), Failure> {
         damage.into_iter().chain(row.found.remarks.iter().cloned())
     });
     let mut said = BTreeSet::new(); // what several files share is said once
-    remarks.filter(|remark| said.insert(remark.clone())).for_each(|remark| Progress::default().note(&remark));
+    remarks.filter(|remark| said.insert(remark.clone())).for_each(|remark| progress.note(&remark));
     print(text(&rows, columns()).as_bytes())
 }
 

@@ -3,12 +3,14 @@
 
 use crate::hub::catalogue::Remote;
 use crate::hub::store::check::{is_commit, is_etag, no_plain_file, read_note};
+use crate::platform::cancel::Cancel;
 use crate::platform::files;
 use anyhow::{Context, Result, bail, ensure};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 /// Bytes of a file that names a commit, at most.
 const MOST_REFERENCE: u64 = 1 << 10;
@@ -172,12 +174,20 @@ impl Folder {
     }
 
     /// Locks a blob against other pulls, Python's included, until the lock is dropped or the process ends.
-    /// - `waiting`: called once when another one has it.
-    pub fn lock(&self, etag: &str, waiting: impl FnOnce()) -> Result<Lock> {
+    /// - `waiting`: called once when another one has it. `cancel`: ends the wait with an error.
+    pub fn lock(&self, etag: &str, cancel: &Cancel, waiting: impl FnOnce()) -> Result<Lock> {
+        /// Between two looks at a lock that another one has.
+        const REST: Duration = Duration::from_millis(100);
         let mut waiting = Some(waiting);
         self.locked(etag, |file| {
             waiting.take().into_iter().for_each(|waiting| waiting());
-            file.lock().map(|()| true)
+            loop {
+                match file.try_lock() {
+                    Ok(()) => return Ok(true),
+                    Err(TryLockError::WouldBlock) => cancel.sleep(REST)?,
+                    Err(TryLockError::Error(e)) => return Err(e.into()),
+                }
+            }
         })?
         .context("a lock that was waited for is there")
     }
@@ -188,7 +198,7 @@ impl Folder {
     }
 
     /// - `taken`: what to do where another one has the lock; whether it is ours after that.
-    fn locked(&self, etag: &str, mut taken: impl FnMut(&File) -> std::io::Result<bool>) -> Result<Option<Lock>> {
+    fn locked(&self, etag: &str, mut taken: impl FnMut(&File) -> Result<bool>) -> Result<Option<Lock>> {
         let path = self.lock_of(etag);
         let what = || format!("cannot lock `{}`", path.display());
         loop {

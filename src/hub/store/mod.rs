@@ -15,6 +15,7 @@ pub mod settings;
 mod transfer;
 
 use crate::hub::catalogue::{self, Entry, Remote, is_sha256};
+use crate::platform::cancel::Cancelled;
 use anyhow::{Context, Result, bail};
 use cache::Folder;
 pub use cache::Removed;
@@ -196,8 +197,8 @@ impl Store {
     }
 
     /// Reads a file that is here, and holds its hash against what the hub said of it, or else the catalogue, or else the download.
-    /// - `read`: bytes as they are read. Errors when nothing of the file is here, or it cannot be read.
-    pub fn verify(&self, entry: &Entry, read: impl FnMut(u64)) -> Result<Verdict> {
+    /// - `read`: bytes as they are read; an error of it ends the work. Errors when nothing of the file is here, or it cannot be read.
+    pub fn verify(&self, entry: &Entry, read: impl FnMut(u64) -> Result<(), Cancelled>) -> Result<Verdict> {
         let remote = entry.remote().context("a model in the program has no file")?;
         let path = match self.state(entry) {
             State::Here { path, .. } => path,

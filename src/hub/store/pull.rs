@@ -7,6 +7,8 @@ use crate::hub::store::record::Record;
 use crate::hub::store::settings::HUB;
 use crate::hub::store::transfer::{Ended, Wanted, fetch, hash_file, hash_of_git, is_git_hash, pause};
 use crate::hub::store::{State, Store, short};
+use crate::platform::cancel::Cancelled;
+use crate::platform::fault::{Fault, Mark};
 use crate::platform::machine::free_disk;
 use crate::platform::progress::{Bytes, Progress, human_bytes};
 use crate::platform::signals::Remains;
@@ -38,7 +40,12 @@ struct Item<'a> {
 impl Store {
     /// Fetches what is not here, having said what it is, how large, under which licence and where it goes.
     /// - `accept_hash`: goes on where the hub's own answer is not what the catalogue says.
+    /// - Errors are the machine's, whatever they are: no flag mends a network, a hub, or what the environment says of them.
     pub fn pull(&self, entries: &[&Entry], accept_hash: bool, progress: &Progress) -> Result<()> {
+        self.pull_missing(entries, accept_hash, progress).fault(Fault::Machine)
+    }
+
+    fn pull_missing(&self, entries: &[&Entry], accept_hash: bool, progress: &Progress) -> Result<()> {
         let mut missing: Vec<Missing> = vec![];
         for entry in entries {
             let Some(remote) = entry.remote() else {
@@ -72,7 +79,9 @@ impl Store {
         let _remains = Remains::set("what has come is kept, and the same command goes on from there");
         let mut stage = progress.bytes("pull", items.iter().map(|item| item.bytes.unwrap_or(0)).sum());
         let done = items.into_iter().try_for_each(|item| self.fetch(&hub, item, accept_hash, progress, &mut stage));
-        stage.finish();
+        if !done.as_ref().is_err_and(Cancelled::caused) {
+            stage.finish(); // else nothing more is said of it
+        }
         done
     }
 
@@ -119,7 +128,7 @@ impl Store {
         let meta = self.meta(hub, entry, &remote, missing, progress)?;
         let said = |hash: Option<&str>, bytes: Option<u64>| {
             let bytes = bytes.map(|bytes| format!("{bytes} bytes"));
-            let hash = hash.map(|hash| if progress.verbose { hash.to_string() } else { short(hash) });
+            let hash = hash.map(|hash| if progress.is_verbose() { hash.to_string() } else { short(hash) });
             let parts: Vec<String> = hash.map(|hash| format!("SHA-256 {hash}")).into_iter().chain(bytes).collect();
             parts.join(", ")
         };
@@ -166,6 +175,7 @@ impl Store {
     ) -> Result<Meta> {
         let mut failed = 0;
         loop {
+            progress.check_cancelled()?;
             let (why, rest, most) = match hub.meta(remote) {
                 Ok(meta) => return Ok(meta),
                 Err(FetchError::Retry(why, rest)) => (why, rest, None),
@@ -178,7 +188,9 @@ impl Store {
             failed += 1;
             let wait = self.settings.waits.get(failed - 1).filter(|_| most.is_none_or(|most| failed < most));
             match (wait, most) {
-                (Some(wait), _) => pause(&why, rest.unwrap_or(*wait), |text| progress.note(text)),
+                (Some(wait), _) => {
+                    pause(&why, rest.unwrap_or(*wait), progress.cancel(), |text| progress.note(text))?;
+                }
                 (None, Some(_)) => {
                     // an address that was set and does not answer is no way out
                     let fix = match self.settings.endpoint == HUB {
@@ -259,13 +271,13 @@ impl Store {
             let etag = item.meta.etag.clone();
             let name = &item.entry.name;
             let mut waited = false;
-            let lock = item.folder.lock(&etag, || {
+            let lock = item.folder.lock(&etag, progress.cancel(), || {
                 waited = true;
                 stage.note(&format!("`{name}` is being pulled by another process: waiting for it"));
             })?;
             // the other one has checked it
             if let (true, State::Here { path, bytes }) = (waited, self.state(item.entry)) {
-                stage.here(bytes);
+                stage.here(bytes)?;
                 stage.note(&format!("`{name}` is here: {}", path.display()));
                 return Ok(());
             }
@@ -276,11 +288,11 @@ impl Store {
             let fresh = !item.adopts(&blob, stage)?;
             if fresh {
                 let partial = item.folder.partial(&etag);
-                let done = fetch(hub, &item.wanted(progress.verbose), &partial, &self.settings.waits, stage);
+                let done = fetch(hub, &item.wanted(progress.is_verbose()), &partial, &self.settings.waits, stage);
                 let done = done.and_then(|done| match lock.held {
                     true => Ok(done),
                     // another process may have written to the same file
-                    false => hash_file(&partial, |_| {}).map_err(Ended::Failed).and_then(|(now, _)| {
+                    false => hash_file(&partial, |_| progress.check_cancelled()).map_err(Ended::Failed).and_then(|(now, _)| {
                         let other = || anyhow!("`{name}`: another process wrote to `{}`\n  fix: run one pull at a time: this disk knows no locks", partial.display());
                         if now == done.sha256 { Ok(done) } else { Err(Ended::Failed(other())) }
                     }),
@@ -350,12 +362,12 @@ impl Item<'_> {
         let mut what = String::new();
         if bytes > 0 && self.bytes.is_none_or(|right| right == bytes) {
             let right = match (&self.sha256, self.is_vouched_for()) {
-                (Some(right), _) => hash_file(blob, |_| {})?.0 == *right,
+                (Some(right), _) => hash_file(blob, |_| stage.cancel().check())?.0 == *right,
                 (None, true) => hash_of_git(blob)? == self.meta.etag,
                 (None, false) => true,
             };
             if right {
-                stage.here(bytes);
+                stage.here(bytes)?;
                 return Ok(true);
             }
             what.push_str("other bytes than its name says");

@@ -5,6 +5,7 @@ use crate::hub::catalogue::Remote;
 use crate::hub::store::check::no_plain_file;
 use crate::hub::store::hub::{FetchError, Hub, Meta};
 use crate::hub::store::short;
+use crate::platform::cancel::{Cancel, Cancelled};
 use crate::platform::machine::free_disk;
 use crate::platform::progress::{Bytes, human_bytes};
 use anyhow::{Context, Result, anyhow, bail};
@@ -78,7 +79,7 @@ impl Part {
                 0 => return Ok(part),
                 n => {
                     part.count(&piece[..n]);
-                    stage.here(n as u64);
+                    stage.here(n as u64)?;
                 }
             }
         }
@@ -170,16 +171,18 @@ pub fn fetch(hub: &Hub, wanted: &Wanted, path: &Path, waits: &[Duration], stage:
                     )));
                 };
                 failed += 1;
-                pause(&why, rest.unwrap_or(*wait), |text| stage.note(text));
+                let wait = rest.unwrap_or(*wait);
+                pause(&why, wait, stage.cancel(), |text| stage.note(text)).map_err(|e| Ended::Failed(e.into()))?;
             }
         }
     }
 }
 
 /// Waits between attempts, and says so.
-pub fn pause(why: &str, wait: Duration, note: impl FnOnce(&str)) {
+/// - Errors when the run is asked to stop meanwhile.
+pub fn pause(why: &str, wait: Duration, cancel: &Cancel, note: impl FnOnce(&str)) -> Result<(), Cancelled> {
     note(&format!("{why}; trying again in {:.0} s", wait.as_secs_f64().ceil()));
-    std::thread::sleep(wait);
+    cancel.sleep(wait)
 }
 
 /// One request, and what it brings. An error leaves in `part` what had come.
@@ -239,7 +242,7 @@ fn attempt(hub: &Hub, wanted: &Wanted, path: &Path, part: &mut Part, stage: &mut
             )));
         }
         part.add(new).map_err(on_disk)?;
-        stage.advance(new.len() as u64);
+        stage.advance(new.len() as u64).map_err(|e| FetchError::Fatal(e.into()))?;
     }
     match wanted.bytes {
         Some(bytes) if part.bytes < bytes => {
@@ -278,7 +281,8 @@ fn disk(error: std::io::Error, path: &Path, bytes: Option<u64>) -> Ended {
 }
 
 /// SHA-256 of a file, in lower-case hex, and its length.
-pub fn hash_file(path: &Path, mut read: impl FnMut(u64)) -> Result<(String, u64)> {
+/// - `read`: called with the bytes that were read; an error of it ends the work.
+pub fn hash_file(path: &Path, mut read: impl FnMut(u64) -> Result<(), Cancelled>) -> Result<(String, u64)> {
     let what = || format!("cannot read `{}`", path.display());
     let mut file = File::open(path).with_context(what)?;
     let (mut hash, mut bytes, mut piece) = (Hash::new(&SHA256), 0, vec![0; PIECE]);
@@ -288,7 +292,7 @@ pub fn hash_file(path: &Path, mut read: impl FnMut(u64)) -> Result<(String, u64)
             n => {
                 hash.update(&piece[..n]);
                 bytes += n as u64;
-                read(n as u64);
+                read(n as u64)?;
             }
         }
     }

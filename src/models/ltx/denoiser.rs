@@ -6,6 +6,7 @@ use crate::models::ltx::conditioning::Tokens;
 use crate::models::ltx::config::TransformerConfig;
 use crate::models::ltx::transformer::{Context, Transformer};
 use crate::nn::rope::Rope;
+use crate::platform::cancel::Cancel;
 use crate::sampling::noise::Noise;
 use crate::sampling::solver::{Schedule, State};
 use anyhow::{Context as _, Result};
@@ -17,19 +18,22 @@ pub struct Denoiser<'a> {
     config: &'a TransformerConfig,
     positive: Vec<Context>,
     negative: Option<Context>,
+    cancel: Cancel,
 }
 
 impl<'a> Denoiser<'a> {
-    /// - `positive`: text vectors of each scene, (1, m, caption_channels). `negative`: where guidance asks for it.
+    /// - `positive`: text vectors of each scene, (1, m, caption_channels). `negative`: where guidance asks for it. `cancel`: asked
+    ///   before each block.
     pub fn new(
         transformer: &'a Transformer,
         config: &'a TransformerConfig,
         positive: &[Tensor],
         negative: Option<&Tensor>,
+        cancel: &Cancel,
     ) -> candle_core::Result<Self> {
         let positive = positive.iter().map(|text| transformer.context(text)).collect::<candle_core::Result<_>>()?;
         let negative = negative.map(|text| transformer.context(text)).transpose()?;
-        Ok(Self { transformer, config, positive, negative })
+        Ok(Self { transformer, config, positive, negative, cancel: cancel.clone() })
     }
 
     /// Draws a window's noise and lays what it holds out in it: see [`Tokens::new`].
@@ -81,13 +85,13 @@ impl Window<'_> {
     /// Evaluates the transformer: the velocity of each token, f32, in which guidance and steps are made whatever the model runs in.
     /// - `timestep`: of the step. `without`: blocks that self-attention is left out of.
     pub fn velocity(&self, latents: &Tensor, timestep: f32, prompt: Prompt, without: &[usize]) -> Result<Tensor> {
-        let Denoiser { transformer, positive, negative, .. } = self.denoiser;
+        let Denoiser { transformer, positive, negative, cancel, .. } = self.denoiser;
         let context = match prompt {
             Prompt::Positive => &positive[self.scene],
             Prompt::Negative => negative.as_ref().context("guidance asks for a negative prompt that was not read")?,
         };
         let timesteps = self.tokens.timesteps(timestep);
-        let velocity = transformer.forward_without(without, latents, context, &timesteps, &self.rope)?;
+        let velocity = transformer.forward_without(without, latents, context, &timesteps, &self.rope, cancel)?;
         Ok(velocity.to_dtype(DType::F32)?)
     }
 

@@ -10,6 +10,7 @@ use crate::nn::kernel::MatmulType;
 use crate::nn::linear::{Epilogue, Linear};
 use crate::nn::norm::{Norm, NormAct};
 use crate::nn::{activation, rope::Rope, table::Table, timestep::TimestepEmbedder, vars::Vars};
+use crate::platform::cancel::Cancel;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::cell::OnceCell;
 
@@ -268,11 +269,12 @@ impl Transformer {
     /// - Returns (1, n, out_channels).
     /// - Source: diffusers `models/transformers/transformer_ltx.py`, `LTXVideoTransformer3DModel.forward`, at 58eb52c.
     pub fn forward(&self, x: &Tensor, context: &Context, timesteps: &[f32], rope: &Rope) -> Result<Tensor> {
-        self.forward_without(&[], x, context, timesteps, rope)
+        self.forward_without(&[], x, context, timesteps, rope, &Cancel::default())
     }
 
     /// As [`Transformer::forward`], with self-attention left out of some blocks: each token passes on its own values. It is
     /// what spatio-temporal guidance leads away from.
+    /// - `cancel`: asked before each block, for a step over a long clip takes minutes.
     pub fn forward_without(
         &self,
         blocks: &[usize],
@@ -280,6 +282,7 @@ impl Transformer {
         context: &Context,
         timesteps: &[f32],
         rope: &Rope,
+        cancel: &Cancel,
     ) -> Result<Tensor> {
         let tokens = x.dim(1)?;
         if timesteps.len() != 1 && timesteps.len() != tokens {
@@ -299,6 +302,7 @@ impl Transformer {
         let time = Modulation { rows: temb, index: index.clone() };
 
         let layer = |block: &Block, i: usize, h: &Tensor| {
+            cancel.check()?;
             if block.attn2.to_k.track_op() || context.text.track_op() {
                 // of weights that change, and with their gradients
                 let keys = block.keys(&context.text)?;

@@ -3,6 +3,7 @@
 
 use crate::models::latents::LatentStatistics;
 use crate::models::ltx::upscaler::{Upscaler as Network, UpscalerConfig};
+use crate::platform::cancel::Cancelled;
 use crate::weights::open::{Tensors, weight_files};
 use crate::weights::{part_folder, read_json};
 use anyhow::{Context, Result, ensure};
@@ -71,14 +72,14 @@ impl Upscaler {
         statistics: &LatentStatistics,
         factor: f64,
         device: &Device,
-        mut after: impl FnMut(),
+        mut after: impl FnMut() -> Result<(), Cancelled>,
     ) -> Result<Vec<Tensor>> {
         let network = Network::load(&self.config, self.tensors.load(Some(DType::F32), DType::F32, device))?;
         let mut all = vec![];
         for latents in latents {
             let large = statistics.normalise(&network.forward(&statistics.denormalise(latents)?)?)?;
             all.push(adain(&large, latents, factor)?);
-            after();
+            after()?;
         }
         Ok(all)
     }

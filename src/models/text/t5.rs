@@ -9,6 +9,7 @@ use crate::nn::matrix::Matrix;
 use crate::nn::norm::{Norm, NormAct, rms_norm};
 use crate::nn::table::Table;
 use crate::nn::vars::Vars;
+use crate::platform::cancel::Cancelled;
 use crate::weights::config::{Keys, with_fix};
 use anyhow::{Context, ensure};
 use candle_core::{Result, Tensor};
@@ -245,17 +246,26 @@ impl T5 {
     /// - `ids`: one prompt's tokens, all of which are attended to. `after`: called after each layer.
     /// - Returns (1, ids, d_model).
     /// - Source: transformers `models/t5/modeling_t5.py`, `T5Stack.forward`.
-    pub fn encode(&self, ids: &[u32], after: impl FnMut()) -> Result<Tensor> {
+    pub fn encode(&self, ids: &[u32], mut after: impl FnMut()) -> Result<Tensor> {
+        let after = || {
+            after();
+            Ok(())
+        };
         Ok(self.encode_each(&[ids.to_vec()], after)?.remove(0))
     }
 
     /// As [`T5::encode`], for several prompts by themselves: each layer is opened once.
-    pub fn encode_each(&self, prompts: &[Vec<u32>], mut after: impl FnMut()) -> Result<Vec<Tensor>> {
+    /// - `after`: called after each layer of each prompt; an error of it ends the work.
+    pub fn encode_each(
+        &self,
+        prompts: &[Vec<u32>],
+        mut after: impl FnMut() -> std::result::Result<(), Cancelled>,
+    ) -> Result<Vec<Tensor>> {
         self.run(prompts, |i, xs| {
             let layer = self.layer(i)?;
             for (x, bias) in xs.iter_mut() {
                 *x = layer.forward(x, bias, &self.config)?;
-                after();
+                after()?;
             }
             Ok(())
         })

@@ -63,6 +63,7 @@ impl Side {
         }
         let mut seen = vec![];
         while seen.len() < count {
+            progress.check_cancelled()?;
             let Some(frame) = footage.next_frame()? else { break };
             let (width, height) = preparation.legal;
             let clean = fit(&frame, width, height, preparation.fit);
@@ -79,10 +80,11 @@ impl Side {
     }
 
     /// Lets `watch` see some of the footage.
-    pub fn watch(&self, canvas: Canvas, frames: Range<usize>, watch: &mut Watch) -> Result<()> {
+    pub fn watch(&self, canvas: Canvas, frames: Range<usize>, watch: &mut Watch, progress: &Progress) -> Result<()> {
         let mut footage = Footage::open(&self.path, self.fps)?;
         footage.at = frames.start;
         for _ in frames {
+            progress.check_cancelled()?;
             let Some(frame) = footage.next_frame()? else { break };
             watch.push(&canvas.bring(frame));
         }
@@ -101,11 +103,12 @@ impl Side {
         progress: &Progress,
     ) -> Result<()> {
         if writer.copy_clip(&self.path)? {
-            return self.watch(canvas, watched, watch);
+            return self.watch(canvas, watched, watch, progress);
         }
         let mut footage = Footage::open(&self.path, self.fps)?;
         let mut i = 0;
         while let Some(frame) = footage.next_frame()? {
+            progress.check_cancelled()?;
             let same = (frame.width, frame.height) == canvas.size;
             let frame = canvas.bring(frame);
             match footage.steady.reader.file(i).filter(|_| same && footage.step == 1.0) {
@@ -182,7 +185,7 @@ impl Footage {
 mod tests {
     use crate::job::recipe::Recipe;
     use crate::pipeline::join::*;
-    use crate::platform::progress::Mode;
+    use crate::platform::cancel::Cancelled;
     use crate::video::resize::degrade;
 
     /// The model sees the context prepared as every other picture that it holds; colours are compared with the clean one.
@@ -194,15 +197,17 @@ mod tests {
             let frame = image::RgbImage::from_fn(48, 32, value);
             frame.save(folder.path().join(format!("{i:05}.png"))).unwrap();
         }
-        let silent = Progress { mode: Mode::None, quiet: true, verbose: false };
+        let silent = Progress::silent();
         let info = inputs::open(folder.path(), "the clip", &silent).unwrap().info;
         let size = (48, 32);
+        let preparation = |crf, recipe| {
+            let fit = Fit::Stretch;
+            Preparation { clip: size, legal: size, largest: size, fit, crf, recipe, moved: true }
+        };
         for recipe in [Recipe::Lightricks, Recipe::Diffusers] {
             let read = |crf| {
-                let preparation =
-                    Preparation { clip: size, legal: size, largest: size, fit: Fit::Stretch, crf, recipe, moved: true };
                 let mut side = Side::new(folder.path(), &info, true, 8.0, &silent);
-                let seen = side.read(9, &preparation, &silent).unwrap();
+                let seen = side.read(9, &preparation(crf, recipe), &silent).unwrap();
                 (side.context, seen)
             };
             let (clean, seen) = read(40);
@@ -213,5 +218,8 @@ mod tests {
             let (clean, seen) = read(0);
             assert!(seen == clean, "{recipe:?}: 0 is none");
         }
+        silent.cancel().cancel();
+        let mut side = Side::new(folder.path(), &info, true, 8.0, &silent);
+        assert!(Cancelled::caused(&side.read(9, &preparation(0, Recipe::Diffusers), &silent).unwrap_err()));
     }
 }

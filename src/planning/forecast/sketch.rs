@@ -8,10 +8,8 @@ use crate::planning::passes::Pass;
 use crate::planning::scenes::{Shot, Span, shots};
 use crate::planning::settings::Settings;
 use crate::planning::{Task, Window};
-use crate::platform::progress::{Mode, Progress};
+use crate::platform::progress::Progress;
 use anyhow::Result;
-
-pub const SILENT: Progress = Progress { mode: Mode::None, quiet: true, verbose: false };
 
 /// What a run is planned from: what was decided, and counts of what it reads.
 #[derive(Clone)]
@@ -53,7 +51,7 @@ impl Sketch {
         let legal = geometry.legal(settings.clip);
         let canvases = match settings.passes.len() {
             0 | 1 => vec![legal],
-            _ => settings.family.canvases(legal, geometry, settings.upscaling.downscale, &SILENT)?,
+            _ => settings.family.canvases(legal, geometry, settings.upscaling.downscale, &Progress::silent())?,
         };
         let mut shots = shots(settings, legal, geometry)?;
         let spans = Place::spans(held);

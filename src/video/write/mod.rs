@@ -3,6 +3,7 @@
 //! A file is written beside its final name and renamed when it is complete (`platform::files`). One frame is in memory at a time,
 //! but for WebP, whose encoder keeps the compressed clip until the end.
 
+use crate::platform::fault::{Fault, Mark};
 use crate::video::Frame;
 use anyhow::{Result, bail, ensure};
 use std::path::{Path, PathBuf};
@@ -198,15 +199,16 @@ impl Writer {
             frame.rgb.len()
         );
         ensure!(n < self.frames, "frame {n} is one more than the {} that the clip was to have", self.frames);
-        match &mut self.sink {
+        let done = match &mut self.sink {
             #[cfg(feature = "h264")]
-            Sink::Mp4(sink) => sink.push(frame)?,
-            Sink::Gif(sink) => sink.push(frame)?,
-            Sink::Webp(sink) => sink.push(frame)?,
-            Sink::Apng(sink) => sink.push(frame)?,
-            Sink::Frames(sink) => sink.push(frame)?,
-            Sink::Y4m(sink) => sink.push(frame)?,
-        }
+            Sink::Mp4(sink) => sink.push(frame),
+            Sink::Gif(sink) => sink.push(frame),
+            Sink::Webp(sink) => sink.push(frame),
+            Sink::Apng(sink) => sink.push(frame),
+            Sink::Frames(sink) => sink.push(frame),
+            Sink::Y4m(sink) => sink.push(frame),
+        };
+        done.fault(Fault::Machine)?; // the place and the clip's size were in order: it is the disk, or an encoder
         self.pushed += 1;
         Ok(())
     }

@@ -6,6 +6,7 @@ use crate::models::ltx::config::{Down, DownBlock, VaeConfig};
 use crate::nn::spread::{Order, gather};
 use crate::nn::stream::{FRAMES, Stream};
 use crate::nn::vars::Vars;
+use crate::platform::cancel::Cancelled;
 use crate::sampling::noise::Noise;
 use candle_core::{DType, Result, Tensor};
 
@@ -83,19 +84,24 @@ impl Encoder {
     /// A clip of 1 + k `time` frames.
     /// - `pixels`: (1, frames, H, W, 3) in [-1, 1]. `group`: latent frames to encode at a time; any number gives the same.
     ///   `after`: called with the number of frames done after each group.
-    pub fn encode(&self, pixels: &Tensor, group: usize, after: impl FnMut(usize)) -> Result<Posterior> {
+    pub fn encode(&self, pixels: &Tensor, group: usize, mut after: impl FnMut(usize)) -> Result<Posterior> {
         let read = |first, count| pixels.narrow(FRAMES, first, count);
+        let after = |done| {
+            after(done);
+            Ok(())
+        };
         self.posterior(&self.moments(pixels.dim(FRAMES)?, group, read, after)?)
     }
 
     /// Means and log-variances, as they come: (1, f, h, w, c + 1).
-    /// - `read`: (first frame, how many) -> (1, frames, H, W, 3) in [-1, 1].
+    /// - `read`: (first frame, how many) -> (1, frames, H, W, 3) in [-1, 1]. `after`: called with the number of frames done after each
+    ///   group; an error of it ends the work.
     pub fn moments(
         &self,
         frames: usize,
         group: usize,
         mut read: impl FnMut(usize, usize) -> Result<Tensor>,
-        mut after: impl FnMut(usize),
+        mut after: impl FnMut(usize) -> std::result::Result<(), Cancelled>,
     ) -> Result<Tensor> {
         let mut stream = Stream::new();
         let (mut first, mut parts) = (0, vec![]);
@@ -105,7 +111,7 @@ impl Encoder {
             stream.next_group(first + count == frames);
             parts.extend(self.push(&read(first, count)?, &mut stream)?);
             first += count;
-            after(count);
+            after(count)?;
         }
         Tensor::cat(&parts, FRAMES)
     }
