@@ -10,8 +10,9 @@ use crate::models::text::t5::{T5, T5Config};
 use crate::nn::kernel::MatmulType;
 use crate::nn::kernel::blocks::QuantType;
 use crate::nn::paired;
+use crate::nn::path::Product;
 use crate::nn::vars::{Source, Vars};
-use crate::planning::work::Product;
+use crate::planning::work::product_of;
 use crate::platform::device::Compute;
 use crate::platform::machine::free_disk;
 use crate::weights::open::{SMALL, Tensors};
@@ -122,9 +123,9 @@ impl Model {
             scratch: transformer.1.scratch().map(Path::to_path_buf),
             quantised_anew: transformer.1.quantized_count() > 0 && !transformer.1.is_cached(),
             products: Products {
-                transformer: Product::of(&transformer.1, compute, true),
-                text: Product::of(&text.1, compute, false),
-                vae: Product::of(&vae.1, compute, false),
+                transformer: product_of(&transformer.1, compute, true),
+                text: product_of(&text.1, compute, false),
+                vae: product_of(&vae.1, compute, false),
             },
         }
     }
