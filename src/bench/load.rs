@@ -6,7 +6,8 @@ use crate::models::bundle::Checkpoint;
 use crate::models::random;
 use crate::models::text::t5::T5Config;
 use crate::nn::kernel::blocks::QuantType;
-use crate::nn::kernel::{MatmulType, int8, peak};
+use crate::nn::kernel::{MatmulType, peak};
+use crate::nn::path::{Input, Product, ProductPath};
 use crate::nn::vars::Vars;
 use crate::platform::device::{Compute, Quantize};
 use crate::weights::open::Tensors;
@@ -30,7 +31,8 @@ impl MathInfo {
 
     /// Whether a CPU multiplies by int8 dot products: only rows that are whole blocks, which nearly all are.
     fn uses_int8(self) -> bool {
-        self.whole && self.math == MatmulType::Bf16 && self.blocks.is_some_and(|kind| int8::fits(kind, kind.values()))
+        let Self { math, blocks, whole: int8 } = self;
+        Product { math, blocks, int8 }.path(Input::CPU) == ProductPath::Int8
     }
 
     pub fn name(self) -> &'static str {

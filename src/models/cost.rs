@@ -1,6 +1,7 @@
 //! What a network takes while it runs, counted from shapes alone: bytes in use at the most, and operations.
 
 use crate::nn::kernel::memory::taken;
+use crate::nn::path::{Input, Product};
 
 /// Bytes in use, the most of them at once, and the multiplications that were made meanwhile.
 #[derive(Clone, Debug, Default)]
@@ -32,19 +33,21 @@ impl Count {
     }
 }
 
-/// How wide numbers are.
+/// What runs a network: how wide its numbers are, and all else that `nn::path` asks for.
 #[derive(Clone, Copy, Debug)]
 pub struct Widths {
     /// Of activations between operations, in bytes.
     pub activation: u64,
     /// Of what products read.
     pub operand: u64,
-    /// Whether the plain forms run: on a GPU.
-    pub plain: bool,
-    /// Whether CUDA's own kernel makes the convolutions there.
-    pub fused: bool,
-    /// Whether FlashAttention's kernels run there, where they take the heads.
-    pub flash: bool,
-    /// Whether int8 dot products round what they read to blocks of their own.
-    pub whole: bool,
+    pub input: Input,
+    pub product: Product,
+}
+
+impl Widths {
+    /// - `input`: of every layer. `product`: of most.
+    pub fn new(input: Input, product: Product) -> Self {
+        let activation = input.dtype.size_in_bytes() as u64;
+        Self { activation, operand: product.operand(input), input, product }
+    }
 }

@@ -1,20 +1,31 @@
 //! GELU, SiLU and softmax by themselves; most of them are fused into what goes before or after.
 
-use super::fast;
 use super::kernel::memory::filled;
 use super::kernel::micro::Kernel;
 use super::kernel::rows::{self, Act, RowNormAct};
 use super::kernel::{self, Job, MatmulType};
+use super::path::{Input, RowPath};
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
 
 /// GELU by the tanh formula (`gelu_new`, `gelu-approximate`). Any shape.
 pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    if fast(x) { x.contiguous()?.apply_op1_no_bwd(&Each(Act::Gelu)) } else { x.gelu() }
+    match is_own(x) {
+        true => x.contiguous()?.apply_op1_no_bwd(&Each(Act::Gelu)),
+        false => x.gelu(),
+    }
 }
 
 /// x times sigmoid(x). Any shape.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
-    if fast(x) { x.contiguous()?.apply_op1_no_bwd(&Each(Act::Silu)) } else { x.silu() }
+    match is_own(x) {
+        true => x.contiguous()?.apply_op1_no_bwd(&Each(Act::Silu)),
+        false => x.silu(),
+    }
+}
+
+/// Whether the CPU's own loops make it; CUDA has no kernel for an activation alone.
+fn is_own(x: &Tensor) -> bool {
+    Input::of(x, []).rows(x.elem_count()) == RowPath::Kernel
 }
 
 /// Softmax over the last axis.

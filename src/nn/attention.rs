@@ -3,19 +3,21 @@
 //! feature `flash-attn` is on; norms and positions are the plain form's.
 
 use super::kernel::attend::{self, Heads};
-use super::kernel::int8;
 use super::kernel::memory::filled;
 use super::kernel::micro::Kernel;
 use super::kernel::micro::Scores;
 use super::kernel::rows::{Angles, heads};
 use super::kernel::{self, Job, MatmulType};
 use super::norm::rms_norm;
+#[cfg(feature = "cuda")]
+use super::path::RowPath;
+use super::path::{self, AttentionPath, Input};
 use super::read::{Lines, Read, is_lines, lines};
 use super::rope::Rope;
 use super::{activation::softmax, linear::with_operand};
 #[cfg(feature = "cuda")]
 use super::{cuda::RowOps, norm::Norm, table::Table};
-use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 use std::f32::consts::LOG2_E;
 use std::mem::MaybeUninit;
 
@@ -40,46 +42,32 @@ pub struct Attention<'a> {
 /// Scores that the plain form holds at a time, in elements: 64 Mi (256 MiB in f32).
 pub const SCORES: usize = 1 << 26;
 
-/// The most channels of a head that FlashAttention's kernels take: candle-flash-attn 0.11.1, `FlashAttn::cuda_fwd_t`.
-const FLASH_HEAD: usize = 512;
-
-/// Whether FlashAttention's kernels may run: on CUDA, in the types they multiply. In f32 exactness was asked for.
-pub fn is_flash(device: &Device, dtype: DType) -> bool {
-    cfg!(feature = "flash-attn") && device.is_cuda() && matches!(dtype, DType::BF16 | DType::F16)
-}
-
-/// Whether they take heads of so many channels.
-pub fn is_flash_head(head_dim: usize) -> bool {
-    head_dim.is_multiple_of(8) && (1..=FLASH_HEAD).contains(&head_dim)
-}
-
 impl Attention<'_> {
     /// softmax(q kᵀ scale + bias) v.
     /// - `q`: (b, n, d). `k`, `v`: (b, m, d). Returns (b, n, d), on a CPU rounded to what products read.
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (b, n, d) = q.dims3()?;
         let k = &k.to_dtype(q.dtype())?; // keys of a prompt that were kept come rounded, and are few
-        let others = [self.bias, self.norms[0].map(|n| n.0), self.norms[1].map(|n| n.0)];
-        let tracked = [q, k, v].into_iter().chain(others.into_iter().flatten()).any(Tensor::track_op);
-        let fast = b == 1
-            && [q, k, v].iter().all(|t| t.device().is_cpu())
-            && q.dtype() == DType::F32
-            && matches!(v.dtype(), DType::F32 | DType::BF16)
-            && !tracked;
-        if !fast {
+        let others = [Some(k), Some(v), self.bias, self.norms[0].map(|n| n.0), self.norms[1].map(|n| n.0)];
+        let others = others.into_iter().flatten();
+        let path = Input::of(q, others).or_plain(!matches!(v.dtype(), DType::BF16) && v.dtype() != q.dtype());
+        let (head_dim, bias) = (d / self.heads, self.bias.is_some());
+        let path = path.attention(path::Heads { batch: b, head_dim, bias, math: self.math, int8: self.whole });
+        match path {
+            AttentionPath::Int8 | AttentionPath::Kernel => (),
             #[cfg(feature = "flash-attn")]
-            if !tracked && self.bias.is_none() && is_flash(q.device(), q.dtype()) && is_flash_head(d / self.heads) {
+            AttentionPath::Flash => {
                 let scale = self.scale as f32;
                 return self.over_heads(q, k, v, |q, k, v| candle_flash_attn::flash_attn(q, k, v, scale, false));
             }
-            return self.plain(q, k, v);
+            _ => return self.plain(q, k, v),
         }
         let v = if is_lines(v) { v.clone() } else { v.contiguous()? };
         let bias = match self.bias {
             Some(bias) => Some(bias.broadcast_as((1, self.heads, n, k.dim(1)?))?.contiguous()?),
             None => None,
         };
-        let op = Fused { how: self, bias };
+        let op = Fused { how: self, bias, int8: path == AttentionPath::Int8 };
         let y = q.contiguous()?.apply_op3_no_bwd(&k.contiguous()?, &v, &op)?;
         y.narrow(2, 0, d) // rows may have been set apart
     }
@@ -106,7 +94,7 @@ impl Attention<'_> {
     /// Queries or keys, normed and turned.
     fn placed(&self, x: &Tensor, norm: Option<(&Tensor, f64)>) -> Result<Tensor> {
         #[cfg(feature = "cuda")]
-        if super::cuda::takes(x, norm.map(|norm| norm.0)) {
+        if Input::of(x, norm.map(|norm| norm.0)).rows(x.elem_count()) == RowPath::Cuda {
             let scale = norm.map(|(weight, _)| Table::one(weight)).transpose()?;
             let (norm, rope) = (norm.map(|(_, eps)| (Norm::Rms, eps)), self.rope);
             if norm.is_none() && rope.is_none() {
@@ -160,6 +148,7 @@ fn join(mut parts: Vec<Tensor>, axis: usize) -> Result<Tensor> {
 struct Fused<'a> {
     how: &'a Attention<'a>,
     bias: Option<Tensor>,
+    int8: bool,
 }
 
 impl CustomOp3 for Fused<'_> {
@@ -219,7 +208,7 @@ impl CustomOp3 for Fused<'_> {
             m,
             scale,
             half,
-            whole: half && self.how.whole && int8::scores_fit(d / self.how.heads),
+            whole: self.int8,
             apart,
         };
         Ok((kernel::dispatch(self.how.math, job), Shape::from((1, n, apart))))

@@ -10,33 +10,23 @@ use super::kernel::rows::{RowNormAct, norm_act};
 use super::kernel::{self, Job, MatmulType};
 use super::matrix::Matrix;
 use super::norm::NormAct;
-use super::paired::{Paired, is_half_kernel, is_paired};
+use super::paired::Paired;
+#[cfg(feature = "cuda")]
+use super::path::RowPath;
+use super::path::{self, ConvPath, Input};
 use super::read::Read;
 use super::vars::Vars;
-use super::{fast, is_stand_in, stream::FRAMES};
+use super::{is_stand_in, stream::FRAMES};
 use candle_core::{DType, Device, Result, Shape, Tensor, WithDType, bail};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
-
-/// Channels in and out from which a convolution is multiplied in bf16 on a CPU. A norm over fewer comes near zero in some pixel of
-/// almost any picture, which magnifies what was rounded before: over two channels hundreds of times. In f32 they cost next to
-/// nothing, and no released VAE has any.
-const WIDE: usize = 8;
-
-/// Whether a convolution is multiplied in f32 on a CPU, whatever its kernel is kept in.
-pub fn is_narrow(inputs: usize, outputs: usize) -> bool {
-    inputs.min(outputs) < WIDE
-}
 
 /// A convolution whose kernel lies as the products read it.
 #[derive(Clone)]
 pub struct Conv3d {
     weight: Weight,
     bias: Tensor,
-    kernel: [usize; 3],
-    inputs: usize,
-    outputs: usize,
-    stride: [usize; 3],
+    sizes: path::Conv,
 }
 
 #[derive(Clone)]
@@ -66,7 +56,7 @@ impl Fusion<'_> {
     /// What goes after, in a pass of its own.
     fn after(&self, y: Tensor, bias: &Tensor) -> Result<Tensor> {
         #[cfg(feature = "cuda")]
-        if super::cuda::takes(&y, [Some(bias), self.residual].into_iter().flatten()) {
+        if Input::of(&y, [Some(bias), self.residual].into_iter().flatten()).rows(y.elem_count()) == RowPath::Cuda {
             let how = super::cuda::Epilogue { bias: Some(bias), residual: self.residual, ..Default::default() };
             return super::cuda::finish(&y, how);
         }
@@ -87,45 +77,38 @@ impl Conv3d {
         let (outputs, inputs, kt, kh, kw) = weight.dims5()?;
         let kernel = [kt, kh, kw];
         let flat = (outputs, kt * kh * kw * inputs);
-        let half = weight.device().is_cpu() && is_half_kernel(weight.dtype(), DType::F32);
-        let one_each = (kernel, stride) == ([3; 3], [1; 3]);
+        let sizes = path::Conv { inputs, outputs, kernel, stride, math: path::math(weight.dtype()) };
+        // on GPUs activations are what weights are
+        let dtype = if weight.device().is_cpu() { DType::F32 } else { weight.dtype() };
+        let path = Input::new(weight.device(), dtype).conv(sizes, 1, 1);
         let weight = if weight.track_op() {
             Weight::Trained(weight.clone())
         } else if is_stand_in(weight) {
             let one = (0..5).try_fold(weight.clone(), |one, _| one.get(0))?;
             Weight::Rows(Matrix::new(one.broadcast_as(flat)?)) // which takes no memory either
-        } else if half && one_each && is_paired(inputs, outputs) {
+        } else if path == ConvPath::Paired {
             let weight = weight.contiguous()?;
             let read = Read::new(&weight)?;
             Weight::Paired(Paired::new(read.rows()?, outputs, inputs))
         } else {
             let rows = Matrix::new(channels_last(weight)?.reshape(flat)?);
-            Weight::Rows(if is_narrow(inputs, outputs) { rows.in_f32() } else { rows })
+            Weight::Rows(if path == ConvPath::Narrow { rows.in_f32() } else { rows })
         };
-        Ok(Self { weight, bias, kernel, inputs, outputs, stride })
+        Ok(Self { weight, bias, sizes })
     }
 
     /// Frames that its kernel spans.
     pub fn frames(&self) -> usize {
-        self.kernel[0]
+        self.sizes.kernel[0]
     }
 
     /// - `x`: (b, f + kt - 1, h, w, in), padded in time, in parts that follow each other. Returns (b, ceil(f / st), ceil(h / sh), ceil(w / sw), out).
     pub fn forward(&self, x: &[Tensor], around: Fusion) -> Result<Tensor> {
-        let tracked = self.bias.track_op()
-            || around.prologue.is_some_and(|prologue| prologue.track_op())
-            || around.residual.is_some_and(|residual| residual.track_op());
-        let readable = match &self.weight {
-            Weight::Rows(rows) => rows.is_fast(),
-            Weight::Paired(_) => true,
-            Weight::Trained(_) => false,
-        };
-        if x.iter().all(fast) && readable && !tracked {
-            return self.implicit(x, around);
-        }
-        #[cfg(feature = "cuda")]
-        if let Some(y) = self.on_cuda(x, around)? {
-            return Ok(y);
+        match self.path(x, around) {
+            ConvPath::Narrow | ConvPath::Paired | ConvPath::Direct => return self.implicit(x, around),
+            #[cfg(feature = "cuda")]
+            ConvPath::Cuda => return self.on_cuda(x, around),
+            _ => (),
         }
         let joined;
         let whole = match x {
@@ -138,34 +121,36 @@ impl Conv3d {
         self.taps(whole, around)
     }
 
-    /// The form of CUDA's own kernels; `None` where they do not take it.
-    #[cfg(feature = "cuda")]
-    fn on_cuda(&self, x: &[Tensor], around: Fusion) -> Result<Option<Tensor>> {
-        let tables = around
-            .prologue
-            .iter()
-            .flat_map(|prologue| [prologue.scale, prologue.shift])
-            .flatten()
-            .map(|table| &table.rows);
+    /// The path that all parts take. Of no parts the CPU's own form says so.
+    fn path(&self, x: &[Tensor], around: Fusion) -> ConvPath {
+        let tables = around.prologue.iter().flat_map(NormAct::tables);
         let others: Vec<&Tensor> = [Some(&self.bias), around.residual].into_iter().flatten().chain(tables).collect();
-        let Weight::Rows(rows) = &self.weight else { return Ok(None) };
-        let weight = rows.tensor()?;
-        let takes = |x: &Tensor| {
-            x.dtype() == weight.dtype()
-                && x.dim(0).is_ok_and(|b| b == 1)
-                && super::cuda::takes(x, others.iter().copied())
+        let plain = match &self.weight {
+            Weight::Rows(rows) => rows.is_plain(),
+            Weight::Paired(_) => false,
+            Weight::Trained(_) => true,
         };
-        if !super::cuda::is_conv(&weight, self.inputs, self.outputs) || !x.iter().all(takes) {
-            return Ok(None);
-        }
+        let path = |x: &Tensor| {
+            let input = Input::of(x, others.iter().copied()).or_plain(plain);
+            input.conv(self.sizes, x.dim(0).unwrap_or(0), x.elem_count())
+        };
+        x.iter().map(path).reduce(|a, b| if a == b { a } else { ConvPath::Candle }).unwrap_or(ConvPath::Direct)
+    }
+
+    /// The form of CUDA's own kernels.
+    #[cfg(feature = "cuda")]
+    fn on_cuda(&self, x: &[Tensor], around: Fusion) -> Result<Tensor> {
+        let Weight::Rows(rows) = &self.weight else { bail!("conv3d: a kernel in pairs on a GPU") };
         let x = super::cuda::window(x, around.prologue.map(|prologue| prologue.row_ops()))?;
-        super::cuda::conv(&x, &weight, &self.bias, around.residual, self.kernel, self.stride).map(Some)
+        let path::Conv { kernel, stride, .. } = self.sizes;
+        super::cuda::conv(&x, &rows.tensor()?, &self.bias, around.residual, kernel, stride)
     }
 
     /// The CPU form. Frames are copied once, in the type that products read and with zeros left and right; then every tap is the
     /// same rows a constant distance further on, so the products read the copy where it lies. Or they are made in pairs.
     fn implicit(&self, parts: &[Tensor], around: Fusion) -> Result<Tensor> {
-        let Conv3d { weight, bias, kernel: [kt, ..], inputs: c, outputs, stride: [st, sh, sw] } = self;
+        let Conv3d { weight, bias, sizes } = self;
+        let path::Conv { kernel: [kt, ..], inputs: c, outputs, stride: [st, sh, sw], .. } = sizes;
         let Some(first) = parts.first() else { bail!("conv3d: no frames") };
         let (b, _, h, w, _) = first.dims5()?;
         let parts = parts.iter().map(Tensor::contiguous).collect::<Result<Vec<_>>>()?;
@@ -229,16 +214,16 @@ impl Conv3d {
 
     /// The plain form: one matrix product a tap, added up.
     fn taps(&self, x: &Tensor, around: Fusion) -> Result<Tensor> {
-        let [kt, kh, kw] = self.kernel;
+        let path::Conv { kernel: [kt, kh, kw], outputs, stride, .. } = self.sizes;
         let (b, frames, h, w, inputs) = x.dims5()?;
         let weight = match &self.weight {
             Weight::Rows(rows) => rows.tensor()?,
             Weight::Paired(paired) => {
-                Tensor::from_vec(paired.kernel(), (self.outputs, kt * kh * kw * inputs), &Device::Cpu)?
+                Tensor::from_vec(paired.kernel(), (outputs, kt * kh * kw * inputs), &Device::Cpu)?
             }
             Weight::Trained(weight) => weight.permute((0, 2, 3, 4, 1))?,
         };
-        let weight = weight.to_dtype(x.dtype())?.reshape((self.outputs, kt, kh, kw, inputs))?;
+        let weight = weight.to_dtype(x.dtype())?.reshape((outputs, kt, kh, kw, inputs))?;
         let x = around.before(x)?;
         let x = x.pad_with_zeros(2, kh / 2, kh / 2)?.pad_with_zeros(3, kw / 2, kw / 2)?;
         let mut sum: Option<Tensor> = None;
@@ -247,8 +232,7 @@ impl Conv3d {
             for i in 0..kh {
                 for j in 0..kw {
                     let tap = x.narrow(FRAMES, t, frames + 1 - kt)?.narrow(2, i, h)?.narrow(3, j, w)?;
-                    let tap =
-                        every(&every(&every(&tap, FRAMES, self.stride[0])?, 2, self.stride[1])?, 3, self.stride[2])?;
+                    let tap = every(&every(&every(&tap, FRAMES, stride[0])?, 2, stride[1])?, 3, stride[2])?;
                     shape = (tap.dim(FRAMES)?, tap.dim(2)?, tap.dim(3)?);
                     let kernel = weight.narrow(1, t, 1)?.narrow(2, i, 1)?.narrow(3, j, 1)?.reshape(((), inputs))?; // (out, in)
                     let y = tap.reshape(((), inputs))?.matmul(&kernel.t()?)?;
@@ -260,13 +244,8 @@ impl Conv3d {
             }
         }
         let Some(sum) = sum else { bail!("conv3d: empty kernel") };
-        around.after(sum.reshape((b, shape.0, shape.1, shape.2, self.outputs))?, &self.bias)
+        around.after(sum.reshape((b, shape.0, shape.1, shape.2, outputs))?, &self.bias)
     }
-}
-
-/// Whether CUDA's own kernel makes the convolutions of this type.
-pub fn is_fused(device: &Device, dtype: DType) -> bool {
-    cfg!(feature = "cuda") && device.is_cuda() && dtype == DType::BF16
 }
 
 /// (out, in, kt, kh, kw) -> (out, kt, kh, kw, in), contiguous.
@@ -323,7 +302,7 @@ impl<'b, F: Fn(usize) -> RowNormAct<'b> + Sync> Job for Run<'_, F> {
     type Done = ();
 
     fn run<K: Kernel>(self) {
-        let Conv3d { kernel: [kt, kh, kw], inputs: c, stride: [st, sh, sw], .. } = *self.conv;
+        let path::Conv { kernel: [kt, kh, kw], inputs: c, outputs: n, stride: [st, sh, sw], .. } = self.conv.sizes;
         let (frames, [h, w], [of, oh, ow]) = (self.x.len(), self.size, self.out);
         let side = kw / 2;
         let apart = kernel::row_stride(c, size_of::<K::Elem>()); // from pixel to pixel
@@ -376,7 +355,6 @@ impl<'b, F: Fn(usize) -> RowNormAct<'b> + Sync> Job for Run<'_, F> {
             }
         }
         let operand = Operand { data: &copy, stride: sw * apart, lines, pieces, height: h as isize };
-        let n = self.conv.outputs;
         product::product::<K, f32>(&operand, self.weights, n, self.finish, self.y, n);
     }
 }

@@ -1,6 +1,7 @@
 //! CUDA kernels of our own, for what candle does in many passes over memory: what goes between products (norms with shift, scale
 //! and rotary positions; what follows a dense layer), channels into space and back, and convolutions over channels-last frames in
-//! bf16. NVRTC compiles them when the first one runs. Here is what they share: where values lie, and how a kernel is loaded.
+//! bf16. `path` says what they take. NVRTC compiles them when the first one runs. Here is what they share: where values lie, and
+//! how a kernel is loaded.
 
 mod boxes;
 mod conv;
@@ -12,7 +13,6 @@ use super::kernel::rows::Norm;
 use super::rope::Rope;
 use super::stream::FRAMES;
 use super::table::Table;
-use crate::platform::machine::is_gpu_plain;
 use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
 use candle_core::cuda_backend::cudarc::driver::{
     CudaFunction, CudaSlice, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
@@ -27,24 +27,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
 pub use boxes::{gather, spread};
-pub use conv::{conv, is_conv};
+pub use conv::conv;
 pub use rows::{Epilogue, RowOps, finish, norm_act, window};
 
 /// Threads of a block.
 const BLOCK: u32 = 256;
 /// Blocks that [`finish`] is spread over at most; each thread goes on from there.
 const BLOCKS: u32 = 132 * 16;
-
-/// Whether the kernels take `x`: on CUDA, of their types, with no gradient wanted of it or of `others`.
-pub fn takes<'a>(x: &Tensor, others: impl IntoIterator<Item = &'a Tensor>) -> bool {
-    x.device().is_cuda()
-        && matches!(x.dtype(), DType::F32 | DType::BF16 | DType::F16)
-        && x.elem_count() > 0
-        && x.elem_count() <= u32::MAX as usize // they count in 32 bits
-        && !x.track_op()
-        && others.into_iter().all(|t| !t.track_op())
-        && !is_gpu_plain()
-}
 
 /// Where a tensor's values lie on the GPU; 0 where there is none.
 /// - Errors unless it is contiguous, of `dtype`, and has `count` values.

@@ -1,6 +1,6 @@
 //! Group norm over channels-last frames: each group of channels is normed over all frames and pixels of a clip.
 
-use super::fast;
+use super::path::{Input, RowPath};
 use super::read::Read;
 use super::vars::Vars;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
@@ -26,10 +26,10 @@ impl GroupNorm {
 
     /// - `x`: (b, f, h, w, c) -> the same. Statistics are taken in f32 or wider.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if fast(x) && !self.weight.track_op() && !self.bias.track_op() && self.weight.dtype() == DType::F32 {
-            x.contiguous()?.apply_op1_no_bwd(&Forward(self))
-        } else {
-            self.plain(x)
+        let input = Input::of(x, [&self.weight, &self.bias]).or_plain(self.weight.dtype() != DType::F32);
+        match input.rows(x.elem_count()) {
+            RowPath::Kernel => x.contiguous()?.apply_op1_no_bwd(&Forward(self)),
+            RowPath::Cuda | RowPath::Candle => self.plain(x),
         }
     }
 

@@ -7,10 +7,13 @@ use super::kernel::pack::Rows;
 use super::kernel::product::{self, Operand, RowEpilogue};
 use super::kernel::{self, Job, MatmulType};
 use super::matrix::{LowRank, Matrix};
+#[cfg(feature = "cuda")]
+use super::path::RowPath;
+use super::path::{Input, ProductPath};
 use super::read::{Lines, Read, is_lines, lines};
 use super::table::Table;
 use super::vars::Vars;
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
@@ -104,9 +107,9 @@ impl Linear {
         self.weight.math()
     }
 
-    /// Whether a CPU computes it by int8 dot products.
-    pub fn uses_int8(&self) -> bool {
-        self.weight.uses_int8()
+    /// How it is computed from `x`.
+    pub fn path(&self, x: &Tensor) -> ProductPath {
+        self.weight.path(Input::of(x, &self.bias))
     }
 
     /// - `x`: (..., in) -> (..., out).
@@ -117,12 +120,8 @@ impl Linear {
     /// - `x`: (..., in) -> (..., out), f32 on a CPU unless it may be narrow.
     pub fn forward_then(&self, x: &Tensor, then: Epilogue) -> Result<Tensor> {
         let tracked = [then.factor, then.residual, self.bias.as_ref(), then.gate.map(|gate| &gate.rows)];
-        let fast = x.device().is_cpu()
-            && matches!(x.dtype(), DType::F32 | DType::BF16)
-            && !x.track_op()
-            && self.weight.is_fast()
-            && !tracked.iter().flatten().any(|t| t.track_op());
-        if !fast {
+        let input = Input::of(x, tracked.into_iter().flatten());
+        if self.weight.path(input) == ProductPath::Candle {
             return self.plain(x, then);
         }
         let x = if is_lines(x) { x.clone() } else { x.contiguous()? };
@@ -157,7 +156,7 @@ impl Linear {
         {
             let others = [self.bias.as_ref(), added.as_ref(), then.factor, then.residual, then.gate.map(|g| &g.rows)];
             let follows = then.gelu || others.iter().any(Option::is_some);
-            if super::cuda::takes(&y, others.into_iter().flatten()) {
+            if Input::of(&y, others.into_iter().flatten()).rows(y.elem_count()) == RowPath::Cuda {
                 let Epilogue { gelu, gate, factor, residual, narrow: _ } = then;
                 let (bias, added) = (self.bias.as_ref(), added.as_ref());
                 let how = super::cuda::Epilogue { bias, added, gelu, gate, factor, residual };

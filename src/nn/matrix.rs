@@ -3,6 +3,7 @@
 use super::kernel::blocks::QuantType;
 use super::kernel::int8::{self, Panels, Quantised};
 use super::kernel::{MatmulType, pack::Rows};
+use super::path::{Input, Product, ProductPath, math};
 use super::read::Read;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -134,7 +135,7 @@ impl Matrix {
     /// Its blocks, if a CPU multiplies by it by int8 dot products.
     pub fn quantised(&self) -> Option<Quantised<'_>> {
         match (&self.data, self.kind()) {
-            _ if !self.uses_int8() => None,
+            _ if self.path(Input::CPU) != ProductPath::Int8 => None,
             (Data::Mapped(mapped), Kind::QuantType(kind)) => {
                 Some(Quantised { kind, bytes: mapped.bytes(), prepacked: false })
             }
@@ -170,22 +171,27 @@ impl Matrix {
         self.math
     }
 
-    /// Whether a CPU multiplies its blocks by int8 dot products, which rounds activations to eight bits. Where f32 was asked for,
-    /// the numbers in the blocks are what counts.
-    pub fn uses_int8(&self) -> bool {
-        self.whole && matches!(self.kind(), Kind::QuantType(kind) if int8::fits(kind, self.inputs))
+    /// The path of a product by it.
+    /// - `input`: the activations and all else that gradients may be wanted of.
+    pub fn path(&self, input: Input) -> ProductPath {
+        let blocks = match self.kind() {
+            Kind::QuantType(kind) => Some(kind),
+            Kind::Plain(_) => None,
+        };
+        let product = Product { math: self.math, blocks, int8: self.whole };
+        input.or_plain(self.is_plain()).product(product, self.inputs)
     }
 
-    /// Whether the CPU's own products can read it.
-    pub fn is_fast(&self) -> bool {
+    /// Whether no kernel reads it, or gradients are wanted of it.
+    pub fn is_plain(&self) -> bool {
         let known = match self.kind() {
             Kind::Plain(dtype) => matches!(dtype, DType::F32 | DType::BF16 | DType::F16),
             Kind::QuantType(_) => true,
         };
         match &self.data {
-            Data::Tensor(tensor) => known && tensor.device().is_cpu() && !tensor.track_op() && tensor.is_contiguous(),
-            Data::Mapped(_) | Data::Prepacked(_) => known,
-            Data::Device(_) => false,
+            Data::Tensor(tensor) => !known || tensor.track_op() || !tensor.is_contiguous(),
+            Data::Mapped(_) | Data::Prepacked(_) => !known,
+            Data::Device(_) => true,
         }
     }
 
@@ -246,11 +252,6 @@ impl Matrix {
             Data::Device(_) => bail!("the rows of a matrix that is on a GPU"),
         }
     }
-}
-
-/// In what numbers are multiplied on a CPU.
-fn math(dtype: DType) -> MatmulType {
-    if dtype == DType::BF16 { MatmulType::Bf16 } else { MatmulType::F32 }
 }
 
 /// Bytes as the rows that they are.

@@ -2,7 +2,7 @@
 //!
 //! Every operation has a plain form in candle's own differentiable operations, for GPUs and for gradients; on a CPU, where
 //! nothing is being differentiated, the loops of [`kernel`] stand in for it, and on CUDA kernels of our own for what goes between
-//! products. There activations are f32 between operations, and
+//! products; [`path`] says which it is. There activations are f32 between operations, and
 //! what is only read by products of bf16 weights is handed on as bf16, in rows that may lie further apart than they are wide.
 //! Pictures are channels-last everywhere.
 
@@ -17,6 +17,7 @@ pub mod linear;
 pub mod matrix;
 pub mod norm;
 pub mod paired;
+pub mod path;
 mod read;
 pub mod rope;
 pub mod spread;
@@ -26,12 +27,7 @@ pub mod tiles;
 pub mod timestep;
 pub mod vars;
 
-use candle_core::{DType, Tensor};
-
-/// Whether the fast CPU form may stand in for the plain one: f32, on the CPU, and no gradient wanted.
-fn fast(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::F32 && !x.track_op()
-}
+use candle_core::Tensor;
 
 /// Whether `weight` is the stand-in that a check of file headers hands out (see `weights::open`): it has a shape but no
 /// storage of that size, so nothing may be computed from it.

@@ -1,10 +1,10 @@
 //! RMS and layer norm over the last axis, with the shift, scale and activation that follow; the variance is taken in f32.
 
-use super::fast;
 use super::kernel::memory::filled;
 use super::kernel::micro::Kernel;
 use super::kernel::rows::{self, Act, RowNormAct};
 use super::kernel::{self, Job, MatmulType};
+use super::path::{Input, RowPath};
 use super::read::{Lines, is_lines, lines};
 use super::table::{Table, TableRead};
 use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor, bail};
@@ -40,19 +40,18 @@ impl<'a> NormAct<'a> {
         Self { silu: true, ..self }
     }
 
-    /// Whether gradients are wanted of anything in it.
-    pub fn track_op(&self) -> bool {
-        [self.scale, self.shift].iter().flatten().any(|table| table.rows.track_op())
+    /// What gradients may be wanted of.
+    pub fn tables(&self) -> impl Iterator<Item = &'a Tensor> {
+        [self.scale, self.shift].into_iter().flatten().map(|table| &table.rows)
     }
 
     /// - `x`: (..., d). `next`: in what products read the result; it may be rounded to that.
     pub fn forward(&self, x: &Tensor, next: MatmulType) -> Result<Tensor> {
-        if !fast(x) || self.track_op() {
+        match Input::of(x, self.tables()).rows(x.elem_count()) {
+            RowPath::Kernel => (),
             #[cfg(feature = "cuda")]
-            if super::cuda::takes(x, [self.scale, self.shift].into_iter().flatten().map(|table| &table.rows)) {
-                return super::cuda::norm_act(x, self.row_ops());
-            }
-            return self.plain(x);
+            RowPath::Cuda => return super::cuda::norm_act(x, self.row_ops()),
+            _ => return self.plain(x),
         }
         let x = if is_lines(x) { x.clone() } else { x.contiguous()? };
         let y = x.apply_op1_no_bwd(&Forward { how: self, half: kernel::is_half(next) })?;

@@ -1,4 +1,4 @@
-//! Convolutions in pairs (see `kernel::winograd`): when, and the transformed weights for whichever kernel this CPU has.
+//! Convolutions in pairs (see `kernel::winograd`): the transformed weights for whichever kernel this CPU has.
 
 use super::kernel::micro::Kernel;
 use super::kernel::pack::Rows;
@@ -6,37 +6,23 @@ use super::kernel::product::RowEpilogue;
 use super::kernel::rows::RowNormAct;
 use super::kernel::winograd::{self, Panels};
 use super::kernel::{self, Job, MatmulType};
-use candle_core::DType;
+use super::path::{self, Conv, ConvPath, Input};
+use candle_core::{DType, Device};
 use std::any::Any;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
-
-/// Channels in and out for which a convolution of bf16 numbers is made in pairs. Its time beside the direct form, on one core with
-/// AVX-512 BF16: 0.98 for 32 channels, 0.9 for 64, 0.78 for 128, 0.70 for 256 and 512, 0.69 for 1024. Below 64 it would round
-/// more for little; above 1024 there are few pixels, and a third more weights.
-const PAIRED: (std::ops::RangeInclusive<usize>, std::ops::RangeFrom<usize>) = (64..=1024, 32..);
-
-/// Whether a convolution over 3 x 3 x 3 pixels, one for each, is made in pairs where products read bf16.
-pub fn is_paired(inputs: usize, outputs: usize) -> bool {
-    PAIRED.0.contains(&inputs) && PAIRED.1.contains(&outputs)
-}
 
 /// Bytes that a tensor of weights takes once a layer of `compute` numbers keeps it: as many as it has, but for kernels that
 /// [`super::conv3d::Conv3d`] keeps transformed.
 pub fn kept_bytes(shape: &[usize], stored: DType, compute: DType) -> usize {
     let bytes = shape.iter().product::<usize>() * stored.size_in_bytes();
-    match shape {
-        [outputs, inputs, 3, 3, 3] if is_half_kernel(stored, compute) && is_paired(*inputs, *outputs) => {
-            bytes / 3 * winograd::POINTS
-        }
+    let [outputs, inputs, t, h, w] = *shape else { return bytes };
+    let conv = Conv { inputs, outputs, kernel: [t, h, w], stride: [1; 3], math: path::math(stored) };
+    // on a GPU activations are what weights are, and nothing is paired
+    match Input::new(&Device::Cpu, compute).conv(conv, 1, 1) {
+        ConvPath::Paired => bytes / 3 * winograd::POINTS,
         _ => bytes,
     }
-}
-
-/// Whether weights of this type are multiplied as bf16, by activations of `compute` numbers.
-pub fn is_half_kernel(stored: DType, compute: DType) -> bool {
-    // on GPUs activations are what weights are
-    stored == DType::BF16 && compute == DType::F32 && kernel::is_half(MatmulType::Bf16)
 }
 
 /// [`Panels`] of this CPU's kernel for bf16.

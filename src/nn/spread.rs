@@ -1,6 +1,6 @@
 //! Channels into time and space, and back, on all threads.
 
-use super::fast;
+use super::path::{Input, RowPath};
 use super::read::Read;
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
@@ -29,14 +29,14 @@ impl Order {
 pub fn spread(x: &Tensor, stride: [usize; 3], plus: Option<&Tensor>, order: Order) -> Result<Option<Tensor>> {
     let (b, f, h, w, n) = x.dims5()?;
     let [st, sh, sw] = stride;
-    #[cfg(feature = "cuda")]
-    if b == 1 && super::cuda::takes(x, plus) {
-        return super::cuda::spread(x, stride, plus, order == Order::Columns).map(Some);
+    let contiguous = x.is_contiguous() && plus.is_none_or(Tensor::is_contiguous);
+    match Input::of(x, plus).or_plain(b != 1).rows(x.elem_count()) {
+        RowPath::Kernel if contiguous => (),
+        #[cfg(feature = "cuda")]
+        RowPath::Cuda => return super::cuda::spread(x, stride, plus, order == Order::Columns).map(Some),
+        _ => return Ok(None),
     }
     let channel = |c: usize, t: usize, i: usize, j: usize| order.channel(stride, c, t, i, j);
-    if !fast(x) || !x.is_contiguous() || b != 1 || !plus.is_none_or(|plus| fast(plus) && plus.is_contiguous()) {
-        return Ok(None);
-    }
     let c = n / (st * sh * sw);
     // where the values of one line of a box come from: (t, i), then (j, c)
     let places = |channels: usize| -> Vec<usize> {
@@ -84,14 +84,13 @@ pub fn spread(x: &Tensor, stride: [usize; 3], plus: Option<&Tensor>, order: Orde
 pub fn gather(x: &Tensor, stride: [usize; 3], mean: usize, order: Order) -> Result<Option<Tensor>> {
     let (b, frames, height, width, c) = x.dims5()?;
     let [st, sh, sw] = stride;
-    #[cfg(feature = "cuda")]
-    if b == 1 && super::cuda::takes(x, None) {
-        return super::cuda::gather(x, stride, mean, order == Order::Columns).map(Some);
+    match Input::of(x, []).or_plain(b != 1).rows(x.elem_count()) {
+        RowPath::Kernel if x.is_contiguous() => (),
+        #[cfg(feature = "cuda")]
+        RowPath::Cuda => return super::cuda::gather(x, stride, mean, order == Order::Columns).map(Some),
+        _ => return Ok(None),
     }
     let channel = |c: usize, t: usize, i: usize, j: usize| order.channel(stride, c, t, i, j);
-    if !fast(x) || !x.is_contiguous() || b != 1 {
-        return Ok(None);
-    }
     let (f, h, w) = (frames / st, height / sh, width / sw);
     // where each channel comes from, from a box's first value on
     let mut places = vec![0; st * sh * sw * c];

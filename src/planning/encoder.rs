@@ -6,8 +6,10 @@ use crate::models::text;
 use crate::models::text::open::open_text_encoder;
 use crate::models::text::t5::T5Config;
 use crate::nn::kernel::MatmulType;
+use crate::nn::path::Product;
 use crate::planning::weights::Weights;
-use crate::planning::{Budget, Product, of_text};
+use crate::planning::work::product_of;
+use crate::planning::{Budget, of_text};
 use crate::platform::device::Compute;
 use crate::platform::progress::human_bytes;
 use std::path::{Path, PathBuf};
@@ -84,7 +86,7 @@ fn best(
 fn of_file(path: &Path, prompts: &[usize], compute: &Compute) -> Option<u64> {
     let (config, tensors) = open_text_encoder(path).ok()?;
     let weights = Weights::of_text(&tensors, config.layers, compute);
-    let product = Product::of(&tensors, compute, false);
+    let product = product_of(&tensors, compute, false);
     Some(of_text(&config, &weights, product, prompts, 0, compute).memory())
 }
 

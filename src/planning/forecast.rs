@@ -12,6 +12,7 @@ use crate::job::recipe::Recipe;
 use crate::job::request::Request;
 use crate::models::text::tokenizer::Tokenizer;
 use crate::models::{Config, Family};
+use crate::nn::path::{Input, ProductPath};
 use crate::nn::stream::Chunking;
 use crate::planning::history::{self, Run};
 use crate::planning::outputs;
@@ -218,7 +219,7 @@ impl Forecast {
     /// A stage as the history keeps it.
     fn run(&self, need: &Need, seconds: f64) -> Run {
         let planning::Products { transformer, text, vae } = self.model.products;
-        let cpu = self.compute.device.is_cpu();
+        let input = Input::new(&self.compute.device, self.compute.dtype);
         Run {
             stage: need.stage.name().to_string(),
             model: self.model.name.rsplit(['/', '\\']).next().unwrap_or_default().to_string(), // no paths
@@ -226,12 +227,12 @@ impl Forecast {
             seconds,
             threads: rayon::current_num_threads(),
             operand: match need.stage {
-                Stage::Text => text.operand(&self.compute),
-                Stage::Denoise if cpu && transformer.is_int8() => 1,
-                Stage::Denoise => transformer.operand(&self.compute),
-                Stage::Encode | Stage::Decode => vae.operand(&self.compute),
+                Stage::Text => text.operand(input),
+                Stage::Denoise if transformer.path(input) == ProductPath::Int8 => 1,
+                Stage::Denoise => transformer.operand(input),
+                Stage::Encode | Stage::Decode => vae.operand(input),
             },
-            device: if cpu { "cpu" } else { "gpu" }.to_string(),
+            device: if input.is_cpu() { "cpu" } else { "gpu" }.to_string(),
         }
     }
 

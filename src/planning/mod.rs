@@ -24,15 +24,14 @@ pub use disk::{check_disk, least_disk};
 pub use encoder::{Encoder, encoder};
 pub use show::{Download, Offer, Report, Room, Time, rough_seconds};
 pub use weights::{Model, Products};
-pub use work::{Product, Work};
+pub use work::Work;
 
 use crate::job::geometry::{Extent, Geometry};
 use crate::models::cost::{Count, Widths};
 use crate::models::text;
 use crate::models::text::t5::T5Config;
-use crate::nn::attention::is_flash;
-use crate::nn::conv3d::is_fused;
 use crate::nn::kernel::memory::{SLACK_BYTES, SLACK_SHARE};
+use crate::nn::path::{Input, Product};
 use crate::nn::tiles::Tiling;
 use crate::platform::device::Compute;
 use cut::VaeChunking;
@@ -205,16 +204,9 @@ impl Plan {
     }
 }
 
-/// How wide numbers are in a network whose products read `operand` bytes.
-fn widths(compute: &Compute, operand: u64) -> Widths {
-    Widths {
-        activation: compute.dtype.size_in_bytes() as u64,
-        operand,
-        plain: !compute.device.is_cpu(),
-        fused: is_fused(&compute.device, compute.dtype),
-        flash: is_flash(&compute.device, compute.dtype),
-        whole: false,
-    }
+/// What runs a network whose products are such.
+fn widths(compute: &Compute, product: Product) -> Widths {
+    Widths::new(Input::new(&compute.device, compute.dtype), product)
 }
 
 /// What each stage takes with these choices.
@@ -288,14 +280,13 @@ fn of_text(
     held: u64,
     compute: &Compute,
 ) -> Need {
-    let Count { peak, operations, .. } =
-        text::cost::encoder(config, prompts, widths(compute, product.operand(compute)));
+    let Count { peak, operations, .. } = text::cost::encoder(config, prompts, widths(compute, product));
     let (work, read) = (vec![(Work::Product(product), operations)], weights.total());
     Need { stage: Stage::Text, weights: weights.with_layers(0), live: peak, held, operations, work, read }
 }
 
 fn encode(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> Need {
-    let widths = widths(compute, model.products.vae.operand(compute));
+    let widths = widths(compute, model.products.vae);
     let VaeChunking { chunking, tiling } = choices.encode;
     let space = model.config.geometry().space;
     let mut all = Count::default();
@@ -316,8 +307,7 @@ fn encode(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> N
 fn denoise(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> Need {
     let (config, weights) = (&model.config, &model.transformer);
     let product = model.products.transformer;
-    let whole = compute.device.is_cpu() && product.is_int8();
-    let widths = Widths { whole, ..widths(compute, product.operand(compute)) };
+    let widths = widths(compute, product);
     let text = task.prompts.iter().copied().max().unwrap_or(0);
     let contexts = config.contexts_cost(&task.prompts, widths);
     let (mut peak, mut operations, mut attention) = (0, contexts.operations, 0);
@@ -346,7 +336,7 @@ fn denoise(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> 
 }
 
 fn decode(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> Need {
-    let widths = widths(compute, model.products.vae.operand(compute));
+    let widths = widths(compute, model.products.vae);
     let VaeChunking { chunking, tiling } = choices.decode;
     let Geometry { space, time } = model.config.geometry();
     let canvas = task.canvas();

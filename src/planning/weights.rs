@@ -9,8 +9,9 @@ use crate::models::text::t5::{T5, T5Config};
 use crate::nn::kernel::MatmulType;
 use crate::nn::kernel::blocks::QuantType;
 use crate::nn::paired;
+use crate::nn::path::Product;
 use crate::nn::vars::{Source, Vars};
-use crate::planning::work::Product;
+use crate::planning::work::product_of;
 use crate::platform::device::Compute;
 use crate::platform::machine::free_disk;
 use crate::weights::open::{SMALL, Tensors};
@@ -123,9 +124,9 @@ impl Model {
             kept: false,
             quantised_anew: transformer.quantized_count() > 0 && !transformer.is_cached(),
             products: Products {
-                transformer: Product::of(transformer, compute, true),
-                text: Product::of(&text.1, compute, false),
-                vae: Product::of(vae, compute, false),
+                transformer: product_of(transformer, compute, true),
+                text: product_of(&text.1, compute, false),
+                vae: product_of(vae, compute, false),
             },
         }
     }

@@ -5,8 +5,9 @@ use crate::models::random;
 use crate::nn::attention::Attention;
 use crate::nn::conv3d::{Conv3d, Fusion};
 use crate::nn::kernel::blocks::QuantType;
-use crate::nn::kernel::{self, MatmulType, int8, is_half};
+use crate::nn::kernel::{self, MatmulType};
 use crate::nn::linear::Linear;
+use crate::nn::path::{Input, Product, ProductPath};
 use crate::platform::device::Compute;
 use crate::platform::machine;
 use crate::sampling::noise::Noise;
@@ -14,40 +15,9 @@ use crate::weights::open::Tensors;
 use candle_core::{DType, Device, Result, Tensor};
 use std::time::{Duration, Instant};
 
-/// How a network's products are computed.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Product {
-    pub math: MatmulType,
-    /// What most weights are quantised to.
-    pub blocks: Option<QuantType>,
-    /// Whether quantised weights may be multiplied as 8-bit integers.
-    pub int8: bool,
-}
-
-impl Product {
-    /// Reads from headers how a CPU multiplies by these weights.
-    pub fn of(tensors: &Tensors, compute: &Compute, int8: bool) -> Self {
-        Self { math: tensors.math(compute.stored), blocks: tensors.mostly(), int8 }
-    }
-
-    /// Returns the product by weights that are not quantised.
-    pub fn plain(math: MatmulType) -> Self {
-        Self { math, blocks: None, int8: false }
-    }
-
-    /// Whether a CPU multiplies in 8-bit integers: only rows that are whole blocks, which nearly all are.
-    pub fn is_int8(self) -> bool {
-        self.int8 && self.math == MatmulType::Bf16 && self.blocks.is_some_and(|kind| int8::fits(kind, kind.values()))
-    }
-
-    /// Bytes of a number that products read.
-    pub fn operand(self, compute: &Compute) -> u64 {
-        match compute.device.is_cpu() {
-            true if is_half(self.math) => 2,
-            true => 4,
-            false => compute.dtype.size_in_bytes() as u64,
-        }
-    }
+/// Reads from headers how a network multiplies by these weights.
+pub fn product_of(tensors: &Tensors, compute: &Compute, int8: bool) -> Product {
+    Product { math: tensors.math(compute.stored), blocks: tensors.mostly(), int8 }
 }
 
 /// Operations of one kind, which take about the same time each.
@@ -80,7 +50,7 @@ impl Work {
             MatmulType::Bf16 => "bf16",
         };
         match self {
-            Work::Product(product) if product.is_int8() => {
+            Work::Product(product) if product.path(Input::CPU) == ProductPath::Int8 => {
                 format!("{} product in int8", product.blocks.map_or("plain", QuantType::name))
             }
             Work::Product(Product { math, blocks: Some(kind), .. }) => {

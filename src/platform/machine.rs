@@ -220,7 +220,6 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 }
 
 /// Tells whether `REEL_GPU=plain` turns the GPU's own kernels off, for comparing them with candle's operations.
-#[cfg(feature = "cuda")]
 pub fn is_gpu_plain() -> bool {
     static PLAIN: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     *PLAIN.get_or_init(|| std::env::var("REEL_GPU").is_ok_and(|value| value == "plain"))

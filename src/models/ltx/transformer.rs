@@ -9,6 +9,7 @@ use crate::nn::attention;
 use crate::nn::kernel::MatmulType;
 use crate::nn::linear::{Epilogue, Linear};
 use crate::nn::norm::{Norm, NormAct};
+use crate::nn::path::ProductPath;
 use crate::nn::{activation, rope::Rope, table::Table, timestep::TimestepEmbedder, vars::Vars};
 use crate::platform::cancel::Cancel;
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -58,7 +59,7 @@ impl Attention {
         let how = attention::Attention {
             norms: [Some((&self.norm_q, QK_NORM_EPS)), Some((&self.norm_k, QK_NORM_EPS))],
             rope: Some(rope),
-            whole: self.to_q.uses_int8(), // not across to the prompt: little is to be gained there, and more is lost
+            whole: self.to_q.path(x) == ProductPath::Int8, // not across to the prompt: little is to be gained there, and more is lost
             ..self.how()
         };
         self.to_out.forward_then(&how.forward(&q, &k, &self.values(x)?)?, then)

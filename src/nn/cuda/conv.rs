@@ -2,16 +2,6 @@
 
 use super::*;
 
-/// Whether a convolution with such a weight is made by [`conv`].
-pub fn is_conv(weight: &Tensor, inputs: usize, outputs: usize) -> bool {
-    weight.device().is_cuda()
-        && weight.dtype() == DType::BF16
-        && !weight.track_op()
-        && inputs.is_multiple_of(8) // 16 bytes at once
-        && outputs.is_multiple_of(2)
-        && !is_gpu_plain()
-}
-
 /// Convolves frames that are padded in time with an odd kernel, and adds `bias` and `residual`; space is padded with zeros.
 /// - `x`: (b, f + kt - 1, h, w, in), bf16. `weight`: (out, kt kh kw in). `residual`: as the result.
 /// - Returns (b, ceil(f / st), ceil(h / sh), ceil(w / sw), out).

@@ -3,9 +3,8 @@
 
 use crate::models::cost::{Count, Widths};
 use crate::models::ltx::config::{Down, DownBlock, UpBlock};
-use crate::nn::conv3d::is_narrow;
 use crate::nn::kernel::winograd;
-use crate::nn::paired::is_paired;
+use crate::nn::path::{self, ConvPath, RowPath};
 
 /// Pictures of one layer: height, width, channels.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +49,17 @@ pub struct Walk {
     widths: Widths,
 }
 
+/// A convolution over as many frames as rows and columns.
+#[derive(Clone, Copy)]
+struct Conv {
+    kernel: usize,
+    stride: [usize; 3],
+}
+
+impl Conv {
+    const PLAIN: Conv = Conv { kernel: 3, stride: [1; 3] };
+}
+
 /// A resident block's options.
 #[derive(Clone, Copy)]
 pub struct Kind {
@@ -90,9 +100,9 @@ impl Walk {
         self.count.give(frames.bytes);
     }
 
-    /// `Stream::window`.
-    fn window(&mut self, x: u64, picture: Picture, before: u64, after: u64) -> Frames {
-        let (last, plain, one) = (self.last, self.widths.plain, self.bytes(picture, 1));
+    /// `Stream::window`. `joined`: whether what reads it joins its parts, where others read them where they are.
+    fn window(&mut self, x: u64, picture: Picture, before: u64, after: u64, joined: bool) -> Frames {
+        let (last, one) = (self.last, self.bytes(picture, 1));
         let slot = self.slot();
         let held = std::mem::take(&mut slot.frames);
         let (mut total, mut parts) = (held, (held > 0) as u64);
@@ -109,19 +119,18 @@ impl Walk {
         let context = before + after;
         let keep = if last { 0 } else { context.min(total) };
         slot.frames = keep;
-        // plain forms join the parts, others read them where they are
-        let during = if !plain {
+        let during = if !joined {
             held * one
         } else if parts > 1 {
             total * one
         } else {
             0
         };
-        if plain {
+        if joined {
             self.count.take(during);
         }
         self.count.take(keep * one);
-        if plain {
+        if joined {
             self.count.give(held * one);
         }
         if total > context {
@@ -150,56 +159,69 @@ impl Walk {
         Frames::default()
     }
 
-    /// Bytes of a number that a convolution reads.
-    fn operand(&self, input: Picture, output: Picture) -> u64 {
-        let Widths { operand, plain, .. } = self.widths;
-        if !plain && is_narrow(input.c as usize, output.c as usize) { 4 } else { operand }
+    /// The path of a convolution of `frames` frames, and the bytes of a number that its products read.
+    fn path(&self, conv: Conv, frames: u64, input: Picture, output: Picture) -> (ConvPath, u64) {
+        let Widths { operand, input: given, product, .. } = self.widths;
+        let Conv { kernel, stride } = conv;
+        let (inputs, outputs) = (input.c as usize, output.c as usize);
+        let sizes = path::Conv { inputs, outputs, kernel: [kernel; 3], stride, math: product.math };
+        let path = given.conv(sizes, 1, input.values(frames) as usize);
+        (path, if path == ConvPath::Narrow { 4 } else { operand })
     }
 
-    /// `Conv3d::forward` over 3 x 3 x 3, of `frames` frames: those that come out.
-    fn conv(&mut self, frames: u64, input: Picture, output: Picture, out: u64) -> Frames {
-        let operand = self.operand(input, output);
-        let paired = !self.widths.plain && operand == 2 && is_paired(input.c as usize, output.c as usize);
-        let (products, copy) = match paired {
-            true => (
-                out * winograd::multiplications(input.h, input.w) * input.c * output.c,
-                winograd::bytes(frames, input.h, input.w, input.c, operand),
-            ),
-            false => (27 * output.values(out) * input.c, frames * input.h * (input.w + 2) * input.c * operand),
+    /// `Conv3d::forward` of `frames` frames: those that come out.
+    fn conv(&mut self, conv: Conv, frames: u64, input: Picture, output: Picture, out: u64) -> Frames {
+        let (path, operand) = self.path(conv, frames, input, output);
+        let (direct, y) = (conv.kernel.pow(3) as u64 * output.values(out) * input.c, self.bytes(output, out));
+        let products = match path {
+            ConvPath::Paired => out * winograd::multiplications(input.h, input.w) * input.c * output.c,
+            _ => direct,
         };
         self.count.operations += 2 * products;
-        if self.widths.fused {
-            let (window, y) = (self.bytes(input, frames), self.bytes(output, out));
-            [window, y].into_iter().for_each(|bytes| self.count.take(bytes));
-            self.count.give(window);
-            return Frames { count: out, bytes: y };
+        match path {
+            ConvPath::Narrow | ConvPath::Direct | ConvPath::Paired => {
+                let copy = match path {
+                    ConvPath::Paired => winograd::bytes(frames, input.h, input.w, input.c, operand),
+                    _ => frames * input.h * (input.w + conv.kernel as u64 - 1) * input.c * operand,
+                };
+                [y, copy].into_iter().for_each(|bytes| self.count.take(bytes));
+                self.count.give(copy);
+            }
+            ConvPath::Cuda => {
+                let window = self.bytes(input, frames);
+                [window, y].into_iter().for_each(|bytes| self.count.take(bytes));
+                self.count.give(window);
+            }
+            ConvPath::Candle => {
+                // padded twice; then the sum so far, a tap's rows, their product and the sum with it
+                let wide = Picture { h: input.h + 2, w: input.w + 2, ..input };
+                let (padded, tap) = (self.bytes(wide, frames), self.bytes(input, out));
+                [padded, padded].into_iter().for_each(|bytes| self.count.take(bytes));
+                self.count.give(padded);
+                [tap, y, y, y].into_iter().for_each(|bytes| self.count.take(bytes));
+                [padded, tap, y, y].into_iter().for_each(|bytes| self.count.give(bytes));
+            }
         }
-        if self.widths.plain {
-            // padded twice; then the sum so far, a tap's rows, their product and the sum with it
-            let wide = Picture { h: input.h + 2, w: input.w + 2, ..input };
-            let (padded, tap, y) = (self.bytes(wide, frames), self.bytes(input, out), self.bytes(output, out));
-            [padded, padded].into_iter().for_each(|bytes| self.count.take(bytes));
-            self.count.give(padded);
-            [tap, y, y, y].into_iter().for_each(|bytes| self.count.take(bytes));
-            [padded, tap, y, y].into_iter().for_each(|bytes| self.count.give(bytes));
-            return Frames { count: out, bytes: y };
-        }
-        let y = self.make(output, out);
-        self.count.take(copy);
-        self.count.give(copy);
-        y
+        Frames { count: out, bytes: y }
     }
 
     /// `TimeConv::forward`. `skip`: frames that go round it.
     pub fn time_conv(&mut self, x: u64, input: Picture, output: Picture, kind: Kind, skip: Option<u64>) -> Frames {
         let Kind { before, after, .. } = kind;
-        let window = self.window(x, input, before, after);
+        let (path, _) = self.path(Conv::PLAIN, x + before + after, input, output);
+        let joined = matches!(path, ConvPath::Cuda | ConvPath::Candle);
+        let window = self.window(x, input, before, after, joined);
         let count = window.count.saturating_sub(before + after);
         let residual = skip.map(|skip| self.delay(skip, output, count)).unwrap_or_default();
-        let y = if count > 0 { self.conv(window.count, input, output, count) } else { Frames::default() };
+        let y = if count > 0 { self.conv(Conv::PLAIN, window.count, input, output, count) } else { Frames::default() };
         self.drop(window);
         self.drop(residual);
         y
+    }
+
+    /// The path of what goes between products.
+    fn rows(&self, picture: Picture, frames: u64) -> RowPath {
+        self.widths.input.rows(picture.values(frames) as usize)
     }
 
     /// `add_noise`: a sum in place of its input.
@@ -223,7 +245,8 @@ impl Walk {
     pub fn resnet(&mut self, x: Frames, input: Picture, outputs: usize, kind: Kind) -> Frames {
         let output = input.with(outputs);
         let shortcut = if input.c != output.c && x.count > 0 {
-            let normed = input.values(x.count) * self.operand(input, output);
+            let (_, operand) = self.path(Conv { kernel: 1, ..Conv::PLAIN }, x.count, input, output);
+            let normed = input.values(x.count) * operand;
             self.count.take(normed);
             let y = self.make(output, x.count);
             self.count.give(normed);
@@ -263,7 +286,7 @@ impl Walk {
         let large = Picture { h: 2 * input.h, w: 2 * input.w, c: input.c / block.factor as u64 };
         let skip = if block.residual { self.delay(x.count, input, h.count) } else { Frames::default() };
         let mut y = self.make(large, 2 * h.count); // unfolded
-        if self.widths.plain && block.residual {
+        if block.residual && self.rows(conv_out, h.count) == RowPath::Candle {
             // what goes round it unfolded, side by side with itself, and the sum
             let part = self.bytes(input, h.count);
             self.count.take(part);
@@ -304,7 +327,11 @@ impl Walk {
                 self.count.take(total * one);
                 self.count.take(rest * one);
                 self.count.give(held * one);
-                let y = if windows > 0 { self.conv(total - rest, input, output, windows) } else { Frames::default() };
+                let y = if windows > 0 {
+                    self.conv(Conv { stride: block.down.stride(), ..Conv::PLAIN }, total - rest, input, output, windows)
+                } else {
+                    Frames::default()
+                };
                 self.count.give(total * one);
                 self.drop(x);
                 (y, output)
@@ -329,7 +356,8 @@ impl Walk {
                 let held = self.slots.get(self.cursor).map_or(0, |slot| slot.frames);
                 let out = whole(held, all.count);
                 let kept = self.delay(all.count, input, out);
-                let folded = if self.widths.plain { self.bytes(input, out) } else { 0 }; // before means are taken
+                let plain = self.rows(input, out) == RowPath::Candle;
+                let folded = if plain { self.bytes(input, out) } else { 0 }; // before means are taken
                 self.count.take(folded);
                 let skip = self.make(small, out / stride[0]);
                 self.count.give(folded);

@@ -2,9 +2,9 @@
 
 use crate::models::cost::{Count, Widths};
 use crate::models::ltx::config::TransformerConfig;
-use crate::nn::attention::is_flash_head;
 use crate::nn::kernel::int8;
 use crate::nn::kernel::memory::taken;
+use crate::nn::path::{AttentionPath, Heads, ProductPath};
 
 /// Scores that the plain form of attention holds at a time, with their exponentials and shares: see `nn::attention`.
 const PLAIN_SCORES: u64 = 3 * crate::nn::attention::SCORES as u64;
@@ -12,7 +12,7 @@ const PLAIN_SCORES: u64 = 3 * crate::nn::attention::SCORES as u64;
 /// One pass of the transformer over `tokens` tokens and a prompt of `text`.
 pub fn transformer(config: &TransformerConfig, tokens: usize, text: usize, widths: Widths) -> Count {
     let (n, m, d) = (tokens as u64, text as u64, config.width() as u64);
-    let Widths { activation: a, operand: e, plain, flash, whole, .. } = widths;
+    let Widths { activation: a, operand: e, input, product } = widths;
     let mut count = Count::default();
     let latents = taken(n * config.in_channels as u64 * 4);
     count.take_blocks(4 * latents); // state and noise, velocities of the two prompts
@@ -20,21 +20,20 @@ pub fn transformer(config: &TransformerConfig, tokens: usize, text: usize, width
     let (stream, narrow) = (taken(n * d * a), taken(n * d * e));
     count.take_blocks(stream);
     // attention: what the norm hands on; queries, keys, values; both turned, keys and values once more as panels; the answer
-    let panels = match plain {
-        true => {
-            // FlashAttention keeps one number for each head of each token instead of scores, and reads heads where they lie
-            let flash = flash && is_flash_head(config.head_dim);
-            let met =
-                if flash { 3 * stream + taken(n * config.heads as u64 * 4) } else { PLAIN_SCORES * a + 6 * stream };
-            // the normed ones and one that is turned, while the other is, in f32: itself, its halves, and both together
-            met.max(3 * stream + 3 * taken(n * d * 4))
-        }
-        false => 5 * narrow,
+    let int8 = product.path(input) == ProductPath::Int8;
+    let heads = Heads { batch: 1, head_dim: config.head_dim, bias: false, math: product.math, int8 };
+    // the normed ones and one that is turned, while the other is, in f32: itself, its halves, and both together
+    let placed = 3 * stream + 3 * taken(n * d * 4);
+    let panels = match input.attention(heads) {
+        AttentionPath::Int8 | AttentionPath::Kernel => 5 * narrow,
+        // it keeps one number for each head of each token instead of scores, and reads heads where they lie
+        AttentionPath::Flash => placed.max(3 * stream + taken(n * config.heads as u64 * 4)),
+        AttentionPath::Candle => placed.max(PLAIN_SCORES * a + 6 * stream),
     };
     let attention = narrow + 2 * stream + narrow + panels;
     // the MLP, while the stream is there as it came, after the first attention and after the second; what its first layer reads
     // is gone when its second one rounds what that reads
-    let read = if whole { narrow.max(int8::size(4 * n * d)) } else { narrow };
+    let read = if int8 { narrow.max(int8::size(4 * n * d)) } else { narrow };
     let mlp = read + 2 * stream + taken(4 * n * d * e) + stream;
     count.take_blocks(attention.max(mlp));
     let (products, attention) = (6 * n * d * d + 8 * n * d * d, 2 * n * n * d + 2 * n * m * d);
@@ -60,6 +59,9 @@ pub fn contexts(config: &TransformerConfig, tokens: &[usize], widths: Widths) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::kernel::MatmulType;
+    use crate::nn::path::{Backend, Input, Product};
+    use candle_core::DType;
     use serde_json::json;
 
     /// The most that a pass takes on a GPU, over `tokens` tokens in bf16.
@@ -69,7 +71,8 @@ mod tests {
         let json =
             json!({ "num_attention_heads": heads, "attention_head_dim": head_dim, "cross_attention_dim": width });
         let config = TransformerConfig::parse(&json, "a test").unwrap();
-        let widths = Widths { activation: 2, operand: 2, plain: true, fused: false, flash, whole: false };
+        let input = Input { backend: Backend::Cuda { own: true, flash }, dtype: DType::BF16, plain: false };
+        let widths = Widths::new(input, Product::plain(MatmulType::Bf16));
         transformer(&config, tokens, 128, widths).peak
     }
 

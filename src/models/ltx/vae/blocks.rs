@@ -2,10 +2,11 @@
 //! layer that cannot answer yet gives `None`.
 
 use crate::models::ltx::config::Down;
-use crate::nn::conv3d::{Conv3d, Fusion, is_narrow};
+use crate::nn::conv3d::{Conv3d, Fusion};
 use crate::nn::linear::Linear;
 use crate::nn::matrix::Matrix;
 use crate::nn::norm::{Norm, NormAct};
+use crate::nn::path::{self, ConvPath, Input};
 use crate::nn::spread::{Order, gather, spread};
 use crate::nn::stream::{FRAMES, Stream};
 use crate::nn::table::Table;
@@ -126,11 +127,13 @@ impl Resnet {
             // a kernel of one tap is a dense layer over channels
             let weight = at.get((outputs, inputs, 1, 1, 1), "weight")?.reshape((outputs, inputs))?;
             let linear = Linear::new(Matrix::new(weight), Some(at.get(outputs, "bias")?));
+            let conv = path::Conv { inputs, outputs, kernel: [1; 3], stride: [1; 3], math: linear.math() };
+            let narrow = Input::new(vb.device(), vb.dtype()).conv(conv, 1, 1) == ConvPath::Narrow;
             Some(Shortcut {
                 weight: vb.get(inputs, "norm3.weight")?,
                 bias: vb.get(inputs, "norm3.bias")?,
                 eps: kind.eps,
-                linear: if is_narrow(inputs, outputs) { linear.in_f32() } else { linear },
+                linear: if narrow { linear.in_f32() } else { linear },
             })
         };
         let scale = |name| vb.get((inputs, 1, 1), name)?.reshape(inputs)?.to_dtype(vb.dtype());
