@@ -1,9 +1,9 @@
 //! Files of the released sizes with random numbers in them, for proofs of memory and speed. None of this runs by itself:
 //!
 //! ```text
-//! REEL_FULL_SIZE=/some/folder cargo test --release --test full_size -- --ignored ltx_2b       # 6.3 GB
-//! REEL_FULL_SIZE=/some/folder cargo test --release --test full_size -- --ignored ltx_13b      # 7.5 GB and a VAE of 2.5 GB
-//! REEL_FULL_SIZE=/some/folder cargo test --release --test full_size -- --ignored t5_xxl       # 3.9 GB
+//! REEL_FULL_SIZE=/some/folder cargo test --release --test all -- --ignored full_size::ltx_2b       # 6.3 GB
+//! REEL_FULL_SIZE=/some/folder cargo test --release --test all -- --ignored full_size::ltx_13b      # 7.5 GB and a VAE of 2.5 GB
+//! REEL_FULL_SIZE=/some/folder cargo test --release --test all -- --ignored full_size::t5_xxl       # 3.9 GB
 //! ```
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
@@ -175,7 +175,7 @@ fn blocks(path: PathBuf, architecture: &str, kind: QuantType, shapes: &Shapes, r
 const DISTILLED: [f64; 8] = [1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219];
 
 #[test]
-#[ignore = "writes 6.3 GB: REEL_FULL_SIZE=DIR cargo test --release --test full_size -- --ignored ltx_2b"]
+#[ignore = "writes 6.3 GB: REEL_FULL_SIZE=DIR cargo test --release --test all -- --ignored full_size::ltx_2b"]
 fn ltx_2b() {
     let (config, vae_config) = (size("2b"), size("vae-0.9.5"));
     let named = |(name, shape): (String, Vec<usize>)| {
@@ -188,7 +188,7 @@ fn ltx_2b() {
 }
 
 #[test]
-#[ignore = "writes 10 GB: REEL_FULL_SIZE=DIR cargo test --release --test full_size -- --ignored ltx_13b"]
+#[ignore = "writes 10 GB: REEL_FULL_SIZE=DIR cargo test --release --test all -- --ignored full_size::ltx_13b"]
 fn ltx_13b() {
     let folder = folder();
     let all = transformer(&size("13b"));
@@ -203,7 +203,7 @@ fn ltx_13b() {
 }
 
 #[test]
-#[ignore = "writes 3.9 GB: REEL_FULL_SIZE=DIR cargo test --release --test full_size -- --ignored t5_xxl"]
+#[ignore = "writes 3.9 GB: REEL_FULL_SIZE=DIR cargo test --release --test all -- --ignored full_size::t5_xxl"]
 fn t5_xxl() {
     let config = T5Config::parse(&size("t5-xxl"), "t5").unwrap();
     let all = shapes(|vb| T5::load(&config, vb)?.touch());

@@ -204,6 +204,26 @@ fn files_do_not_import_each_other_in_a_circle() {
     assert_none("circles that are cut", known.difference(&found).map(|circle| circle.join(", ")).collect());
 }
 
+/// Cargo is told of one executable of tests and looks for no other, so a file that nobody names would be left out unseen.
+#[test]
+fn every_file_of_tests_is_run() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let mut missing = vec![];
+    for (folder, list) in [("", "main.rs"), ("cli", "cli/mod.rs"), ("store", "store/mod.rs")] {
+        let named = std::fs::read_to_string(root.join(list)).unwrap();
+        for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_stem().unwrap().to_str().unwrap();
+            let is_module = path.extension().is_some_and(|end| end == "rs") || path.join("mod.rs").is_file();
+            let is_list = root.join(list) == path;
+            if is_module && !is_list && !named.contains(&format!("mod {name};")) {
+                missing.push(path.display().to_string());
+            }
+        }
+    }
+    assert_none("tests that are never run", missing);
+}
+
 /// `words`: what only `rooms` may say. A room that no longer says it has to leave the list.
 fn only(rule: &str, words: &[&str], rooms: &[&str]) {
     let says: Vec<Source> = sources().into_iter().filter(|s| words.iter().any(|word| s.code.contains(word))).collect();
@@ -236,8 +256,7 @@ fn files_are_written_in_few_places() {
     let words = [&creates[..], &others].concat();
     // the store goes on with what it has of a download, quantised copies have a folder, the history of this machine is added to,
     // and a peak of memory begins anew by writing to the process's own entry in /proc
-    let rooms =
-        ["platform/files.rs", "hub/store/", "weights/quantize.rs", "planning/history.rs", "platform/machine.rs"];
+    let rooms = ["platform/files.rs", "hub/store/", "weights/quantize.rs", "planning/history.rs", "platform/machine.rs"];
     only("writes files", &words, &rooms);
 }
 

@@ -1,6 +1,6 @@
 //! Runs that work: what comes where, in what form, and what an interrupt leaves.
 
-use crate::common::*;
+use super::common::*;
 use serde_json::Value;
 use std::io::Write;
 use std::process::Stdio;
@@ -15,7 +15,7 @@ fn works(scratch: &Scratch, args: &[&str]) -> (Vec<u8>, String) {
 #[test]
 fn help_and_data_go_to_standard_output() {
     let scratch = Scratch::new();
-    let verbs: [&[&str]; 13] = [
+    let commands: [&[&str]; 13] = [
         &["--help"],
         &["generate", "--help"],
         &["models", "--help"],
@@ -30,7 +30,7 @@ fn help_and_data_go_to_standard_output() {
         &["completions", "--help"],
         &["licenses", "--help"],
     ];
-    for args in verbs {
+    for args in commands {
         let (out, said) = works(&scratch, args);
         assert!(text(&out).contains("Usage: reel") && said.is_empty(), "{args:?}");
     }
