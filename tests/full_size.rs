@@ -18,9 +18,9 @@ use reel::nn::kernel::blocks::QuantType;
 use reel::nn::vars::{Source, Vars};
 use reel::platform::files::AtomicFile;
 use reel::sampling::noise::Noise;
+use reel::weights::entry::Type;
 use reel::weights::gguf::{self, Part};
-use reel::weights::open::Type;
-use reel::weights::quantize;
+use reel::weights::rules::Rules;
 use safetensors::tensor::Dtype;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -144,9 +144,15 @@ fn safetensors(path: PathBuf, shapes: &Shapes, config: Option<Value>) {
 }
 
 /// A GGUF file: the layers' matrices (and T5's embedding) in blocks, the rest f32.
-fn blocks(path: PathBuf, architecture: &str, kind: QuantType, shapes: &Shapes, rename: impl Fn(&str) -> String) {
+fn blocks(
+    path: PathBuf,
+    architecture: &str,
+    (kind, rules): (QuantType, &Rules),
+    shapes: &Shapes,
+    rename: impl Fn(&str) -> String,
+) {
     let dtype = |name: &str, shape: &[usize]| match shape {
-        [_, row] if row % kind.values() == 0 && (quantize::is_layer(name) || name == "shared.weight") => {
+        [_, row] if row % kind.values() == 0 && (rules.is_layer(name) || rules.tables.contains(&name)) => {
             Type::QuantType(kind)
         }
         _ => Type::Plain(Dtype::F32),
@@ -195,7 +201,7 @@ fn ltx_13b() {
     blocks(
         folder.join("ltx-13b-distilled-random-Q4_K.gguf"),
         "ltxv",
-        QuantType::Q4K,
+        (QuantType::Q4K, &names::QUANTISING),
         &all,
         names::transformer_to_official,
     );
@@ -210,7 +216,7 @@ fn t5_xxl() {
     blocks(
         folder().join("t5-xxl-random-Q6_K.gguf"),
         "t5encoder",
-        QuantType::Q6K,
+        (QuantType::Q6K, &reel::models::text::names::QUANTISING),
         &all,
         reel::models::text::names::to_llama,
     );

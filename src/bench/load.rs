@@ -4,13 +4,14 @@ use super::{Cell, Part, Weights, random_size};
 use crate::job::geometry::Geometry;
 use crate::models::bundle::Checkpoint;
 use crate::models::ltx::config::{TransformerConfig, VaeConfig};
-use crate::models::random;
 use crate::models::text::t5::T5Config;
+use crate::models::{ltx, random, text};
 use crate::nn::kernel::blocks::QuantType;
 use crate::nn::kernel::{MatmulType, int8, peak};
 use crate::nn::vars::Vars;
 use crate::platform::device::{Compute, Quantize};
 use crate::weights::open::Tensors;
+use crate::weights::rules::Rules;
 use anyhow::Result;
 use candle_core::DType;
 
@@ -57,7 +58,7 @@ pub fn text(cell: &Cell, compute: &Compute) -> Result<(T5Config, Vars, MathInfo)
         }
         Weights::Random(name) => {
             let config = cell.random_config(name)?;
-            let (vb, math) = random_weights(cell, compute);
+            let (vb, math) = random_weights(cell, compute, Some(&text::names::QUANTISING));
             Ok((T5Config::parse(&config, name)?, vb, math))
         }
     }
@@ -74,7 +75,7 @@ pub fn transformer(cell: &Cell, compute: &Compute) -> Result<(TransformerConfig,
         }
         Weights::Random(name) => {
             let config = cell.random_config(name)?;
-            let (vb, math) = random_weights(cell, compute);
+            let (vb, math) = random_weights(cell, compute, Some(&ltx::names::QUANTISING));
             Ok((TransformerConfig::parse(&config, name)?, vb, Geometry { time: 8, space: 32 }, math)) // of all VAEs
         }
     }
@@ -92,7 +93,7 @@ pub fn vae(cell: &Cell, compute: &Compute) -> Result<(VaeConfig, Vars, Geometry,
         Weights::Random(name) => {
             let config = VaeConfig::parse(&random_size(name)?.1, name)?;
             let [time, space, _] = config.strides();
-            let (vb, math) = random_weights(cell, compute);
+            let (vb, math) = random_weights(cell, compute, None);
             Ok((config, vb, Geometry { time, space }, math))
         }
     }
@@ -106,12 +107,13 @@ fn checkpoint(cell: &Cell, model: &str) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-fn random_weights(cell: &Cell, compute: &Compute) -> (Vars, MathInfo) {
+/// - `rules`: which of the part's matrices are quantised, where any are.
+fn random_weights(cell: &Cell, compute: &Compute, rules: Option<&'static Rules>) -> (Vars, MathInfo) {
     let stored = compute.stored.unwrap_or(DType::BF16); // as released
     let math = if stored == DType::BF16 { MatmulType::Bf16 } else { MatmulType::F32 };
     let quantize = cell.quantize.map(Quantize::blocks);
     (
-        random::weights(stored, quantize, compute.dtype, &compute.device),
+        random::weights(stored, quantize.zip(rules), compute.dtype, &compute.device),
         MathInfo { math, blocks: quantize, whole: true },
     )
 }

@@ -9,13 +9,14 @@ use crate::job::sources::Sources;
 pub use crate::models::locate::named_text_encoder;
 use crate::models::locate::{locate, locate_text_encoder};
 use crate::models::ltx::config::{SchedulerConfig, TransformerConfig, VaeConfig, VaeVersion};
-use crate::models::ltx::names;
 use crate::models::ltx::transformer::Transformer;
 use crate::models::ltx::vae::{Decoder, Encoder, LatentStatistics};
+use crate::models::ltx::{RELEASES, names};
 use crate::models::parts::{
     LTX_ARCHITECTURE, has_vae, header_config, open_text_encoder, open_vae, shapes, text_form, text_of,
     transformer_form, transformer_of, vae_beside, vae_folder, vae_of,
 };
+use crate::models::text::names as text_names;
 use crate::models::text::t5::{T5, T5Config};
 use crate::models::text::tokenizer::Tokenizer;
 use crate::platform::device::Quantize;
@@ -146,14 +147,16 @@ impl Checkpoint {
             text.1.what(),
             text.0.vocab
         );
-        parts.transformer.1.check(|vb| Transformer::load(transformer, vb))?;
+        let quantize = sources.quantize.map(Quantize::blocks);
+        let for_transformer = parts.transformer.1.clone().quantized(quantize, &names::QUANTISING);
+        let for_text = text.1.quantized(quantize, &text_names::QUANTISING);
+        for_transformer.check(|vb| Transformer::load(transformer, vb))?;
         parts.vae.1.check(|vb| {
             LatentStatistics::load(vae, vb.clone())?;
             Decoder::load(vae, vb.pp("decoder"))
         })?;
-        text.1.check(|vb| T5::load(&text.0, vb)?.touch())?;
+        for_text.check(|vb| T5::load(&text.0, vb)?.touch())?;
 
-        let quantize = sources.quantize.map(Quantize::blocks);
         let loras = sources.loras.iter().map(|lora| (lora.file.as_path(), lora.scale));
         let facts = Facts {
             name: parts.label.as_deref(),
@@ -188,8 +191,7 @@ impl Checkpoint {
                 vae.version().name()
             ));
         }
-        let (mut for_transformer, mut for_text) =
-            (parts.transformer.1.quantized(quantize).with_loras(loras, names::LAYERS)?, text.1.quantized(quantize));
+        let (mut for_transformer, mut for_text) = (for_transformer.with_loras(loras, names::LAYERS)?, for_text);
         notes.extend(for_transformer.lora_remarks());
         let form = || transformer_form(&parts.transformer.0, parts.allowed_sigmas.as_deref());
         if let Some(folder) = sources.quantize_cache {
@@ -322,7 +324,7 @@ fn single_file(tensors: Tensors, path: Option<&Path>, vae: Option<(VaeConfig, Te
             }
             let json: Option<Value> = keys.get("text_encoder")?;
             text_config = json.map(|json| T5Config::parse(&json, &at("config.text_encoder"))).transpose()?;
-            keys.finish()?;
+            keys.finish(RELEASES)?;
         }
         None => {
             let json = names::transformer_config_from_shapes(shapes(&transformer), &what);

@@ -12,7 +12,7 @@ use crate::platform::files::{AtomicFile, would_replace};
 use crate::platform::progress::Progress;
 use crate::weights::config;
 use crate::weights::open::{Tensors, weight_files};
-use crate::weights::quantize::Form;
+use crate::weights::rules::Form;
 use crate::weights::{part_folder, read_json};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -216,15 +216,15 @@ pub fn quantize(path: &Path, text: bool, kind: Quantize, out: &Path, force: bool
         out.display()
     );
     ensure!(path.exists(), "there is nothing at `{}`\n  fix: give a file or a directory with weights", path.display());
-    let (tensors, form) = match open_transformer(path)?.filter(|_| !text) {
-        Some((config, sigmas, tensors)) => (tensors, transformer_form(&config, sigmas.as_deref())),
+    let (tensors, form, rules) = match open_transformer(path)?.filter(|_| !text) {
+        Some((config, sigmas, tensors)) => (tensors, transformer_form(&config, sigmas.as_deref()), &names::QUANTISING),
         None => {
             let (config, tensors) = open_text_encoder(path)?;
-            (tensors, text_form(&config))
+            (tensors, text_form(&config), &text::names::QUANTISING)
         }
     };
     tensors.check_form()?;
-    let tensors = tensors.quantized(Some(kind.blocks()));
+    let tensors = tensors.quantized(Some(kind.blocks()), rules);
     ensure!(
         tensors.quantized_count() > 0,
         "{}: no matrix in it can be quantised to {}: they are quantised already, or their rows do not divide into blocks of {}\n  fix: use the file as it is",

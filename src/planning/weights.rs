@@ -5,8 +5,8 @@ use crate::models::bundle::Checkpoint;
 use crate::models::ltx::config::{TransformerConfig, VaeConfig};
 use crate::models::ltx::transformer::Transformer;
 use crate::models::ltx::vae::{Decoder, Encoder};
-use crate::models::random;
 use crate::models::text::t5::{T5, T5Config};
+use crate::models::{ltx, random, text::names as text_names};
 use crate::nn::kernel::MatmulType;
 use crate::nn::kernel::blocks::QuantType;
 use crate::nn::paired;
@@ -15,7 +15,7 @@ use crate::planning::work::Product;
 use crate::platform::device::Compute;
 use crate::platform::machine::free_disk;
 use crate::weights::open::{SMALL, Tensors};
-use crate::weights::quantize;
+use crate::weights::rules::Rules;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use std::path::{Path, PathBuf};
@@ -55,7 +55,7 @@ impl Weights {
     fn sort<'a>(kept: impl Iterator<Item = (&'a str, u64)>, (prefix, layers): (&str, usize), within: &str) -> Self {
         let mut all = Self { layers: vec![0; layers], rest: 0 };
         for (name, bytes) in kept.filter(|(name, _)| name.starts_with(within)) {
-            if EMBEDDINGS.contains(&name) {
+            if text_names::WORDS.contains(&name) {
                 continue; // it is left where it lies, and few of its rows are ever looked at
             }
             let number = name.strip_prefix(prefix).and_then(|rest| rest.split('.').next());
@@ -71,9 +71,6 @@ impl Weights {
 /// What stands before a block's number.
 const BLOCKS: &str = "transformer_blocks.";
 const TEXT_LAYERS: &str = "encoder.block.";
-
-/// The text encoder's words.
-const EMBEDDINGS: [&str; 2] = ["shared.weight", "encoder.embed_tokens.weight"];
 
 /// A model as plans see it.
 #[derive(Clone, Debug)]
@@ -158,8 +155,12 @@ impl Model {
         let own = if known.vae.as_deref() == Some("0.9.0") { DType::F32 } else { DType::BF16 };
         // what is in blocks already stays so
         let anew = quantize.filter(|_| encoder.is_none_or(|encoder| encoder.variant_of.is_none()));
-        let of_transformer = record(own, quantize, compute, &|vb| Transformer::load(&transformer, vb).map(|_| ()))?;
-        let of_text = record(DType::F16, anew, compute, &|vb| T5::load(&text, vb)?.touch())?;
+        let of_transformer = record(own, quantize.map(|kind| (kind, &ltx::names::QUANTISING)), compute, &|vb| {
+            Transformer::load(&transformer, vb).map(|_| ())
+        })?;
+        let of_text = record(DType::F16, anew.map(|kind| (kind, &text_names::QUANTISING)), compute, &|vb| {
+            T5::load(&text, vb)?.touch()
+        })?;
         let of_decoder = record(own, None, compute, &|vb| Decoder::load(&vae, vb.pp("decoder")).map(|_| ()))?;
         let of_encoder = record(own, None, compute, &|vb| Encoder::load(&vae, vb.pp("encoder")).map(|_| ()))?;
         let sort = |all: &[(String, u64)], prefix: &str, layers: usize| {
@@ -211,7 +212,7 @@ impl Model {
 /// Every tensor that `build` asks for, as it would be kept.
 fn record(
     own: DType,
-    quantize: Option<QuantType>,
+    quantize: Option<(QuantType, &Rules)>,
     compute: &Compute,
     build: &dyn Fn(Vars) -> candle_core::Result<()>,
 ) -> Result<Vec<(String, u64)>> {
@@ -222,7 +223,7 @@ fn record(
     let stored = compute.stored.or((all <= SMALL).then_some(compute.dtype)).unwrap_or(own);
     let kept = |(name, shape): &Shaped| {
         let dtype = if shape.len() < 2 { compute.dtype } else { stored };
-        let blocks = quantize.and_then(|kind| quantize::kind_of(name, kind));
+        let blocks = quantize.and_then(|(kind, rules)| rules.becomes(name, kind));
         match shape[..] {
             [rows, width] if blocks.is_some_and(|kind| width.is_multiple_of(kind.values())) => {
                 blocks.map_or(0, |kind| kind.size(rows * width)) as u64

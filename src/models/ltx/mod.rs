@@ -14,6 +14,9 @@ use crate::hub::catalogue::RunDefaults;
 use crate::job::convention::Convention;
 use config::{VaeConfig, VaeVersion};
 
+/// What reel takes of the family, for errors.
+pub(crate) const RELEASES: &str = "LTX-Video 0.9.0 to 0.9.8";
+
 impl Convention {
     /// The convention of a checkpoint, by its VAE.
     pub fn of(vae: &VaeConfig) -> Self {
