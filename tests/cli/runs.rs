@@ -404,6 +404,11 @@ fn a_dry_run_says_what_a_run_will_take() {
         assert!(said.contains("--memory allows 10.0 MB") && said.contains("fix: --memory"), "{said}");
         assert!(out.contains(if format.is_empty() { "it does not fit" } else { "\"fits\":false" }), "{out}");
     }
+    // memory that no machine has is no way out
+    let vast = ["--size", "16384x16384", "--frames", "100000", "--memory", "8GiB", "-o", "a.png"];
+    let vast = [&["generate", "a boat", "--dry-run"][..], &vast].concat();
+    let said = text(&reel(&scratch.0, &vast).stderr);
+    assert!(said.contains("fix: --size") && !said.contains("with which all stages fit"), "{said}");
     // one figure is enough for all stages, and less than it is not
     for size in ["64x64", "512x320"] {
         let run =
