@@ -1,4 +1,4 @@
-//! Flags that all making verbs share.
+//! Flags that all making commands share.
 
 use super::number::{Seed, real, seed, sides, tiles, whole};
 use super::{Common, Failure, print, print_data};
@@ -195,7 +195,7 @@ enum Switch {
 }
 
 impl Making {
-    /// The request that these flags make, with the verb's own.
+    /// The request that these flags make, with the command's own.
     /// - Errors on a `--prompt-at` without a time.
     pub fn request(self, prompt: String, own: Own) -> anyhow::Result<Request> {
         // without `..`, here and below: a flag that reaches no request does not compile
@@ -317,7 +317,7 @@ impl Making {
     }
 }
 
-/// What a request takes from flags that not all making verbs have.
+/// What a request takes from flags that not all making commands have.
 #[derive(Default)]
 pub struct Own {
     pub image: Option<PathBuf>,

@@ -1,4 +1,4 @@
-//! The command line: verbs and flags -> requests. The only room that knows clap.
+//! The command line: commands and flags -> requests. The only room that knows clap.
 
 mod bench;
 mod generate;
@@ -25,7 +25,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
-/// How a verb failed, which is what the exit code says.
+/// How a command failed, which is what the exit code says.
 pub enum Failure {
     /// The user can mend it: flags, files, sizes. Exit code 2.
     BadInput(anyhow::Error),
@@ -34,7 +34,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// Of a verb that reads and writes in one go: what cannot be written is the machine's fault, all else the input's.
+    /// Of a command that reads and writes in one go: what cannot be written is the machine's fault, all else the input's.
     fn of(error: anyhow::Error) -> Self {
         if error.is::<CannotWrite>() { Failure::Failed(error) } else { Failure::BadInput(error) }
     }
@@ -44,18 +44,18 @@ impl Failure {
 #[command(name = "reel", version = version(), about = "A prompt becomes a video, on your own machine", arg_required_else_help = true, after_help = help::reel())]
 struct Cli {
     #[command(subcommand)]
-    verb: Verb,
+    command: Command,
 }
 
 #[derive(Subcommand)]
-enum Verb {
+enum Command {
     Generate(Box<generate::Args>),
     Extend(Box<join::Extend>),
     Bridge(Box<join::Bridge>),
     Loop(Box<join::Loop>),
     /// The models that reel knows
     #[command(subcommand)]
-    Models(models::Verb),
+    Models(models::Command),
     Selftest(selftest::Args),
     Bench(Box<bench::Args>),
     /// Print a completion script for a shell
@@ -67,7 +67,7 @@ enum Verb {
     Licenses,
 }
 
-/// Flags about talking and threads, of every verb that computes.
+/// Flags about talking and threads, of every command that computes.
 #[derive(clap::Args)]
 struct Common {
     /// Threads to compute with, at most four for each core [default: all cores]
@@ -117,16 +117,16 @@ pub fn run() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let mode = match &cli.verb {
-        Verb::Generate(args) => args.making.common.progress,
-        Verb::Extend(args) => args.joining.making.common.progress,
-        Verb::Bridge(args) => args.joining.making.common.progress,
-        Verb::Loop(args) => args.joining.making.common.progress,
-        Verb::Models(verb) => models::mode(verb),
+    let mode = match &cli.command {
+        Command::Generate(args) => args.making.common.progress,
+        Command::Extend(args) => args.joining.making.common.progress,
+        Command::Bridge(args) => args.joining.making.common.progress,
+        Command::Loop(args) => args.joining.making.common.progress,
+        Command::Models(command) => models::mode(command),
         _ => Mode::Auto,
     };
     // the self-test compares what was built, and so goes by what was built
-    if !matches!(cli.verb, Verb::Selftest(_) | Verb::Completions { .. } | Verb::Licenses)
+    if !matches!(cli.command, Command::Selftest(_) | Command::Completions { .. } | Command::Licenses)
         && let Some(Err(e)) = Folder::Config.path().map(|folder| catalogue::add_own(&folder.join("weights.toml")))
     {
         progress::error(&e, mode);
@@ -139,20 +139,20 @@ pub fn run() -> ExitCode {
             progress::error(&anyhow::anyhow!(text.clone()), mode)
         }
     });
-    let done = match cli.verb {
-        Verb::Generate(args) => generate::run(*args),
-        Verb::Extend(args) => join::extend(*args),
-        Verb::Bridge(args) => join::bridge(*args),
-        Verb::Loop(args) => join::close(*args),
-        Verb::Models(verb) => models::run(verb),
-        Verb::Selftest(args) => selftest::run(args),
-        Verb::Bench(args) => bench::run_all(*args),
-        Verb::Completions { shell } => {
+    let done = match cli.command {
+        Command::Generate(args) => generate::run(*args),
+        Command::Extend(args) => join::extend(*args),
+        Command::Bridge(args) => join::bridge(*args),
+        Command::Loop(args) => join::close(*args),
+        Command::Models(command) => models::run(command),
+        Command::Selftest(args) => selftest::run(args),
+        Command::Bench(args) => bench::run_all(*args),
+        Command::Completions { shell } => {
             let mut script = vec![];
             clap_complete::generate(shell, &mut Cli::command(), "reel", &mut script);
             print_exact(&script)
         }
-        Verb::Licenses => print_exact(include_bytes!("../licenses.txt")),
+        Command::Licenses => print_exact(include_bytes!("../licenses.txt")),
     };
     ended(done, mode)
 }

@@ -17,7 +17,7 @@ use anyhow::{Result, anyhow};
 use std::path::PathBuf;
 
 #[derive(clap::Subcommand)]
-pub enum Verb {
+pub enum Command {
     /// List the models that reel knows by name: what they take, what is here of them, and where to start
     List {
         /// As JSON
@@ -100,30 +100,30 @@ pub struct Pull {
     common: Common,
 }
 
-pub fn run(verb: Verb) -> Result<(), Failure> {
-    match verb {
-        Verb::List { json } => list::list(json),
-        Verb::Info { name, json } => info::info(&name, json),
-        Verb::Pull(args) => {
+pub fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::List { json } => list::list(json),
+        Command::Info { name, json } => info::info(&name, json),
+        Command::Pull(args) => {
             let progress = args.common.apply()?;
             pull(&args.name, args.text_encoder.as_deref(), args.accept_hash, &progress)
         }
-        Verb::Verify { name, common } => verify(name.as_deref(), &common.apply()?),
-        Verb::Path { name } => path(&name),
-        Verb::Remove { name } => remove(&name),
-        Verb::Pack { dir, out, name, force } => pack::pack(&dir, &out, name.as_deref(), force).map_err(Failure::of),
-        Verb::Quantize { path, kind, out, text, force, common } => {
+        Command::Verify { name, common } => verify(name.as_deref(), &common.apply()?),
+        Command::Path { name } => path(&name),
+        Command::Remove { name } => remove(&name),
+        Command::Pack { dir, out, name, force } => pack::pack(&dir, &out, name.as_deref(), force).map_err(Failure::of),
+        Command::Quantize { path, kind, out, text, force, common } => {
             let progress = common.apply()?;
             parts::quantize(&path, text, kind, &out, force, &progress).map_err(Failure::of)
         }
     }
 }
 
-/// How progress is shown by those of the verbs that take long.
-pub fn mode(verb: &Verb) -> crate::platform::progress::Mode {
-    match verb {
-        Verb::Pull(args) => args.common.progress,
-        Verb::Verify { common, .. } | Verb::Quantize { common, .. } => common.progress,
+/// How progress is shown by those of the commands that take long.
+pub fn mode(command: &Command) -> crate::platform::progress::Mode {
+    match command {
+        Command::Pull(args) => args.common.progress,
+        Command::Verify { common, .. } | Command::Quantize { common, .. } => common.progress,
         _ => crate::platform::progress::Mode::Auto,
     }
 }
