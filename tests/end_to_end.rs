@@ -1,8 +1,6 @@
 //! Prompt to frames through the program, against what diffusers' pipelines make of the same tiny checkpoint, prompt and seed.
 
-mod common;
-
-use common::{Golden, generate, golden_path};
+use crate::common::{Golden, generate, golden_path};
 
 /// Diffusers in float64 lies 82 to 96 dB from itself in float32, with single values off by 1: the same computation in another
 /// order may be this far away, and nothing else comes near.

@@ -1,9 +1,9 @@
 //! Files of the released sizes with random numbers in them, for proofs of memory and speed. None of this runs by itself:
 //!
 //! ```text
-//! REEL_FULL_SIZE=/some/folder cargo test --release --test full_size -- --ignored ltx_2b       # 6.3 GB
-//! REEL_FULL_SIZE=/some/folder cargo test --release --test full_size -- --ignored ltx_13b      # 7.5 GB and a VAE of 2.5 GB
-//! REEL_FULL_SIZE=/some/folder cargo test --release --test full_size -- --ignored t5_xxl       # 3.9 GB
+//! REEL_FULL_SIZE=/some/folder cargo test --release --test all -- --ignored full_size::ltx_2b       # 6.3 GB
+//! REEL_FULL_SIZE=/some/folder cargo test --release --test all -- --ignored full_size::ltx_13b      # 7.5 GB and a VAE of 2.5 GB
+//! REEL_FULL_SIZE=/some/folder cargo test --release --test all -- --ignored full_size::t5_xxl       # 3.9 GB
 //! ```
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
@@ -18,9 +18,9 @@ use reel::nn::kernel::blocks::QuantType;
 use reel::nn::vars::{Source, Vars};
 use reel::platform::files::AtomicFile;
 use reel::sampling::noise::Noise;
+use reel::weights::entry::Type;
 use reel::weights::gguf::{self, Part};
-use reel::weights::open::Type;
-use reel::weights::quantize;
+use reel::weights::rules::Rules;
 use safetensors::tensor::Dtype;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -144,9 +144,15 @@ fn safetensors(path: PathBuf, shapes: &Shapes, config: Option<Value>) {
 }
 
 /// A GGUF file: the layers' matrices (and T5's embedding) in blocks, the rest f32.
-fn blocks(path: PathBuf, architecture: &str, kind: QuantType, shapes: &Shapes, rename: impl Fn(&str) -> String) {
+fn blocks(
+    path: PathBuf,
+    architecture: &str,
+    (kind, rules): (QuantType, &Rules),
+    shapes: &Shapes,
+    rename: impl Fn(&str) -> String,
+) {
     let dtype = |name: &str, shape: &[usize]| match shape {
-        [_, row] if row % kind.values() == 0 && (quantize::is_layer(name) || name == "shared.weight") => {
+        [_, row] if row % kind.values() == 0 && (rules.is_layer(name) || rules.tables.contains(&name)) => {
             Type::QuantType(kind)
         }
         _ => Type::Plain(Dtype::F32),
@@ -175,7 +181,7 @@ fn blocks(path: PathBuf, architecture: &str, kind: QuantType, shapes: &Shapes, r
 const DISTILLED: [f64; 8] = [1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219];
 
 #[test]
-#[ignore = "writes 6.3 GB: REEL_FULL_SIZE=DIR cargo test --release --test full_size -- --ignored ltx_2b"]
+#[ignore = "writes 6.3 GB: REEL_FULL_SIZE=DIR cargo test --release --test all -- --ignored full_size::ltx_2b"]
 fn ltx_2b() {
     let (config, vae_config) = (size("2b"), size("vae-0.9.5"));
     let named = |(name, shape): (String, Vec<usize>)| {
@@ -188,14 +194,14 @@ fn ltx_2b() {
 }
 
 #[test]
-#[ignore = "writes 10 GB: REEL_FULL_SIZE=DIR cargo test --release --test full_size -- --ignored ltx_13b"]
+#[ignore = "writes 10 GB: REEL_FULL_SIZE=DIR cargo test --release --test all -- --ignored full_size::ltx_13b"]
 fn ltx_13b() {
     let folder = folder();
     let all = transformer(&size("13b"));
     blocks(
         folder.join("ltx-13b-distilled-random-Q4_K.gguf"),
         "ltxv",
-        QuantType::Q4K,
+        (QuantType::Q4K, &names::QUANTISING),
         &all,
         names::transformer_to_official,
     );
@@ -203,14 +209,14 @@ fn ltx_13b() {
 }
 
 #[test]
-#[ignore = "writes 3.9 GB: REEL_FULL_SIZE=DIR cargo test --release --test full_size -- --ignored t5_xxl"]
+#[ignore = "writes 3.9 GB: REEL_FULL_SIZE=DIR cargo test --release --test all -- --ignored full_size::t5_xxl"]
 fn t5_xxl() {
     let config = T5Config::parse(&size("t5-xxl"), "t5").unwrap();
     let all = shapes(|vb| T5::load(&config, vb)?.touch());
     blocks(
         folder().join("t5-xxl-random-Q6_K.gguf"),
         "t5encoder",
-        QuantType::Q6K,
+        (QuantType::Q6K, &reel::models::text::names::QUANTISING),
         &all,
         reel::models::text::names::to_llama,
     );

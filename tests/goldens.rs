@@ -1,10 +1,8 @@
 //! Each part against the numbers that diffusers and transformers give for it (`goldens/make_goldens.py`).
-//! `cargo test --release --test goldens -- --nocapture | grep measured` lists the errors.
+//! `cargo test --release --test all -- goldens:: --nocapture | grep measured` lists the errors.
 
-mod common;
-
+use crate::common::{Golden, assert_close, assert_within, numbers};
 use candle_core::{DType, Device, IndexOp, Result, Tensor};
-use common::{Golden, assert_close, assert_within};
 use reel::job::geometry::{Geometry, Grid};
 use reel::models::ltx::conditioning::Tokens;
 use reel::models::ltx::config::{TransformerConfig, VaeConfig};
@@ -46,27 +44,12 @@ fn t5() -> Result<()> {
     Ok(())
 }
 
-/// A second witness beside transformers.
-#[test]
-fn t5_of_candle_transformers() -> Result<()> {
-    use candle_transformers::models::t5::{Config, T5EncoderModel};
-    let golden = Golden::open("t5");
-    let ids: Vec<u32> = golden.numbers("in.ids").iter().map(|&id| id as u32).collect();
-    let theirs: Config = serde_json::from_value(golden.config()).unwrap();
-    let theirs = T5EncoderModel::load(golden.var_builder(), &theirs)?
-        .forward(&Tensor::new(ids.as_slice(), &Device::Cpu)?.unsqueeze(0)?)?;
-    let config = T5Config::parse(&golden.config(), "t5").unwrap();
-    let ours = T5::load(&config, golden.weights(None))?.encode(&ids, || ())?;
-    assert_close("T5 against candle-transformers'", &ours, &theirs);
-    Ok(())
-}
-
 /// Every second value of a reference table: (n, d) -> (n, d / 2); it holds each value twice.
 fn half(table: &Tensor) -> Result<Tensor> {
     let (n, d) = table.dims2()?;
     let pairs = table.reshape((n, d / 2, 2))?;
     let (first, second) = (pairs.i((.., .., 0))?.contiguous()?, pairs.i((.., .., 1))?.contiguous()?);
-    assert_eq!(common::numbers(&first), common::numbers(&second));
+    assert_eq!(numbers(&first), numbers(&second));
     Ok(first)
 }
 

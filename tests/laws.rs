@@ -1,9 +1,7 @@
 //! What has to hold whatever the numbers are.
 
-mod common;
-
+use crate::common::{Clip, Golden, Scratch, assert_close, generate, golden_path, numbers, reel, run};
 use candle_core::{DType, Device, Result, Shape, Tensor, Var};
-use common::{Clip, Golden, Scratch, generate, golden_path, reel, run};
 use reel::job::geometry::{Geometry, Grid};
 use reel::job::windows::ChannelStatistics;
 use reel::models::ltx::config::{TransformerConfig, VaeConfig};
@@ -30,7 +28,7 @@ fn tiny(flags: &[&str]) -> Clip {
 
 /// Bits, so that equal means equal.
 fn bits(x: &Tensor) -> Vec<u32> {
-    common::numbers(x).iter().map(|v| v.to_bits()).collect()
+    numbers(x).iter().map(|v| v.to_bits()).collect()
 }
 
 #[test]
@@ -293,8 +291,8 @@ fn drift_is_matched_between_windows_alone() -> Result<()> {
     let (first, later) = (values(1, 0.5)?, values(2, 3.0)?);
     let imposed = ChannelStatistics::of(&first).unwrap().impose(&later).unwrap();
     let deviation = |x: &Tensor| x.broadcast_sub(&x.mean_keepdim(1)?)?.sqr()?.mean(1)?.sqrt();
-    common::assert_close("means", &imposed.mean(1)?, &first.mean(1)?);
-    common::assert_close("deviations", &deviation(&imposed)?, &deviation(&first)?);
+    assert_close("means", &imposed.mean(1)?, &first.mean(1)?);
+    assert_close("deviations", &deviation(&imposed)?, &deviation(&first)?);
     Ok(())
 }
 

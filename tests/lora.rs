@@ -1,9 +1,7 @@
 //! LoRAs: against diffusers, and what has to hold whatever the numbers are.
 
-mod common;
-
+use crate::common::{Golden, Scratch, assert_close, assert_within, golden_path, numbers};
 use candle_core::{DType, Device, Result, Tensor, Var};
-use common::{Golden, Scratch, assert_close, assert_within, numbers};
 use reel::models::ltx::config::TransformerConfig;
 use reel::models::ltx::names::LAYERS;
 use reel::models::ltx::transformer::Transformer;
@@ -40,7 +38,7 @@ fn write(path: &str, tensors: &[(String, Tensor)], metadata: Option<(&str, &str)
 /// The golden's transformer with LoRAs, run over the golden's inputs.
 fn velocity(golden: &Golden, loras: &[(&str, f64)]) -> anyhow::Result<Tensor> {
     let config = TransformerConfig::parse(&golden.config(), "lora").unwrap();
-    let path = common::golden_path("lora");
+    let path = golden_path("lora");
     let weights = Tensors::open(&[path])?.renamed(|name| name.strip_prefix("weights.").map(String::from));
     let weights = weights.with_loras(loras.iter().map(|(path, scale)| (Path::new(*path), *scale)), LAYERS)?;
     let model = Transformer::load(&config, weights.load(None, DType::F32, &Device::Cpu))?;
@@ -60,7 +58,7 @@ fn velocity(golden: &Golden, loras: &[(&str, f64)]) -> anyhow::Result<Tensor> {
 
 /// An adapter of the golden as a file; `rename` changes its keys.
 fn adapter(golden: &Golden, scratch: &Scratch, name: &str, rename: impl Fn(&str) -> String) -> String {
-    let file = Tensors::open(&[common::golden_path("lora")]).unwrap();
+    let file = Tensors::open(&[golden_path("lora")]).unwrap();
     let prefix = format!("in.{name}.");
     let tensors: Vec<(String, Tensor)> =
         file.names().filter_map(|key| Some((rename(key.strip_prefix(&prefix)?), golden.at(key)))).collect();
@@ -212,7 +210,7 @@ fn settings_decide_the_scale() -> anyhow::Result<()> {
 fn differences_of_biases() -> anyhow::Result<()> {
     let golden = Golden::open("lora");
     let scratch = Scratch::new("lora-bias");
-    let weights = Tensors::open(&[common::golden_path("lora")])?;
+    let weights = Tensors::open(&[golden_path("lora")])?;
     let weights = weights.renamed(|name| name.strip_prefix("weights.").map(String::from));
     let layer = "transformer_blocks.0.attn1.to_q";
     let width = weights.shape(&format!("{layer}.bias")).unwrap()[0];

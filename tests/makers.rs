@@ -1,10 +1,8 @@
 //! Whole runs by Lightricks' recipe, as an entry of a catalogue asks for it, against that recipe in float64
-//! (`goldens/make_goldens.py`, `makers`). A process of its own: a program reads its catalogue once.
+//! (`goldens/make_goldens.py`, `makers`). In a process of its own, for a program reads its catalogue once.
 
-mod common;
-
+use crate::common::{Golden, Scratch, alone, golden_path, numbers};
 use candle_core::Tensor;
-use common::{Golden, Scratch, golden_path, numbers};
 use reel::hub::catalogue::{self, Facts};
 use reel::job::convention::Convention;
 use reel::job::host::Host;
@@ -103,6 +101,12 @@ fn request(case: &Value, scratch: &Scratch, name: &str) -> Request {
 
 #[test]
 fn runs_are_their_makers() {
+    alone("makers::runs_with_a_catalogue_of_their_own");
+}
+
+#[test]
+#[ignore = "in a process of its own, by `runs_are_their_makers`"]
+fn runs_with_a_catalogue_of_their_own() {
     let golden = Golden::open("makers");
     let scratch = Scratch::new("makers");
     let cases = golden.json("cases");

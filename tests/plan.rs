@@ -1,6 +1,7 @@
 //! The plan against what really happens: bytes in use, as the allocator counts them, and operations, as the kernels do.
-//! One test alone, because both counts are the process's.
+//! In a process of its own, for both counts are the process's.
 
+use crate::common::alone;
 use reel::job::host::Host;
 use reel::job::request::Request;
 use reel::job::windows::Direction;
@@ -17,6 +18,12 @@ const OPERATIONS: std::ops::Range<f64> = 0.999..1.01;
 
 #[test]
 fn stages_take_what_was_planned() {
+    alone("plan::stages_measured");
+}
+
+#[test]
+#[ignore = "in a process of its own, by `stages_take_what_was_planned`"]
+fn stages_measured() {
     let progress = Progress::silent();
     for (size, frames) in [((384, 320), 25), ((208, 512), 61)] {
         let request = Request {

@@ -1,8 +1,6 @@
 //! Quantised weights: GGUF files through the program, and what `--quantize` loses.
 
-mod common;
-
-use common::{Clip, Scratch, generate, reel};
+use crate::common::{Clip, Scratch, generate, reel};
 use reel::embedded;
 use reel::models::ltx::names;
 use reel::models::text::open::TEXT_PREFIX;
@@ -104,7 +102,7 @@ fn what_stays_as_it_is_is_told() {
     assert!(!told.contains("stay as they are"), "{told}");
 }
 
-/// What the verb writes is what `--quantize` makes; what is kept is used again; and both are whole files of their kind.
+/// What the command writes is what `--quantize` makes; what is kept is used again; and both are whole files of their kind.
 #[test]
 fn files_and_caches_give_the_same_bytes() {
     let scratch = Scratch::new("kept");

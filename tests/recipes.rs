@@ -1,10 +1,8 @@
 //! What the released models' recipes are made of: guidance, fresh noise, the latent upscaler and runs in two passes, against
 //! diffusers and float64, and the laws that hold whatever the numbers are.
 
-mod common;
-
+use crate::common::{Clip, Golden, Scratch, assert_close, assert_within, generate, golden_path, numbers, reel};
 use candle_core::{DType, Device, Result, Tensor};
-use common::{Clip, Golden, Scratch, assert_close, assert_within, generate, golden_path, numbers, reel};
 use reel::job::geometry::{Geometry, Grid};
 use reel::models::ltx::conditioning::Tokens;
 use reel::models::ltx::config::TransformerConfig;

@@ -1,10 +1,8 @@
 //! Runs that stop and go on, and several runs with the same networks.
 
-mod common;
-
+use crate::common::{Scratch, golden_path, numbers};
 use anyhow::{Result, anyhow};
 use candle_core::{Device, Tensor};
-use common::{Scratch, golden_path, numbers};
 use reel::job::host::Host;
 use reel::job::request::{Keyframe, Request, Scene};
 use reel::job::windows::Direction;

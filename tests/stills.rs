@@ -1,8 +1,6 @@
 //! Stills and clips: what is held is held, footage comes through a join untouched, long clips and scenes have their length.
 
-mod common;
-
-use common::{Scratch, generate, reel};
+use crate::common::{Scratch, generate, reel};
 use std::path::{Path, PathBuf};
 
 const PROMPT: &str = "a red ball bounces on green grass";

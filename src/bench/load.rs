@@ -3,14 +3,16 @@
 use super::{Cell, Part, Weights};
 use crate::models::Config;
 use crate::models::bundle::Checkpoint;
-use crate::models::random;
+use crate::models::sizes::Part as SizedPart;
 use crate::models::text::t5::T5Config;
+use crate::models::{random, text};
 use crate::nn::kernel::blocks::QuantType;
 use crate::nn::kernel::{MatmulType, peak};
 use crate::nn::path::{Input, Product, ProductPath};
 use crate::nn::vars::Vars;
 use crate::platform::device::{Compute, Quantize};
 use crate::weights::open::Tensors;
+use crate::weights::rules::Rules;
 use anyhow::Result;
 use candle_core::DType;
 
@@ -58,7 +60,7 @@ pub fn text(cell: &Cell, compute: &Compute) -> Result<(T5Config, Vars, MathInfo)
         }
         Weights::Random(name) => {
             let size = cell.random_size(name)?;
-            let (vb, math) = random_weights(cell, compute);
+            let (vb, math) = random_weights(cell, compute, Some(&text::names::QUANTISING));
             Ok((T5Config::parse(&size.config, name)?, vb, math))
         }
     }
@@ -93,8 +95,10 @@ fn load(cell: &Cell, compute: &Compute, which: impl Fn(&Checkpoint) -> &Tensors)
         }
         Weights::Random(name) => {
             let size = cell.random_size(name)?;
-            let (vb, math) = random_weights(cell, compute);
-            Ok(Loaded { config: Config::with(size.part, &size.config, name)?, vae: vb.clone(), vb, math })
+            let config = Config::with(size.part, &size.config, name)?;
+            let rules = (size.part == SizedPart::Transformer).then(|| config.rules());
+            let (vb, math) = random_weights(cell, compute, rules);
+            Ok(Loaded { config, vae: vb.clone(), vb, math })
         }
     }
 }
@@ -107,12 +111,13 @@ fn checkpoint(cell: &Cell, model: &str) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-fn random_weights(cell: &Cell, compute: &Compute) -> (Vars, MathInfo) {
+/// - `rules`: which of the part's matrices are quantised, where any are.
+fn random_weights(cell: &Cell, compute: &Compute, rules: Option<&'static Rules>) -> (Vars, MathInfo) {
     let stored = compute.stored.unwrap_or(DType::BF16); // as released
     let math = if stored == DType::BF16 { MatmulType::Bf16 } else { MatmulType::F32 };
     let quantize = cell.quantize.map(Quantize::blocks);
     (
-        random::weights(stored, quantize, compute.dtype, &compute.device),
+        random::weights(stored, quantize.zip(rules), compute.dtype, &compute.device),
         MathInfo { math, blocks: quantize, whole: true },
     )
 }

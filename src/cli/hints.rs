@@ -136,7 +136,7 @@ const FLAGS: &[Hint] = &[
         "",
         "one clip is made a run: run it again with another --seed",
     ),
-    (&["--prompt", "--text", "-p"], "", "the prompt stands by itself, without a flag: reel {VERB} … \"PROMPT\""),
+    (&["--prompt", "--text", "-p"], "", "the prompt stands by itself, without a flag: reel {COMMAND} … \"PROMPT\""),
 ];
 
 /// A command as others call it, and what does that here; `NAME` stands for what was given next.
@@ -194,9 +194,9 @@ const MODELS: &[(&[&str], &str)] = &[
 ];
 
 /// What a flag that is none is called here.
-/// - `verb`: the command that it was given to; what that one does not take is no answer. `path`: how it is called.
-pub fn flag(typed: &str, verb: &Command, path: &str, args: &[String]) -> Option<String> {
-    let has = |flag: &str| verb.get_arguments().any(|arg| arg.get_long() == Some(flag));
+/// - `command`: the command that it was given to; what that one does not take is no answer. `path`: how it is called.
+pub fn flag(typed: &str, command: &Command, path: &str, args: &[String]) -> Option<String> {
+    let has = |flag: &str| command.get_arguments().any(|arg| arg.get_long() == Some(flag));
     if typed == "-s" && has("size") {
         return Some(short_s(value(typed, args)));
     }
@@ -214,7 +214,7 @@ pub fn flag(typed: &str, verb: &Command, path: &str, args: &[String]) -> Option<
             return Some(format!("--size {width}x{height}"));
         }
     }
-    let fix = fix.replace("{VERB}", path.strip_prefix("reel ").unwrap_or("generate"));
+    let fix = fix.replace("{COMMAND}", path.strip_prefix("reel ").unwrap_or("generate"));
     let Some((before, rest)) = fix.split_once('{') else { return Some(fix) };
     let (placeholder, after) = rest.split_once("|}")?;
     let plain =

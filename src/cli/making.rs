@@ -1,4 +1,4 @@
-//! Flags that all making verbs share.
+//! Flags that all making commands share.
 
 use super::number::{Seed, real, seed, sides, tiles, whole};
 use super::{Common, print, print_data};
@@ -321,7 +321,7 @@ impl Making {
     }
 }
 
-/// What a request takes from flags that not all making verbs have.
+/// What a request takes from flags that not all making commands have.
 #[derive(Default)]
 pub struct Own {
     pub image: Option<PathBuf>,

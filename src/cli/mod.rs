@@ -1,4 +1,4 @@
-//! The command line: verbs and flags -> requests. The only room that knows clap.
+//! The command line: commands and flags -> requests. The only room that knows clap.
 
 mod bench;
 mod generate;
@@ -33,18 +33,18 @@ const BAD_INPUT: u8 = 2;
 #[command(name = "reel", version = version(), about = "A prompt becomes a video, on your own machine", arg_required_else_help = true, after_help = help::reel())]
 struct Cli {
     #[command(subcommand)]
-    verb: Verb,
+    command: Command,
 }
 
 #[derive(Subcommand)]
-enum Verb {
+enum Command {
     Generate(Box<generate::Args>),
     Extend(Box<join::Extend>),
     Bridge(Box<join::Bridge>),
     Loop(Box<join::Loop>),
     /// The models that reel knows
     #[command(subcommand)]
-    Models(models::Verb),
+    Models(models::Command),
     Selftest(selftest::Args),
     Bench(Box<bench::Args>),
     /// Print a completion script for a shell
@@ -56,22 +56,22 @@ enum Verb {
     Licenses,
 }
 
-impl Verb {
+impl Command {
     /// Flags about talking and threads, of those that have them.
     fn common(&self) -> Option<&Common> {
         match self {
-            Verb::Generate(args) => Some(&args.making.common),
-            Verb::Extend(args) => Some(&args.joining.making.common),
-            Verb::Bridge(args) => Some(&args.joining.making.common),
-            Verb::Loop(args) => Some(&args.joining.making.common),
-            Verb::Models(verb) => verb.common(),
-            Verb::Selftest(args) => Some(&args.common),
-            Verb::Bench(_) | Verb::Completions { .. } | Verb::Licenses => None,
+            Command::Generate(args) => Some(&args.making.common),
+            Command::Extend(args) => Some(&args.joining.making.common),
+            Command::Bridge(args) => Some(&args.joining.making.common),
+            Command::Loop(args) => Some(&args.joining.making.common),
+            Command::Models(command) => command.common(),
+            Command::Selftest(args) => Some(&args.common),
+            Command::Bench(_) | Command::Completions { .. } | Command::Licenses => None,
         }
     }
 }
 
-/// Flags about talking and threads, of every verb that computes.
+/// Flags about talking and threads, of every command that computes.
 #[derive(clap::Args)]
 struct Common {
     /// Threads to compute with, at most four for each core [default: all cores]
@@ -129,9 +129,9 @@ pub fn run(exit: fn(i32) -> !) -> ExitCode {
             return ExitCode::from(BAD_INPUT);
         }
     };
-    let progress = cli.verb.common().map_or_else(Progress::default, Common::progress);
+    let progress = cli.command.common().map_or_else(Progress::default, Common::progress);
     // the self-test compares what was built, and so goes by what was built
-    if !matches!(cli.verb, Verb::Selftest(_) | Verb::Completions { .. } | Verb::Licenses)
+    if !matches!(cli.command, Command::Selftest(_) | Command::Completions { .. } | Command::Licenses)
         && let Some(Err(e)) = Folder::Config.path().map(|folder| catalogue::add_own(&folder.join("weights.toml")))
     {
         progress.error(&e);
@@ -142,20 +142,20 @@ pub fn run(exit: fn(i32) -> !) -> ExitCode {
         End::Interrupted(text) => heard.interrupted(text),
         End::Failed(text) => heard.error(&anyhow!(text.clone())),
     });
-    let done = match cli.verb {
-        Verb::Generate(args) => generate::run(*args, &progress),
-        Verb::Extend(args) => join::extend(*args, &progress),
-        Verb::Bridge(args) => join::bridge(*args, &progress),
-        Verb::Loop(args) => join::close(*args, &progress),
-        Verb::Models(verb) => models::run(verb, &progress),
-        Verb::Selftest(args) => selftest::run(args, &progress),
-        Verb::Bench(args) => bench::run_all(*args),
-        Verb::Completions { shell } => {
+    let done = match cli.command {
+        Command::Generate(args) => generate::run(*args, &progress),
+        Command::Extend(args) => join::extend(*args, &progress),
+        Command::Bridge(args) => join::bridge(*args, &progress),
+        Command::Loop(args) => join::close(*args, &progress),
+        Command::Models(command) => models::run(command, &progress),
+        Command::Selftest(args) => selftest::run(args, &progress),
+        Command::Bench(args) => bench::run_all(*args),
+        Command::Completions { shell } => {
             let mut script = vec![];
             clap_complete::generate(shell, &mut Cli::command(), "reel", &mut script);
             print_exact(&script)
         }
-        Verb::Licenses => print_exact(include_bytes!("../licenses.txt")),
+        Command::Licenses => print_exact(include_bytes!("../licenses.txt")),
     };
     if done.is_err() {
         signals.end_if_interrupted(); // whatever failed after that, failed by it

@@ -19,7 +19,7 @@ use anyhow::{Result, anyhow, bail};
 use std::path::PathBuf;
 
 #[derive(clap::Subcommand)]
-pub enum Verb {
+pub enum Command {
     /// List the models that reel knows by name: what they take, what is here of them, and where to start
     List {
         /// As JSON
@@ -102,34 +102,34 @@ pub struct Pull {
     common: Common,
 }
 
-pub fn run(verb: Verb, progress: &Progress) -> Result<()> {
-    match verb {
-        Verb::List { json } => list::list(json, progress),
-        Verb::Info { name, json } => info::info(&name, json),
-        Verb::Pull(args) => {
+pub fn run(command: Command, progress: &Progress) -> Result<()> {
+    match command {
+        Command::List { json } => list::list(json, progress),
+        Command::Info { name, json } => info::info(&name, json),
+        Command::Pull(args) => {
             args.common.start(progress)?;
             pull(&args.name, args.text_encoder.as_deref(), args.accept_hash, progress)
         }
-        Verb::Verify { name, common } => {
+        Command::Verify { name, common } => {
             common.start(progress)?;
             verify(name.as_deref(), progress)
         }
-        Verb::Path { name } => path(&name),
-        Verb::Remove { name } => remove(&name),
-        Verb::Pack { dir, out, name, force } => pack::pack(&dir, &out, name.as_deref(), force),
-        Verb::Quantize { path, kind, out, text, force, common } => {
+        Command::Path { name } => path(&name),
+        Command::Remove { name } => remove(&name),
+        Command::Pack { dir, out, name, force } => pack::pack(&dir, &out, name.as_deref(), force),
+        Command::Quantize { path, kind, out, text, force, common } => {
             common.start(progress)?;
             quantize::quantize(&path, text, kind, &out, force, progress)
         }
     }
 }
 
-impl Verb {
+impl Command {
     /// Flags about talking and threads, of those that take long.
     pub fn common(&self) -> Option<&Common> {
         match self {
-            Verb::Pull(args) => Some(&args.common),
-            Verb::Verify { common, .. } | Verb::Quantize { common, .. } => Some(common),
+            Command::Pull(args) => Some(&args.common),
+            Command::Verify { common, .. } | Command::Quantize { common, .. } => Some(common),
             _ => None,
         }
     }

@@ -6,10 +6,10 @@ use clap::Arg;
 use std::any::TypeId;
 use std::path::PathBuf;
 
-/// Every verb that takes arguments: how it is called, and its command.
-fn verbs(command: &clap::Command, path: Vec<String>) -> Vec<(Vec<String>, clap::Command)> {
+/// Every command that takes arguments: how it is called, and its command.
+fn commands(command: &clap::Command, path: Vec<String>) -> Vec<(Vec<String>, clap::Command)> {
     if command.has_subcommands() {
-        let deeper = |sub: &clap::Command| verbs(sub, [path.clone(), vec![sub.get_name().to_string()]].concat());
+        let deeper = |sub: &clap::Command| commands(sub, [path.clone(), vec![sub.get_name().to_string()]].concat());
         return command.get_subcommands().flat_map(deeper).collect();
     }
     vec![(path, command.clone())]
@@ -23,10 +23,10 @@ fn is_number(arg: &Arg) -> bool {
     takes && (arg.get_id() == "prompt_at" || !words.iter().any(|id| parser.type_id() == *id))
 }
 
-/// The shortest line with a verb and a flag: what is required, then the flag.
-fn line(path: &[String], verb: &clap::Command, flag: &str, values: &[String]) -> Vec<String> {
+/// The shortest line with a command and a flag: what is required, then the flag.
+fn line(path: &[String], command: &clap::Command, flag: &str, values: &[String]) -> Vec<String> {
     let mut line = [vec!["reel".to_string()], path.to_vec()].concat();
-    for arg in verb.get_arguments().filter(|arg| arg.is_required_set()) {
+    for arg in command.get_arguments().filter(|arg| arg.is_required_set()) {
         line.extend(arg.get_long().map(|long| format!("--{long}")));
         let choices = arg.get_possible_values();
         line.push(choices.first().map_or("x".to_string(), |choice| choice.get_name().to_string()));
@@ -56,11 +56,11 @@ fn forms(flag: &str) -> Vec<(&str, Form)> {
 /// Parses a line and what is read later from it.
 fn judge(line: &[String]) -> Result<(), String> {
     let cli = Cli::try_parse_from(line).map_err(|e| usage::message(&e, &Cli::command(), &line[1..]))?;
-    let making = match cli.verb {
-        Verb::Generate(args) => args.making,
-        Verb::Extend(args) => args.joining.making,
-        Verb::Bridge(args) => args.joining.making,
-        Verb::Loop(args) => args.joining.making,
+    let making = match cli.command {
+        Command::Generate(args) => args.making,
+        Command::Extend(args) => args.joining.making,
+        Command::Bridge(args) => args.joining.making,
+        Command::Loop(args) => args.joining.making,
         _ => return Ok(()),
     };
     making.request("x".to_string(), Default::default()).map(|_| ()).map_err(|e| e.to_string())
@@ -70,11 +70,11 @@ fn judge(line: &[String]) -> Result<(), String> {
 #[test]
 fn every_number_has_a_range_and_keeps_it() {
     let mut seen = vec![];
-    for (path, verb) in verbs(&Cli::command(), vec![]) {
-        for flag in verb.get_arguments().filter(|arg| is_number(arg)).filter_map(|arg| arg.get_long()) {
+    for (path, command) in commands(&Cli::command(), vec![]) {
+        for flag in command.get_arguments().filter(|arg| is_number(arg)).filter_map(|arg| arg.get_long()) {
             for (name, form) in forms(flag) {
                 let range = ranges::of(name).unwrap_or_else(|| panic!("--{flag} of {path:?} has no range"));
-                let line = |number: &str| line(&path, &verb, flag, &form(number));
+                let line = |number: &str| line(&path, &command, flag, &form(number));
                 // a thousandth above: 1e18 + 1 is 1e18 in floating point
                 let above = (range.high * 1.001).ceil() as i128 + 1;
                 let beside = [range.low.floor() as i128 - 1, above].map(|n| n.to_string());
@@ -110,12 +110,12 @@ fn every_number_has_a_range_and_keeps_it() {
 fn short_help_is_short_and_long_help_has_defaults() {
     let root = Cli::command();
     for name in ["generate", "extend", "bridge", "loop"] {
-        let mut verb = root.find_subcommand(name).unwrap().clone();
-        let short = verb.render_help().to_string();
+        let mut command = root.find_subcommand(name).unwrap().clone();
+        let short = command.render_help().to_string();
         let flags = |text: &str| text.lines().filter(|line| line.trim_start().starts_with('-')).count();
         assert!((11..=14).contains(&flags(&short)), "{name}: {} flags\n{short}", flags(&short));
         assert!(short.contains("Examples:\n  reel "), "{short}");
-        let long = verb.render_long_help().to_string();
+        let long = command.render_long_help().to_string();
         assert!(flags(&long) > 40 && long.contains("Examples:"), "{name}");
     }
     let mut generate = root.find_subcommand("generate").unwrap().clone();
@@ -141,6 +141,6 @@ fn short_help_is_short_and_long_help_has_defaults() {
 
 #[test]
 fn shells_are_listed_once() {
-    let mut verb = Cli::command().find_subcommand("completions").unwrap().clone();
-    assert_eq!(verb.render_long_help().to_string().matches("elvish").count(), 1);
+    let mut command = Cli::command().find_subcommand("completions").unwrap().clone();
+    assert_eq!(command.render_long_help().to_string().matches("elvish").count(), 1);
 }

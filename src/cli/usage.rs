@@ -7,11 +7,11 @@ use std::error::Error as _;
 use std::num::{IntErrorKind, ParseFloatError, ParseIntError};
 
 /// The text of an error, without the leading `error:`.
-/// - `command`: the whole command line. `args`: what was given, the program's own name left out.
-pub fn message(error: &Error, command: &Command, args: &[String]) -> String {
+/// - `root`: the whole command line. `args`: what was given, the program's own name left out.
+pub fn message(error: &Error, root: &Command, args: &[String]) -> String {
     let of = |kind| error.get(kind).map(|value| value.to_string()).unwrap_or_default();
     let (arg, value) = (bare(&of(ContextKind::InvalidArg)), of(ContextKind::InvalidValue));
-    let (verb, called) = verb(command, args);
+    let (command, called) = command(root, args);
     let help = format!("see `{called} --help`");
     let valid = of(ContextKind::ValidValue);
     let (what, fix) = match error.kind() {
@@ -23,8 +23,8 @@ pub fn message(error: &Error, command: &Command, args: &[String]) -> String {
         ErrorKind::UnknownArgument => {
             let near = bare(&of(ContextKind::SuggestedArg));
             let what = format!("there is no flag `{arg}`");
-            let of_generate = || called == "reel" && has_flag(command.find_subcommand("generate"), &arg);
-            match hints::flag(&arg, verb, &called, args) {
+            let of_generate = || called == "reel" && has_flag(root.find_subcommand("generate"), &arg);
+            match hints::flag(&arg, command, &called, args) {
                 _ if !arg.starts_with('-') => (
                     format!("`{arg}` is one argument too many"),
                     format!("put a prompt of several words in quotes; {help}"),
@@ -102,19 +102,19 @@ fn reason(error: &Error) -> String {
 }
 
 /// Whether a command takes a flag, such as `--size` or `-o`.
-fn has_flag(verb: Option<&Command>, flag: &str) -> bool {
+fn has_flag(command: Option<&Command>, flag: &str) -> bool {
     let long = |arg: &clap::Arg| arg.get_long().is_some_and(|long| flag.strip_prefix("--") == Some(long));
     let short = |arg: &clap::Arg| arg.get_short().is_some_and(|short| *flag == format!("-{short}"));
-    verb.is_some_and(|verb| verb.get_arguments().any(|arg| long(arg) || short(arg)))
+    command.is_some_and(|command| command.get_arguments().any(|arg| long(arg) || short(arg)))
 }
 
 /// The command that was meant, and how it is called, such as `reel models list`.
-fn verb<'a>(command: &'a Command, args: &[String]) -> (&'a Command, String) {
-    let (mut at, mut path) = (command, "reel".to_string());
+fn command<'a>(root: &'a Command, args: &[String]) -> (&'a Command, String) {
+    let (mut at, mut path) = (root, "reel".to_string());
     for arg in args {
-        let Some(verb) = at.find_subcommand(arg) else { break };
+        let Some(command) = at.find_subcommand(arg) else { break };
         path = format!("{path} {arg}");
-        at = verb;
+        at = command;
     }
     (at, path)
 }

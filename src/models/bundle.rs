@@ -8,6 +8,7 @@ use crate::job::sources::Sources;
 pub use crate::models::locate::named_text_encoder;
 use crate::models::locate::{locate, locate_text_encoder};
 use crate::models::networks::Encoder;
+use crate::models::text;
 use crate::models::text::open::{open_text_encoder, text_form};
 use crate::models::text::t5::{T5, T5Config};
 use crate::models::text::tokenizer::Tokenizer;
@@ -105,9 +106,11 @@ impl Checkpoint {
             text.1.what(),
             text.0.vocab
         );
-        text.1.check(|vb| T5::load(&text.0, vb)?.touch())?;
-
         let quantize = sources.quantize.map(Quantize::blocks);
+        let rules = parts.config.rules();
+        let mut for_text = text.1.quantized(quantize, &text::names::QUANTISING);
+        for_text.check(|vb| T5::load(&text.0, vb)?.touch())?;
+
         let loras = sources.loras.iter().map(|lora| (lora.file.as_path(), lora.scale));
         let facts = Facts {
             name: parts.label.as_deref(),
@@ -131,10 +134,8 @@ impl Checkpoint {
         if !entry.is_some_and(|entry| entry.run.convention.is_some()) {
             notes.extend(parts.otherwise);
         }
-        let (mut for_transformer, mut for_text) = (
-            parts.transformer.quantized(quantize).with_loras(loras, parts.config.layer_names())?,
-            text.1.quantized(quantize),
-        );
+        let mut for_transformer =
+            parts.transformer.quantized(quantize, rules).with_loras(loras, parts.config.layer_names())?;
         notes.extend(for_transformer.lora_remarks());
         let form = || parts.config.form(parts.allowed_sigmas.as_deref());
         if let Some(folder) = sources.quantize_cache {

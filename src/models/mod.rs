@@ -22,9 +22,8 @@ use crate::job::recipe::Recipe;
 use crate::nn::stream::Chunking;
 use crate::platform::progress::Progress;
 use crate::sampling::solver::{Levels, Schedule};
-use crate::weights::lora::LayerNames;
 use crate::weights::open::Tensors;
-use crate::weights::quantize::Form;
+use crate::weights::rules::{Form, LayerNames, Rules};
 use anyhow::{Context, Result};
 use candle_core::DType;
 use cost::{Count, Widths};
@@ -56,7 +55,7 @@ impl Family {
     /// Which of its releases reel runs.
     pub fn releases(self) -> &'static str {
         match self {
-            Family::Ltx => "LTX-Video 0.9.0 to 0.9.8",
+            Family::Ltx => ltx::releases::RELEASES,
         }
     }
 
@@ -230,6 +229,13 @@ impl Config {
         }
     }
 
+    /// Which of the transformer's matrices are quantised, and how they are read.
+    pub fn rules(&self) -> &'static Rules {
+        match self {
+            Config::Ltx(_) => &ltx::names::QUANTISING,
+        }
+    }
+
     /// What LoRAs may call the transformer's layers.
     pub fn layer_names(&self) -> LayerNames {
         match self {
@@ -337,9 +343,9 @@ pub fn built_in(file: &'static [u8], vae: Option<&Path>) -> Result<Parts<Config>
     Ok(ltx::open::built_in(file, vae)?.map(Config::Ltx))
 }
 
-/// The transformer at `path`, and how it is written to a GGUF file; `None` where there is none.
-pub fn transformer(path: &Path) -> Result<Option<(Tensors, Form)>> {
-    ltx::open::transformer(path)
+/// The transformer at `path`, how it is written to a GGUF file, and what of it is quantised; `None` where there is none.
+pub fn transformer(path: &Path) -> Result<Option<(Tensors, Form, &'static Rules)>> {
+    Ok(ltx::open::transformer(path)?.map(|(tensors, form)| (tensors, form, &ltx::names::QUANTISING)))
 }
 
 #[cfg(test)]

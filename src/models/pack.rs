@@ -4,7 +4,7 @@ use crate::job::sources::Sources;
 use crate::models::bundle::Checkpoint;
 use crate::models::text::open::TEXT_PREFIX;
 use crate::platform::files::{AtomicFile, would_replace};
-use crate::weights::open::Type;
+use crate::weights::entry::{Raw, Type};
 use crate::weights::{part_folder, read_json};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
@@ -29,7 +29,7 @@ pub fn pack(dir: &Path, out: &Path, name: Option<&str>, force: bool) -> Result<(
     tensors.extend(checkpoint.vae.iter().map(|(name, raw)| (config.vae_name_in_file(name), raw)));
     tensors.extend(checkpoint.text.1.iter().map(|(name, raw)| (format!("{TEXT_PREFIX}{name}"), raw)));
     // wide types first, so that every tensor lies at a multiple of its element's size
-    let bits = |raw: &crate::weights::open::Raw| match raw.dtype {
+    let bits = |raw: &Raw| match raw.dtype {
         Type::Plain(dtype) => dtype.bitsize(),
         Type::QuantType(_) => 0,
     };

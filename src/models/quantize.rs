@@ -1,6 +1,7 @@
 //! Quantises a transformer or a text encoder into a GGUF file, for `reel models quantize`.
 
 use crate::models;
+use crate::models::text;
 use crate::models::text::open::{open_text_encoder, text_form};
 use crate::platform::device::Quantize;
 use crate::platform::files::{AtomicFile, would_replace};
@@ -25,15 +26,15 @@ pub fn quantize(path: &Path, text: bool, kind: Quantize, out: &Path, force: bool
         out.display()
     );
     ensure!(path.exists(), "there is nothing at `{}`\n  fix: give a file or a directory with weights", path.display());
-    let (tensors, form) = match models::transformer(path)?.filter(|_| !text) {
+    let (tensors, form, rules) = match models::transformer(path)?.filter(|_| !text) {
         Some(found) => found,
         None => {
             let (config, tensors) = open_text_encoder(path)?;
-            (tensors, text_form(&config))
+            (tensors, text_form(&config), &text::names::QUANTISING)
         }
     };
     tensors.check_form()?;
-    let tensors = tensors.quantized(Some(kind.blocks()));
+    let tensors = tensors.quantized(Some(kind.blocks()), rules);
     ensure!(
         tensors.quantized_count() > 0,
         "{}: no matrix in it can be quantised to {}: they are quantised already, or their rows do not divide into blocks of {}\n  fix: use the file as it is",

@@ -2,10 +2,10 @@
 
 use crate::nn::kernel::MatmulType;
 use crate::nn::kernel::blocks::QuantType;
-use crate::nn::matrix::{Kind, Matrix};
+use crate::nn::matrix::Matrix;
 use crate::nn::vars::{Source, Vars};
 use crate::sampling::noise::Noise;
-use crate::weights::quantize;
+use crate::weights::rules::Rules;
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -18,18 +18,17 @@ const DEVIATION: f32 = 0.02;
 
 struct Random {
     stored: DType,
-    /// What the matrices of the layers are kept in.
-    layers: Kind,
+    /// What the matrices that quantising means are kept in, and which those are.
+    quantize: Option<(QuantType, &'static Rules)>,
     tile: Arc<Vec<f32>>,
 }
 
 /// Random weights.
-/// - `stored`: what matrices are kept in, f32 or bf16; `quantize`: and those that quantising means. `compute` and `device` as
+/// - `stored`: what matrices are kept in, f32 or bf16; `quantize`: and those that quantising means, by a part's rules. `compute` and `device` as
 ///   for weights that are read from files.
-pub fn weights(stored: DType, quantize: Option<QuantType>, compute: DType, device: &Device) -> Vars {
+pub fn weights(stored: DType, quantize: Option<(QuantType, &'static Rules)>, compute: DType, device: &Device) -> Vars {
     let tile = Noise::new(0).normal(TILE).into_iter().map(|x| x * DEVIATION).collect();
-    let layers = quantize.map_or(Kind::Plain(stored), Kind::QuantType);
-    Vars::new(Random { stored, layers, tile: Arc::new(tile) }, compute, device.clone())
+    Vars::new(Random { stored, quantize, tile: Arc::new(tile) }, compute, device.clone())
 }
 
 impl Random {
@@ -63,15 +62,11 @@ impl Source for Random {
     }
 
     fn matrix(&self, outputs: usize, inputs: usize, name: &str, dtype: DType, device: &Device) -> Result<Matrix> {
-        let blocks_of = match self.layers {
-            Kind::QuantType(kind) => quantize::kind_of(name, kind),
-            Kind::Plain(_) => None,
-        };
-        match blocks_of.filter(|kind| inputs.is_multiple_of(kind.values())) {
-            Some(kind) => {
-                let math = if self.stored == DType::F32 { MatmulType::F32 } else { MatmulType::Bf16 };
-                let made = Matrix::made(kind, blocks(kind, outputs * inputs), outputs, inputs, math);
-                (if quantize::dequantised(name) { made.dequantised() } else { made }).to_device(device)
+        let blocks = self.quantize.and_then(|(kind, rules)| Some((rules.becomes(name, kind)?, rules)));
+        match blocks.filter(|(kind, _)| inputs.is_multiple_of(kind.values())) {
+            Some((kind, rules)) => {
+                let made = blocks_of(kind, outputs, inputs, self.stored);
+                (if rules.dequantised(name) { made.dequantised() } else { made }).to_device(device)
             }
             None => Ok(Matrix::new(self.get(&Shape::from((outputs, inputs)), name, dtype, device)?)),
         }
@@ -128,8 +123,16 @@ fn block_tile(kind: QuantType) -> Vec<u8> {
     tile
 }
 
+/// A random matrix in blocks.
+fn blocks_of(kind: QuantType, outputs: usize, inputs: usize, stored: DType) -> Matrix {
+    let math = if stored == DType::F32 { MatmulType::F32 } else { MatmulType::Bf16 };
+    Matrix::made(kind, blocks(kind, outputs * inputs), outputs, inputs, math)
+}
+
 /// A random matrix (outputs, inputs) by itself, such as a layer has.
 pub fn matrix(outputs: usize, inputs: usize, stored: DType, quantize: Option<QuantType>) -> Result<Matrix> {
-    let layer = weights(stored, quantize, DType::F32, &Device::Cpu).pp("transformer_blocks.0");
-    layer.matrix(outputs, inputs, "weight")
+    match quantize.filter(|kind| inputs.is_multiple_of(kind.values())) {
+        Some(kind) => Ok(blocks_of(kind, outputs, inputs, stored)),
+        None => weights(stored, None, DType::F32, &Device::Cpu).matrix(outputs, inputs, "weight"),
+    }
 }

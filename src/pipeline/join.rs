@@ -139,7 +139,7 @@ impl Draft {
         let legal = geometry.legal(Extent { width: made_size.0, height: made_size.1, frames: 1 });
         ensure!(
             holds == Holds::AnyFrame || asked.after.is_none(),
-            "this checkpoint can go on from a clip's last frame, but not lead up to a clip\n  fix: use a model from 0.9.5 on, or the built-in one"
+            "this checkpoint can continue from a clip's last frame, but not lead up to a clip\n  fix: use a model from 0.9.5 on, or the built-in one"
         );
         let side = |path: &Option<PathBuf>, info: &Option<Info>, tail: bool| match (path, info) {
             (Some(path), Some(info)) => Some(Side::new(path, info, tail, fps, progress)),

@@ -17,6 +17,7 @@ use crate::nn::tiles::Tiling;
 use crate::planning::cut::{self, VaeChunking};
 use crate::planning::{Model, Need, Stage, Task, need, needs};
 use crate::platform::device::Compute;
+use crate::platform::machine;
 use crate::platform::progress::human_bytes;
 use anyhow::{Result, bail, ensure};
 
@@ -190,7 +191,9 @@ impl Chooser<'_> {
             fixes.insert(0, "leave out --vae-tile, or make it smaller".to_string());
         }
         if matches!(self.budget, Budget::Asked(_)) {
-            fixes.push(format!("--memory {}, with which all stages fit", rounded_up(self.least())));
+            // a GPU's memory is not known here
+            let has = self.compute.device.is_cpu().then(machine::all_memory).flatten();
+            fixes.extend(more_memory(self.least(), has));
         }
         if fixes.is_empty() {
             fixes.push("a smaller model, or a machine with more memory".to_string());
@@ -257,6 +260,13 @@ impl Task {
     }
 }
 
+/// The flag that allows so much memory; `None` where the machine has less.
+/// - `has`: bytes of memory; `None` where that is not known.
+fn more_memory(least: u64, has: Option<u64>) -> Option<String> {
+    let allow = || format!("--memory {}, with which all stages fit", rounded_up(least));
+    has.is_none_or(|has| least <= has).then(allow)
+}
+
 /// A size that can be typed and is at least `bytes`: `4.3GiB`, `812MiB`.
 fn rounded_up(bytes: u64) -> String {
     const MIB: u64 = 1 << 20;
@@ -298,6 +308,13 @@ mod tests {
         assert_eq!(rounded_up(1), "1MiB");
         assert_eq!(rounded_up(4_500_000_000), "4.2GiB");
         assert!(crate::platform::machine::parse_size(&rounded_up(4_500_000_000)).unwrap() >= 4_500_000_000);
+    }
+
+    #[test]
+    fn no_memory_is_offered_that_the_machine_lacks() {
+        let flag = Some("--memory 8.0GiB, with which all stages fit".to_string());
+        assert_eq!((more_memory(8 << 30, Some(8 << 30)), more_memory(8 << 30, None)), (flag.clone(), flag));
+        assert_eq!(more_memory((8 << 30) + 1, Some(8 << 30)), None);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::planning::work::product_of;
 use crate::platform::device::Compute;
 use crate::platform::machine::free_disk;
 use crate::weights::open::{SMALL, Tensors};
-use crate::weights::quantize;
+use crate::weights::rules::Rules;
 use anyhow::Result;
 use candle_core::{DType, Device, Shape, Tensor};
 use std::path::{Path, PathBuf};
@@ -55,7 +55,7 @@ impl Weights {
     fn sort<'a>(kept: impl Iterator<Item = (&'a str, u64)>, prefix: &str, layers: usize, within: &str) -> Self {
         let mut all = Self { layers: vec![0; layers], rest: 0 };
         for (name, bytes) in kept.filter(|(name, _)| name.starts_with(within)) {
-            if EMBEDDINGS.contains(&name) {
+            if text::names::WORDS.contains(&name) {
                 continue; // it is left where it lies, and few of its rows are ever looked at
             }
             let number = name.strip_prefix(prefix).and_then(|rest| rest.split('.').next());
@@ -70,9 +70,6 @@ impl Weights {
 
 /// What stands before a layer's number in the text encoder.
 const TEXT_LAYERS: &str = "encoder.block.";
-
-/// The text encoder's words.
-const EMBEDDINGS: [&str; 2] = ["shared.weight", "encoder.embed_tokens.weight"];
 
 /// A model as plans see it.
 #[derive(Clone, Debug)]
@@ -146,9 +143,11 @@ impl Model {
         let own = config.released_in(); // the text encoder is f16
         // what is in blocks already stays so
         let anew = quantize.filter(|_| encoder.is_none_or(|encoder| encoder.variant_of.is_none()));
+        let rules = quantize.map(|kind| (kind, config.rules()));
         let of_transformer =
-            record(own, quantize, compute, &|vb| Transformer::load(&config, vb, config.blocks()).map(|_| ()))?;
-        let of_text = record(DType::F16, anew, compute, &|vb| T5::load(&text, vb)?.touch())?;
+            record(own, rules, compute, &|vb| Transformer::load(&config, vb, config.blocks()).map(|_| ()))?;
+        let rules = anew.map(|kind| (kind, &text::names::QUANTISING));
+        let of_text = record(DType::F16, rules, compute, &|vb| T5::load(&text, vb)?.touch())?;
         let of_decoder = record(own, None, compute, &|vb| Decoder::load(&config, vb).map(|_| ()))?;
         let of_encoder = record(own, None, compute, &|vb| Encoder::load(&config, vb).map(|_| ()))?;
         let sort = |all: &[(String, u64)], prefix: &str, layers: usize| {
@@ -201,7 +200,7 @@ impl Model {
 /// Every tensor that `build` asks for, as it would be kept.
 fn record(
     own: DType,
-    quantize: Option<QuantType>,
+    quantize: Option<(QuantType, &Rules)>,
     compute: &Compute,
     build: &dyn Fn(Vars) -> candle_core::Result<()>,
 ) -> Result<Vec<(String, u64)>> {
@@ -212,7 +211,7 @@ fn record(
     let stored = compute.stored.or((all <= SMALL).then_some(compute.dtype)).unwrap_or(own);
     let kept = |(name, shape): &Shaped| {
         let dtype = if shape.len() < 2 { compute.dtype } else { stored };
-        let blocks = quantize.and_then(|kind| quantize::kind_of(name, kind));
+        let blocks = quantize.and_then(|(kind, rules)| rules.becomes(name, kind));
         match shape[..] {
             [rows, width] if blocks.is_some_and(|kind| width.is_multiple_of(kind.values())) => {
                 blocks.map_or(0, |kind| kind.size(rows * width)) as u64

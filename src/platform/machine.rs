@@ -19,6 +19,21 @@ pub fn free_memory() -> Option<u64> {
     }
 }
 
+/// Returns the bytes of memory that this process could ever have: the least of what the machine and each of its limits allow, in
+/// use or not; `None` where the system does not tell.
+pub fn all_memory() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        linux::all_memory()
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let mut system = sysinfo::System::new();
+        system.refresh_memory();
+        Some(system.total_memory()).filter(|all| *all > 0)
+    }
+}
+
 /// Returns the most memory that this process has had, where the system tells: Linux.
 pub fn peak_memory() -> Option<u64> {
     entry(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
@@ -69,28 +84,35 @@ mod linux {
 
     pub fn free_memory() -> Option<u64> {
         let machine = entry(&read_to_string("/proc/meminfo").ok()?, "MemAvailable:")?;
-        Some([group_room(), limit_room()].into_iter().flatten().fold(machine, u64::min))
+        Some([group_room(true), limit_room(true)].into_iter().flatten().fold(machine, u64::min))
     }
 
-    /// What the tightest of the groups around this process leaves.
-    fn group_room() -> Option<u64> {
+    pub fn all_memory() -> Option<u64> {
+        let machine = entry(&read_to_string("/proc/meminfo").ok()?, "MemTotal:")?;
+        Some([group_room(false), limit_room(false)].into_iter().flatten().fold(machine, u64::min))
+    }
+
+    /// What the tightest of the groups around this process leaves; or (not `used`) what it allows.
+    fn group_room(used: bool) -> Option<u64> {
         let (groups, mounts) =
             (read_to_string("/proc/self/cgroup").ok()?, read_to_string("/proc/self/mountinfo").ok()?);
         let rooms = group_folders(&groups, &mounts).into_iter().filter_map(|(version, folder)| {
             let read = |name: &str| read_to_string(folder.join(name)).unwrap_or_default();
-            let (limits, used): (&[&str], _) = match version {
+            let (limits, taken): (&[&str], _) = match version {
                 Version::One => (&["memory.limit_in_bytes"], "memory.usage_in_bytes"),
                 Version::Two => (&["memory.max", "memory.high"], "memory.current"),
             };
             let limits: Vec<String> = limits.iter().map(|name| read(name)).collect();
-            room(limits.iter().map(String::as_str), &read(used), &read("memory.stat"))
+            let taken = if used { read(taken) } else { String::new() };
+            room(limits.iter().map(String::as_str), &taken, &read("memory.stat"))
         });
         rooms.min()
     }
 
-    /// What `ulimit -v` and `ulimit -d` leave.
-    fn limit_room() -> Option<u64> {
-        limits_room(&read_to_string("/proc/self/limits").ok()?, &read_to_string("/proc/self/status").ok()?)
+    /// What `ulimit -v` and `ulimit -d` leave; or (not `used`) what they allow.
+    fn limit_room(used: bool) -> Option<u64> {
+        let status = if used { read_to_string("/proc/self/status").ok()? } else { String::new() };
+        limits_room(&read_to_string("/proc/self/limits").ok()?, &status)
     }
 }
 
@@ -243,6 +265,7 @@ mod tests {
     #[test]
     fn this_machine_has_memory_and_disk() {
         assert!(!cfg!(target_os = "linux") || free_memory().is_some_and(|free| free > 1 << 20));
+        assert!(!cfg!(target_os = "linux") || all_memory() > free_memory());
         assert!(!cfg!(target_os = "linux") || peak_memory().is_some_and(|peak| peak > 1 << 20));
         assert!(!cfg!(unix) || free_disk(Path::new("no/such/folder/a.mp4")).is_some_and(|free| free > 0));
     }

@@ -25,14 +25,15 @@ pub fn brief(text: &str) -> String {
 }
 
 /// Adds a way out to what is wrong with a configuration, where there is none.
-pub fn with_fix(error: anyhow::Error) -> anyhow::Error {
+/// - `taken`: what reel takes, such as a family and its releases.
+pub fn with_fix(error: anyhow::Error, taken: &str) -> anyhow::Error {
     // below the first line stand backtraces, where the environment asks for them
     let said = error.chain().map(|cause| cause.to_string());
     if said.clone().any(|cause| cause.contains("\n  fix:")) {
         return error;
     }
     let said = said.map(|cause| cause.lines().next().unwrap_or_default().to_string()).collect::<Vec<_>>().join(": ");
-    anyhow::anyhow!("{said}\n  fix: correct it there, or fetch the file again; reel takes LTX-Video 0.9.0 to 0.9.8")
+    anyhow::anyhow!("{said}\n  fix: correct it there, or fetch the file again; reel takes {taken}")
 }
 
 /// The keys of one JSON object, crossed off as they are read.
@@ -124,7 +125,8 @@ impl Keys {
     }
 
     /// Errors when a key was not read.
-    pub fn finish(mut self) -> Result<()> {
+    /// - `taken`: what reel takes, such as a family and its releases.
+    pub fn finish(mut self, taken: &str) -> Result<()> {
         const SHOWN: usize = 4;
         let mut unknown: Vec<String> = self.left.keys().take(SHOWN).map(|k| format!("`{}`", brief(k))).collect();
         if unknown.is_empty() {
@@ -135,7 +137,7 @@ impl Keys {
         }
         self.known.sort_unstable();
         bail!(
-            "{}: unknown key {}, which may change what the model computes\n  known: {}\n  fix: use a checkpoint of LTX-Video 0.9.0 to 0.9.8",
+            "{}: unknown key {}, which may change what the model computes\n  known: {}\n  fix: use a checkpoint of {taken}",
             self.what,
             unknown.join(", "),
             self.known.join(", ")

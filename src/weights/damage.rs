@@ -2,12 +2,11 @@
 //! become none when they are multiplied. Small models are looked through; of large ones a few places of each tensor are read, and
 //! one that looks empty is read whole.
 
-use super::open::{Entry, Raw, Tensors, Type};
+use super::entry::{Entry, Raw};
+use super::open::Tensors;
 use super::scaled::widened;
 use crate::nn::matrix::Kind;
 use anyhow::{Result, bail};
-use candle_core::{DType, Device};
-use safetensors::tensor::Dtype;
 
 /// Bytes of weights that are looked through at once.
 const SMALL: usize = 64 << 20;
@@ -18,9 +17,6 @@ const WINDOWS: usize = 3;
 /// occur: in embeddings of words that nobody uses, and where small values were rounded to fp8.
 const LEAST_ZEROS: usize = 1024;
 const PART_OF: usize = 4;
-
-/// Tables of words, of which few rows are read: what is no number elsewhere does no harm.
-const TABLES: [&str; 2] = ["shared.weight", "encoder.embed_tokens.weight"];
 
 const FIX: &str = "fix: fetch it again and compare its size and SHA-256";
 
@@ -47,7 +43,7 @@ impl Tensors {
                     )
                 }
             }
-            if !TABLES.contains(&name.as_str()) && windows.into_iter().any(|window| !are_numbers(&raw, window)) {
+            if !self.is_table(name) && windows.into_iter().any(|window| !are_numbers(&raw, window)) {
                 return Err(self.no_numbers(name));
             }
             entry.forget();
@@ -59,29 +55,16 @@ impl Tensors {
     pub fn find_no_numbers(&self) -> Option<anyhow::Error> {
         let damaged = |(name, entry): (&String, &Entry)| {
             let raw = entry.raw();
-            let found = !TABLES.contains(&name.as_str()) && !are_numbers(&raw, (0, raw.bytes.len()));
+            let found = !self.is_table(name) && !are_numbers(&raw, (0, raw.bytes.len()));
             entry.forget();
             found.then(|| self.no_numbers(name))
         };
         self.entries.iter().find_map(damaged)
     }
 
-    /// The most that a value of the product of two matrices can be, by the lengths of the rows of the one and of the columns of the
-    /// other: the product itself is never made.
-    /// - `left`: (n, rank). `right`: (rank, m).
-    pub(super) fn most_of_product(&self, left: &str, right: &str) -> Result<f64> {
-        let squares = |name: &str| -> Result<Vec<Vec<f64>>> {
-            let shape = self.shape(name).unwrap_or_default().to_vec();
-            let values = self.load(None, DType::F32, &Device::Cpu).get(shape, name)?.to_vec2::<f32>()?;
-            Ok(values.into_iter().map(|row| row.into_iter().map(|x| f64::from(x).powi(2)).collect()).collect())
-        };
-        let rows = squares(left)?.iter().map(|row| row.iter().sum::<f64>()).fold(0.0, f64::max);
-        let mut columns = vec![];
-        for row in squares(right)? {
-            columns.resize(row.len(), 0.0);
-            columns.iter_mut().zip(row).for_each(|(sum, square)| *sum += square);
-        }
-        Ok((rows * columns.into_iter().fold(0.0, f64::max)).sqrt())
+    /// Whether few rows of it are read, so that what is no number in the others does no harm.
+    fn is_table(&self, name: &str) -> bool {
+        self.rules.is_some_and(|rules| rules.tables.contains(&name))
     }
 
     fn no_numbers(&self, name: &str) -> anyhow::Error {
@@ -90,12 +73,6 @@ impl Tensors {
             self.what()
         )
     }
-}
-
-/// The largest number that a layer can hold whose weights are of this type. What is kept in 8 bits or less is computed in bf16 at
-/// the least.
-pub(super) fn largest(dtype: Type) -> f64 {
-    if dtype == Type::Plain(Dtype::F16) { f64::from(half::f16::MAX) } else { f64::from(half::bf16::MAX) }
 }
 
 /// Whether it is more than a vector, or a vector of another shape, either of which may well be zeros.

@@ -1,7 +1,7 @@
 //! Quantised weights in forms that reel does not read, told by what stands beside them, so that an error can name them. Read
 //! without the scales that belong to them, such weights would make a clip of noise, or of nothing in particular.
 
-use super::open::{Entry, Type};
+use super::entry::{Entry, Type};
 use super::scaled;
 use crate::weights::config::brief;
 use safetensors::tensor::Dtype;

@@ -1,7 +1,7 @@
 //! GGUF files: a header with entries and the tensors' names, shapes, types and places; then the tensors.
 //! - Source: ggml `docs/gguf.md`, versions 2 and 3.
 
-use super::open::{Placed, Type};
+use super::entry::{Placed, Type};
 use crate::nn::kernel::blocks::QuantType;
 use crate::nn::matrix::Kind;
 use crate::platform::files::AtomicFile;

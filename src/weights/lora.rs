@@ -3,24 +3,18 @@
 
 mod peft;
 
-use super::damage::largest;
-use super::open::Tensors;
+use super::entry::Type;
+use super::open::{Added, Tensors};
+use super::rules::LayerNames;
 use crate::nn::kernel::MatmulType;
 use crate::nn::matrix::LowRank;
 use anyhow::{Result, anyhow, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use peft::Settings;
+use safetensors::tensor::Dtype;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-/// How a family's layers are called by others than diffusers.
-#[derive(Clone, Copy)]
-pub struct LayerNames {
-    /// From diffusers' name to that of the model's makers.
-    pub to_official: fn(&str) -> String,
-    /// And back.
-    pub from_official: fn(&str) -> String,
-}
+use std::sync::Arc;
 
 /// Prefixes that name the transformer: diffusers', ComfyUI's and Lightricks', PEFT's.
 const PREFIXES: [&str; 4] = ["transformer.", "model.diffusion_model.", "diffusion_model.", "base_model.model."];
@@ -62,7 +56,7 @@ const SHOWN: usize = 4;
 type Parts = [Option<String>; 4];
 
 /// A LoRA that fits a transformer.
-pub struct Adapter {
+struct Adapter {
     file: Tensors,
     /// By layer: names of the two factors, and what their product is multiplied by.
     layers: BTreeMap<String, (String, String, f64)>,
@@ -81,11 +75,21 @@ struct Pair {
     alpha: Option<f64>,
 }
 
+impl Tensors {
+    /// The same tensors, with LoRAs added to the layers that load them.
+    /// - `names`: what they may call the layers, which have diffusers' names here. Errors when one does not fit.
+    pub fn with_loras<'a>(mut self, loras: impl Iterator<Item = (&'a Path, f64)>, names: LayerNames) -> Result<Self> {
+        let open = |(path, scale)| Ok(Box::new(Adapter::open(path, scale, &self, names)?) as Box<dyn Added>);
+        self.loras = Arc::new(loras.map(open).collect::<Result<_>>()?);
+        Ok(self)
+    }
+}
+
 impl Adapter {
     /// Opens `--lora`, a file or the folder of one, and fits it to a transformer.
     /// - `transformer`: with diffusers' names.
     /// - Errors on keys that mean no layer of it, on other sizes, and on kinds that are not low-rank products.
-    pub fn open(path: &Path, scale: f64, transformer: &Tensors, names: LayerNames) -> Result<Self> {
+    fn open(path: &Path, scale: f64, transformer: &Tensors, names: LayerNames) -> Result<Self> {
         let inside = IN_FOLDERS.map(|name| path.join(name));
         let path = inside.iter().find(|file| file.is_file()).map_or(path, PathBuf::as_path);
         ensure!(
@@ -93,7 +97,8 @@ impl Adapter {
             "there is no LoRA at `{}`: no such file\n  fix: give --lora a .safetensors file",
             path.display()
         );
-        let file = Tensors::open(&[path.to_path_buf()])?;
+        let mut file = Tensors::open(&[path.to_path_buf()])?;
+        file.rules = transformer.rules;
         if let Some((name, raw)) = file.iter().find(|(_, raw)| raw.dtype.kind().is_none()) {
             bail!(
                 "{}: `{name}` has element type {}, which no factor of a LoRA has\n  fix: use a LoRA in bf16, f16 or f32",
@@ -122,7 +127,7 @@ impl Adapter {
             let (Some(down), Some(up)) = (down, up) else {
                 bail!("{what} has one half of `{layer}` alone\n  fix: fetch the file again")
             };
-            pairs.insert(layer.clone(), pair(&file, transformer, &layer, (down, up, alpha), &what)?);
+            pairs.insert(layer.clone(), pair(&file, transformer, (&layer, names.family), (down, up, alpha), &what)?);
         }
         let ranks: Vec<(&str, usize)> = pairs.iter().map(|(layer, pair)| (layer.as_str(), pair.rank)).collect();
         let settings = Settings::find(&file, path, &ranks, pairs.values().any(|pair| pair.alpha.is_some()))?;
@@ -151,7 +156,7 @@ impl Adapter {
             // what is multiplied by nothing is left out, and so changes nothing
             if scale * factor != 0.0 {
                 let (factor, most) = (scale * factor, most(&layer, "weight"));
-                if file.most_of_product(&up, &down)? * factor.abs() > most {
+                if most_of_product(&file, &up, &down)? * factor.abs() > most {
                     return Err(beyond(format!("the product of `{up}` and `{down}`"), factor, most));
                 }
                 layers.insert(layer, (down, up, factor));
@@ -171,23 +176,21 @@ impl Adapter {
         }
         Ok(Self { file, layers, biases, scale, remark })
     }
+}
 
-    /// What the user should know of it.
-    pub fn remark(&self) -> Option<&str> {
+impl Added for Adapter {
+    fn remark(&self) -> Option<&str> {
         self.remark.as_deref()
     }
 
-    /// What is added to the bias of one layer.
-    pub(super) fn bias(&self, layer: &str, dtype: DType, device: &Device) -> candle_core::Result<Option<Tensor>> {
+    fn bias(&self, layer: &str, dtype: DType, device: &Device) -> candle_core::Result<Option<Tensor>> {
         let Some(name) = self.biases.get(layer) else { return Ok(None) };
         let shape = self.file.shape(name).unwrap_or_default().to_vec();
         let difference = self.file.load(None, DType::F32, device).get(shape, name)?;
         Ok(Some((difference * self.scale)?.to_dtype(dtype)?))
     }
 
-    /// The pair of one layer.
-    /// - `math`: in what a CPU multiplies by the layer itself.
-    pub(super) fn layer(
+    fn layer(
         &self,
         name: &str,
         math: MatmulType,
@@ -209,11 +212,35 @@ impl Adapter {
     }
 }
 
+/// The most that a value of the product of two matrices can be, by the lengths of the rows of the one and of the columns of the
+/// other: the product itself is never made.
+/// - `left`: (n, rank). `right`: (rank, m).
+fn most_of_product(file: &Tensors, left: &str, right: &str) -> Result<f64> {
+    let squares = |name: &str| -> Result<Vec<Vec<f64>>> {
+        let shape = file.shape(name).unwrap_or_default().to_vec();
+        let values = file.load(None, DType::F32, &Device::Cpu).get(shape, name)?.to_vec2::<f32>()?;
+        Ok(values.into_iter().map(|row| row.into_iter().map(|x| f64::from(x).powi(2)).collect()).collect())
+    };
+    let rows = squares(left)?.iter().map(|row| row.iter().sum::<f64>()).fold(0.0, f64::max);
+    let mut columns = vec![];
+    for row in squares(right)? {
+        columns.resize(row.len(), 0.0);
+        columns.iter_mut().zip(row).for_each(|(sum, square)| *sum += square);
+    }
+    Ok((rows * columns.into_iter().fold(0.0, f64::max)).sqrt())
+}
+
+/// The largest number that a layer can hold whose weights are of this type. What is kept in 8 bits or less is computed in bf16 at
+/// the least.
+fn largest(dtype: Type) -> f64 {
+    if dtype == Type::Plain(Dtype::F16) { f64::from(half::f16::MAX) } else { f64::from(half::bf16::MAX) }
+}
+
 /// Checks that a layer's factors multiply, and fit the layer.
 fn pair(
     file: &Tensors,
     transformer: &Tensors,
-    layer: &str,
+    (layer, family): (&str, &str),
     (down, up, alpha): (String, String, Option<String>),
     what: &str,
 ) -> Result<Pair> {
@@ -223,7 +250,7 @@ fn pair(
     let (&[rank, inputs], &[outputs, up_rank], &[base_outputs, base_inputs]) = (a.as_slice(), b.as_slice(), base)
     else {
         bail!(
-            "{what}: the factors of `{layer}` have shapes {a:?} and {b:?}, which are no matrices\n  fix: use a LoRA of LTX-Video"
+            "{what}: the factors of `{layer}` have shapes {a:?} and {b:?}, which are no matrices\n  fix: use a LoRA of {family}"
         )
     };
     ensure!(
@@ -264,8 +291,9 @@ fn parts(file: &Tensors, transformer: &Tensors, names: LayerNames, what: &str) -
         let more = unknown.len().saturating_sub(SHOWN);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         bail!(
-            "{what} has keys that are no part of this model: {}{more}\n  fix: use a LoRA of LTX-Video 0.9, in diffusers' or ComfyUI's form",
-            shown.join(", ")
+            "{what} has keys that are no part of this model: {}{more}\n  fix: use a LoRA of {}, in diffusers' or ComfyUI's form",
+            shown.join(", "),
+            names.family
         );
     }
     ensure!(!parts.is_empty(), "{what} is empty\n  fix: fetch it again");

@@ -1,12 +1,16 @@
 //! Files of weights: safetensors and GGUF to tensors by name, mapped; quantising, LoRAs, the forms that other programs write.
 
+mod check;
 pub mod config;
+mod copies;
 mod damage;
+pub mod entry;
 mod forms;
 pub mod gguf;
-pub mod lora;
+mod lora;
 pub mod open;
-pub mod quantize;
+mod quantize;
+pub mod rules;
 mod scaled;
 mod source;
 

@@ -1,149 +1,47 @@
 //! Weight files -> tensors by name. Files are mapped, never read whole: a tensor is copied to its device when a layer asks
 //! for it, and its pages can go again.
 
-use super::lora::{Adapter, LayerNames};
-use super::quantize::Cache;
-use super::source::{Checker, Fault, Reader};
-use super::{forms, gguf, scaled};
+use super::entry::{Bytes, Entry, Placed, Raw, Type};
+use super::rules::{Form, Rules};
+use super::{gguf, scaled};
 use crate::nn::kernel::MatmulType;
 use crate::nn::kernel::blocks::QuantType;
-use crate::nn::matrix::{Kind, Mapped, usable};
-use crate::nn::vars::Vars;
+use crate::nn::matrix::LowRank;
 use crate::platform::mapped::MappedFile;
 use crate::weights::config::{self, brief};
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{DType, Device};
-use safetensors::tensor::{Dtype, SafeTensors};
+use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::SafeTensors;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-enum Bytes {
-    Mapped(MappedFile),
-    Embedded(&'static [u8]),
+/// A LoRA as layers meet it.
+pub(super) trait Added: Send + Sync {
+    /// The low-rank product that is added to one layer.
+    /// - `math`: in what a CPU multiplies by the layer itself.
+    fn layer(
+        &self,
+        name: &str,
+        math: MatmulType,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Option<LowRank>>;
+
+    /// What is added to the bias of one layer.
+    fn bias(&self, layer: &str, dtype: DType, device: &Device) -> candle_core::Result<Option<Tensor>>;
+
+    /// What the user should know of it.
+    fn remark(&self) -> Option<&str>;
 }
 
-impl std::ops::Deref for Bytes {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        match self {
-            Bytes::Mapped(map) => map,
-            Bytes::Embedded(bytes) => bytes,
-        }
-    }
-}
-
-impl Bytes {
-    /// Lets the pages of a range go that has been copied; a later look reads them from the file again.
-    fn forget(&self, range: (usize, usize)) {
-        if let Bytes::Mapped(map) = self {
-            map.forget(range);
-        }
-    }
-}
-
-/// What a tensor is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Type {
-    Plain(Dtype),
-    QuantType(QuantType),
-}
-
-impl Type {
-    /// What products and layers can use; `None` for integers and the like.
-    pub fn kind(self) -> Option<Kind> {
-        Some(Kind::Plain(match self {
-            Type::QuantType(kind) => return Some(Kind::QuantType(kind)),
-            Type::Plain(Dtype::F64) => DType::F64,
-            Type::Plain(Dtype::F32) => DType::F32,
-            Type::Plain(Dtype::F16) => DType::F16,
-            Type::Plain(Dtype::BF16) => DType::BF16,
-            Type::Plain(Dtype::F8_E4M3) => DType::F8E4M3,
-            Type::Plain(_) => return None,
-        }))
-    }
-}
-
-impl std::fmt::Display for Type {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        match self {
-            Type::Plain(dtype) => write!(f, "{dtype:?}"),
-            Type::QuantType(kind) => f.write_str(kind.name()),
-        }
-    }
-}
-
-/// A tensor as a file's header places it.
-pub(super) struct Placed {
-    pub name: String,
-    pub dtype: Type,
-    pub shape: Vec<usize>,
-    /// Bytes in the file.
-    pub range: (usize, usize),
-}
-
+/// A folder for quantised parts, and how this one is written there.
 #[derive(Clone)]
-pub(super) struct Entry {
-    file: Arc<Bytes>,
-    pub dtype: Type,
-    pub shape: Vec<usize>,
-    /// What its numbers are multiplied by when they are read: one factor, or one for each row.
-    pub scales: Option<Arc<[f32]>>,
-    range: (usize, usize),
-}
-
-/// A tensor as it lies in its file: little-endian, row-major.
-pub struct Raw<'a> {
-    pub dtype: Type,
-    pub shape: &'a [usize],
-    pub bytes: &'a [u8],
-    /// What its numbers have to be multiplied by: one factor, or one for each row.
-    pub scales: Option<&'a [f32]>,
-}
-
-impl Entry {
-    /// Whether it is part of the program.
-    pub(super) fn is_built_in(&self) -> bool {
-        matches!(*self.file, Bytes::Embedded(_))
-    }
-
-    pub fn raw(&self) -> Raw<'_> {
-        let bytes = &self.file[self.range.0..self.range.1];
-        Raw { dtype: self.dtype, shape: &self.shape, bytes, scales: self.scales.as_deref() }
-    }
-
-    /// Lets its pages go; a later look reads them from the file again.
-    pub fn forget(&self) {
-        self.file.forget(self.range);
-    }
-
-    /// Itself, to be used where it lies; `None` where it is misaligned for its element type, or has to be multiplied by scales first.
-    pub fn in_place(&self) -> Option<Arc<dyn Mapped>> {
-        let kind = self.dtype.kind().filter(|_| self.scales.is_none())?;
-        usable(self.raw().bytes, kind).then(|| Arc::new(InPlace { entry: self.clone(), kind }) as Arc<dyn Mapped>)
-    }
-}
-
-/// A tensor that is used where it lies; its pages may go when nobody uses it any more.
-struct InPlace {
-    entry: Entry,
-    kind: Kind,
-}
-
-impl Mapped for InPlace {
-    fn bytes(&self) -> &[u8] {
-        self.entry.raw().bytes
-    }
-
-    fn kind(&self) -> Kind {
-        self.kind
-    }
-}
-
-impl Drop for InPlace {
-    fn drop(&mut self) {
-        self.entry.forget();
-    }
+pub(super) struct Cache {
+    pub folder: PathBuf,
+    pub form: Form,
+    /// Whether they are kept for later runs.
+    pub keep: bool,
 }
 
 /// Tensors by name, from one or several files. Cheap to clone.
@@ -153,7 +51,8 @@ pub struct Tensors {
     pub(super) entries: Arc<BTreeMap<String, Entry>>,
     metadata: Arc<HashMap<String, String>>,
     pub(super) quantize: Option<QuantType>,
-    pub(super) loras: Arc<Vec<Adapter>>,
+    pub(super) rules: Option<&'static Rules>,
+    pub(super) loras: Arc<Vec<Box<dyn Added>>>,
     pub(super) cache: Option<Cache>,
     /// Whether these were taken from the cache.
     pub(super) kept: bool,
@@ -184,6 +83,7 @@ impl Tensors {
             entries: Arc::default(),
             metadata: Arc::default(),
             quantize: None,
+            rules: None,
             loras: Arc::default(),
             cache: None,
             kept: false,
@@ -242,14 +142,6 @@ impl Tensors {
         Ok(())
     }
 
-    /// The same tensors, with LoRAs added to the layers that load them.
-    /// - Errors when one does not fit; see [`Adapter::open`].
-    pub fn with_loras<'a>(mut self, loras: impl Iterator<Item = (&'a Path, f64)>, names: LayerNames) -> Result<Self> {
-        let adapters = loras.map(|(path, scale)| Adapter::open(path, scale, &self, names)).collect::<Result<_>>()?;
-        self.loras = Arc::new(adapters);
-        Ok(self)
-    }
-
     /// What the user should know of their LoRAs.
     pub fn lora_remarks(&self) -> impl Iterator<Item = String> {
         self.loras.iter().filter_map(|lora| lora.remark().map(String::from))
@@ -257,7 +149,7 @@ impl Tensors {
 
     /// Taken from the cache in place of others.
     pub(super) fn in_place_of(self, others: Self) -> Self {
-        Self { kept: true, loras: others.loras, quantize: others.quantize, ..self }
+        Self { kept: true, loras: others.loras, quantize: others.quantize, rules: others.rules, ..self }
     }
 
     /// What tells their files from others, and from what they were before; nothing for what is part of the program.
@@ -291,7 +183,7 @@ impl Tensors {
 
     /// Bytes of all tensors.
     pub fn size(&self) -> usize {
-        self.entries.values().map(|e| e.range.1 - e.range.0).sum()
+        self.entries.values().map(Entry::size).sum()
     }
 
     /// Elements of all tensors.
@@ -303,72 +195,6 @@ impl Tensors {
     pub fn renamed(&self, rename: impl Fn(&str) -> Option<String>) -> Self {
         let entries = self.entries.iter().filter_map(|(name, entry)| Some((rename(name)?, entry.clone()))).collect();
         Self { entries: Arc::new(entries), ..self.clone() }
-    }
-
-    /// Tensors for a model's constructor.
-    /// - `stored`: element type that matrices are kept in; `None` keeps the file's, or `compute` where the model is small,
-    ///   which saves widening them at each use and changes no number. Vectors and scalars always take `compute`; blocks
-    ///   stay blocks.
-    pub fn load(&self, stored: Option<DType>, compute: DType, device: &Device) -> Vars {
-        let widened = stored.or((self.elements() <= SMALL).then_some(compute));
-        let reader = Reader { tensors: self.clone(), stored: widened, blocks_in: blocks_in(stored) };
-        Vars::new(reader, compute, device.clone())
-    }
-
-    /// In what a CPU multiplies most of them, kept as [`Tensors::load`] keeps them.
-    pub fn math(&self, stored: Option<DType>) -> MatmulType {
-        let bytes = |wanted: fn(Type) -> bool| {
-            self.entries.values().filter(|e| wanted(scaled::read_type(e))).map(|e| e.range.1 - e.range.0).sum::<usize>()
-        };
-        let blocks = bytes(|dtype| matches!(dtype, Type::QuantType(_))) > 0 || self.quantize.is_some();
-        let mostly_half = bytes(|dtype| dtype == Type::Plain(Dtype::BF16)) * 2 > self.size() && self.elements() > SMALL;
-        match stored {
-            Some(DType::BF16) => MatmulType::Bf16,
-            stored if blocks => blocks_in(stored),
-            None if mostly_half => MatmulType::Bf16,
-            _ => MatmulType::F32,
-        }
-    }
-
-    /// Runs a model's constructor over the headers alone and lists what does not fit, so that every error comes before the
-    /// first weight is loaded; then looks for damage among the weights.
-    pub fn check<T>(&self, build: impl FnOnce(Vars) -> candle_core::Result<T>) -> Result<()> {
-        self.check_form()?;
-        let faults = Arc::new(Mutex::new(vec![]));
-        let asked = Arc::new(Mutex::new(vec![]));
-        let checker = Checker { tensors: self.clone(), asked: asked.clone(), faults: faults.clone() };
-        let built = build(Vars::new(checker, DType::F32, Device::Cpu));
-        let faults = faults.lock().map(|f| f.clone()).unwrap_or_default();
-        if faults.is_empty() {
-            built.with_context(|| format!("{} cannot be read as a model", self.what))?;
-            return self.check_numbers(&asked.lock().map(|names| names.clone()).unwrap_or_default());
-        }
-        if let Some((name, dtype)) = faults.iter().find_map(Fault::unread) {
-            bail!("{} has weights of type {dtype} (`{name}`), which reel does not read\n  {}", self.what, forms::FIX)
-        }
-        const SHOWN: usize = 4;
-        let more = faults.len().saturating_sub(SHOWN);
-        let shown: Vec<String> = faults.iter().take(SHOWN).map(Fault::to_string).collect();
-        let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-        bail!(
-            "{} does not fit its configuration: {}{more}\n  fix: use weights and configuration of one checkpoint",
-            self.what,
-            shown.join("; ")
-        )
-    }
-
-    /// Errors when they are quantised in a form that reel does not read.
-    pub fn check_form(&self) -> Result<()> {
-        match forms::unread(&self.entries) {
-            Some((form, name)) => {
-                bail!(
-                    "{} is quantised in a form that reel does not read: {form} (`{name}`)\n  {}",
-                    self.what,
-                    forms::FIX
-                )
-            }
-            None => Ok(()),
-        }
     }
 }
 
@@ -411,14 +237,6 @@ fn check_sizes(tensors: &[Placed]) -> Result<()> {
 
 /// Elements that may as well be widened: 1 GiB in f32.
 pub const SMALL: usize = 1 << 28;
-
-/// In what a CPU multiplies by blocks, where matrices are to be kept in `stored`: in bf16, unless f32 was asked for. Rounding
-/// what was read out of blocks to bf16 once more is little beside what was lost when they were made (relative error of
-/// sums of 2048 products of normal values with Q8_0: 0.53 % in f32, 0.58 % in bf16; with Q4_K 7.18 % in either; with bf16 alone
-/// 0.24 %).
-fn blocks_in(stored: Option<DType>) -> MatmulType {
-    if stored == Some(DType::F32) { MatmulType::F32 } else { MatmulType::Bf16 }
-}
 
 /// What stands in the middle of an index's name; before `json` may stand a variant, as in `model.safetensors.index.fp16.json`.
 const INDEX: &str = ".safetensors.index.";

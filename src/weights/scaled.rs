@@ -6,7 +6,7 @@
 //! `input_scale` scale activations to fp8, for products of fp8 with fp8: there are none here, so they change nothing.
 //! - Source: ComfyUI `comfy/ops.py`, `scaled_fp8_ops` and `mixed_precision_ops`, at 0.3.76.
 
-use super::open::{Entry, Raw, Type};
+use super::entry::{Entry, Raw, Type};
 use crate::nn::matrix::Kind;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::bf16;
@@ -132,10 +132,12 @@ mod tests {
     use crate::nn::kernel::blocks::QuantType;
     use crate::platform::files::AtomicFile;
     use crate::weights::open::Tensors;
+    use crate::weights::rules::{Form, Rules};
     use safetensors::tensor::TensorView;
     use std::path::PathBuf;
 
-    const LAYER: &str = "transformer_blocks.0.attn1.to_q";
+    const LAYER: &str = "layers.0.q";
+    const RULES: Rules = Rules { layers: "layers.", not: &[], fine: &[], int8: true, tables: &[] };
 
     type Part<'a> = (&'a str, Dtype, Vec<usize>, Vec<u8>);
 
@@ -214,7 +216,7 @@ mod tests {
             // and what is quantised are these numbers too
             let plain = opened(name, &[("weight", Dtype::F32, vec![ROWS, WIDTH], floats(&want))]);
             let blocks = |tensors: Tensors| {
-                let vars = tensors.quantized(Some(QuantType::Q8_0)).load(None, DType::F32, &Device::Cpu);
+                let vars = tensors.quantized(Some(QuantType::Q8_0), &RULES).load(None, DType::F32, &Device::Cpu);
                 let matrix = vars.matrix(ROWS, WIDTH, &format!("{LAYER}.weight")).unwrap();
                 assert_eq!(matrix.kind(), Kind::QuantType(QuantType::Q8_0));
                 matrix.tensor().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
@@ -228,14 +230,9 @@ mod tests {
     fn fp8_is_quantised() {
         let norm: Part = ("norm_q.weight", Dtype::F8_E4M3, vec![WIDTH], bytes()[..WIDTH].to_vec());
         let tensors = opened("plain", &[("weight", Dtype::F8_E4M3, vec![ROWS, WIDTH], bytes()), norm]);
-        let tensors = tensors.quantized(Some(QuantType::Q8_0));
+        let tensors = tensors.quantized(Some(QuantType::Q8_0), &RULES);
         assert_eq!(tensors.quantized_count(), 1);
-        let form = crate::weights::quantize::Form {
-            architecture: "ltxv",
-            config: String::new(),
-            rename: str::to_string,
-            back: str::to_string,
-        };
+        let form = Form { architecture: "any", config: String::new(), rename: str::to_string, back: str::to_string };
         let path = std::env::temp_dir().join(format!("reel-scaled-{}.gguf", std::process::id()));
         let file = AtomicFile::create(&path, true).unwrap();
         tensors.write_gguf(&file, &form, || Ok(())).unwrap();

@@ -1,21 +1,56 @@
-//! Tensors of files as layers ask for them: in place where they may be, copied where not, quantised where that was asked for;
-//! and a stand-in that only checks names and shapes.
+//! Tensors of files as layers ask for them: in place where they may be, copied where not, quantised where that was asked for.
 
-use super::open::{Raw, Tensors, Type};
+use super::entry::{Entry, Raw, Type};
+use super::open::{SMALL, Tensors};
 use super::{quantize, scaled};
 use crate::nn::kernel::MatmulType;
 use crate::nn::matrix::LowRank;
 use crate::nn::matrix::{Kind, Matrix};
-use crate::nn::vars::Source;
+use crate::nn::vars::{Source, Vars};
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
-use std::sync::{Arc, Mutex};
+use safetensors::tensor::Dtype;
 
-pub(super) struct Reader {
-    pub tensors: Tensors,
+impl Tensors {
+    /// Tensors for a model's constructor.
+    /// - `stored`: element type that matrices are kept in; `None` keeps the file's, or `compute` where the model is small,
+    ///   which saves widening them at each use and changes no number. Vectors and scalars always take `compute`; blocks
+    ///   stay blocks.
+    pub fn load(&self, stored: Option<DType>, compute: DType, device: &Device) -> Vars {
+        let widened = stored.or((self.elements() <= SMALL).then_some(compute));
+        let reader = Reader { tensors: self.clone(), stored: widened, blocks_in: blocks_in(stored) };
+        Vars::new(reader, compute, device.clone())
+    }
+
+    /// In what a CPU multiplies most of them, kept as [`Tensors::load`] keeps them.
+    pub fn math(&self, stored: Option<DType>) -> MatmulType {
+        let bytes = |wanted: fn(Type) -> bool| {
+            self.entries.values().filter(|e| wanted(scaled::read_type(e))).map(Entry::size).sum::<usize>()
+        };
+        let blocks = bytes(|dtype| matches!(dtype, Type::QuantType(_))) > 0 || self.quantize.is_some();
+        let mostly_half = bytes(|dtype| dtype == Type::Plain(Dtype::BF16)) * 2 > self.size() && self.elements() > SMALL;
+        match stored {
+            Some(DType::BF16) => MatmulType::Bf16,
+            stored if blocks => blocks_in(stored),
+            None if mostly_half => MatmulType::Bf16,
+            _ => MatmulType::F32,
+        }
+    }
+}
+
+/// In what a CPU multiplies by blocks, where matrices are to be kept in `stored`: in bf16, unless f32 was asked for. Rounding
+/// what was read out of blocks to bf16 once more is little beside what was lost when they were made (relative error of
+/// sums of 2048 products of normal values with Q8_0: 0.53 % in f32, 0.58 % in bf16; with Q4_K 7.18 % in either; with bf16 alone
+/// 0.24 %).
+fn blocks_in(stored: Option<DType>) -> MatmulType {
+    if stored == Some(DType::F32) { MatmulType::F32 } else { MatmulType::Bf16 }
+}
+
+struct Reader {
+    tensors: Tensors,
     /// What matrices are kept in; `None`: as they are stored.
-    pub stored: Option<DType>,
+    stored: Option<DType>,
     /// In what a CPU multiplies by blocks.
-    pub blocks_in: MatmulType,
+    blocks_in: MatmulType,
 }
 
 impl Reader {
@@ -37,8 +72,8 @@ impl Reader {
 
     /// A matrix that may be blocks.
     fn finished(&self, name: &str, matrix: Matrix, device: &Device) -> Result<Matrix> {
-        let matrix = if quantize::dequantised(name) { matrix.dequantised() } else { matrix };
-        matrix.to_device(device)
+        let dequantised = self.tensors.rules.is_some_and(|rules| rules.dequantised(name));
+        (if dequantised { matrix.dequantised() } else { matrix }).to_device(device)
     }
 }
 
@@ -110,73 +145,4 @@ impl Source for Reader {
             None => self.matrix(rows, width, name, dtype, device),
         }
     }
-}
-
-/// With so many faults the rest need not be looked at.
-const MOST_FAULTS: usize = 100;
-
-/// What is wrong with a tensor that a model's constructor asked for.
-#[derive(Clone)]
-pub(super) enum Fault {
-    Missing { name: String },
-    Shape { name: String, own: Vec<usize>, expected: Vec<usize> },
-    Unread { name: String, dtype: Type },
-}
-
-impl Fault {
-    /// The name and the type of a tensor of a type that reel does not read.
-    pub fn unread(&self) -> Option<(&str, Type)> {
-        if let Self::Unread { name, dtype } = self { Some((name, *dtype)) } else { None }
-    }
-}
-
-impl std::fmt::Display for Fault {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        match self {
-            Self::Missing { name } => write!(f, "the tensor `{name}` is missing"),
-            Self::Shape { name, own, expected } => write!(f, "`{name}` has shape {own:?}, expected {expected:?}"),
-            Self::Unread { name, dtype } => write!(f, "`{name}` has element type {dtype}"),
-        }
-    }
-}
-
-pub(super) struct Checker {
-    pub tensors: Tensors,
-    /// Names of all tensors that were asked for.
-    pub asked: Arc<Mutex<Vec<String>>>,
-    pub faults: Arc<Mutex<Vec<Fault>>>,
-}
-
-impl Source for Checker {
-    fn get(&self, shape: &Shape, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let name = || name.to_string();
-        let fault = match self.tensors.entries.get(&name()) {
-            None => Some(Fault::Missing { name: name() }),
-            Some(e) if e.shape != shape.dims() => {
-                Some(Fault::Shape { name: name(), own: e.shape.clone(), expected: shape.dims().to_vec() })
-            }
-            Some(e) if e.dtype.kind().is_none() => Some(Fault::Unread { name: name(), dtype: e.dtype }),
-            Some(_) => None,
-        };
-        if let Ok(mut asked) = self.asked.lock() {
-            asked.push(name());
-        }
-        if let (Some(fault), Ok(mut faults)) = (fault, self.faults.lock()) {
-            faults.push(fault);
-            if faults.len() == MOST_FAULTS {
-                bail!("it is another model")
-            }
-        }
-        // a stand-in: the right shape over one element
-        Tensor::zeros((), dtype, device)?.broadcast_as(shape.clone())
-    }
-
-    fn contains(&self, name: &str) -> bool {
-        self.tensors.entries.contains_key(name)
-    }
-}
-
-/// Whether a tensor is made of plain numbers.
-pub(super) fn plain(dtype: Type) -> bool {
-    matches!(dtype.kind(), Some(Kind::Plain(_)))
 }

@@ -1,6 +1,6 @@
-//! Flags out of range, verbs and outputs that cannot be.
+//! Flags out of range, commands and outputs that cannot be.
 
-use crate::common::*;
+use super::common::*;
 
 /// (arguments after `generate "a red ball"`, words of the error)
 const FLAGS: &[(&[&str], &[&str])] = &[

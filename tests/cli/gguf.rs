@@ -1,6 +1,6 @@
 //! GGUF files that are broken, of unknown types, or lack what belongs to them.
 
-use crate::common::*;
+use super::common::*;
 use reel::embedded::TINY;
 use reel::platform::files::AtomicFile;
 use reel::weights::gguf::{self, Part};

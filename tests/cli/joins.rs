@@ -1,6 +1,6 @@
 //! What `extend`, `bridge` and `loop` say and refuse, and outputs that are, or hold, what a run reads.
 
-use crate::common::*;
+use super::common::*;
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -113,8 +113,8 @@ fn footage_of_an_odd_size_becomes_an_mp4() {
     let size = args.iter().position(|arg| *arg == "32x32").unwrap();
     args[size] = "37x33";
     works(&scratch, &args);
-    for (verb, more) in [("extend", &["on"][..]), ("loop", &[])] {
-        let args = [&[verb, "odd.gif"], more, &["--frames", "4"]].concat();
+    for (command, more) in [("extend", &["on"][..]), ("loop", &[])] {
+        let args = [&[command, "odd.gif"], more, &["--frames", "4"]].concat();
         let said = works(&scratch, &join(&args, &["-o", "even.mp4", "--force"]));
         assert!(said.contains("37x33") && said.contains("even.mp4: 38x34"), "{said}");
     }

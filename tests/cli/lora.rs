@@ -1,6 +1,6 @@
 //! LoRAs that fit nothing, and flags that mean none.
 
-use crate::common::*;
+use super::common::*;
 use safetensors::tensor::{Dtype, TensorView};
 use std::path::Path;
 

@@ -1,6 +1,6 @@
 //! Models that are unknown, absent, no checkpoint, broken, or do not fit together.
 
-use crate::common::*;
+use super::common::*;
 use serde_json::{Value, json};
 
 /// A model that cannot be opened: nothing is written, and the error says why.

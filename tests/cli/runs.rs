@@ -1,6 +1,6 @@
 //! Runs that work: what comes where, in what form, and what an interrupt leaves.
 
-use crate::common::*;
+use super::common::*;
 use serde_json::Value;
 use std::io::Write;
 use std::process::Stdio;
@@ -15,7 +15,7 @@ fn works(scratch: &Scratch, args: &[&str]) -> (Vec<u8>, String) {
 #[test]
 fn help_and_data_go_to_standard_output() {
     let scratch = Scratch::new();
-    let verbs: [&[&str]; 13] = [
+    let commands: [&[&str]; 13] = [
         &["--help"],
         &["generate", "--help"],
         &["models", "--help"],
@@ -30,7 +30,7 @@ fn help_and_data_go_to_standard_output() {
         &["completions", "--help"],
         &["licenses", "--help"],
     ];
-    for args in verbs {
+    for args in commands {
         let (out, said) = works(&scratch, args);
         assert!(text(&out).contains("Usage: reel") && said.is_empty(), "{args:?}");
     }
@@ -404,6 +404,11 @@ fn a_dry_run_says_what_a_run_will_take() {
         assert!(said.contains("--memory allows 10.0 MB") && said.contains("fix: --memory"), "{said}");
         assert!(out.contains(if format.is_empty() { "it does not fit" } else { "\"fits\":false" }), "{out}");
     }
+    // memory that no machine has is no way out
+    let vast = ["--size", "16384x16384", "--frames", "100000", "--memory", "8GiB", "-o", "a.png"];
+    let vast = [&["generate", "a boat", "--dry-run"][..], &vast].concat();
+    let said = text(&reel(&scratch.0, &vast).stderr);
+    assert!(said.contains("fix: --size") && !said.contains("with which all stages fit"), "{said}");
     // one figure is enough for all stages, and less than it is not
     for size in ["64x64", "512x320"] {
         let run =

@@ -1,6 +1,6 @@
 //! Stills and clips that cannot be used, each refused before any weights load.
 
-use crate::common::*;
+use super::common::*;
 
 /// A folder with a still, a clip and things that are neither.
 fn stage() -> Scratch {

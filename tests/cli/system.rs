@@ -1,7 +1,7 @@
 //! What the system does to a run: other processes, signals, limits, closed streams, and things in the place of files.
 #![cfg(unix)]
 
-use crate::common::*;
+use super::common::*;
 use reel::embedded::TINY;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;

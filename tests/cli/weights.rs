@@ -1,6 +1,6 @@
 //! Weights in forms of other programs: read as what they are, or refused by name.
 
-use crate::common::*;
+use super::common::*;
 use reel::models::ltx::names::{TRANSFORMER_PREFIX, VAE_PREFIX};
 use reel::models::text::open::TEXT_PREFIX;
 use serde_json::json;

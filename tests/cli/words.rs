@@ -1,6 +1,6 @@
 //! What is said: hints for words of other programs, prompts from standard input, text that others wrote, and JSON.
 
-use crate::common::*;
+use super::common::*;
 use serde_json::Value;
 use std::io::Write;
 use std::process::{Output, Stdio};

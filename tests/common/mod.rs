@@ -1,5 +1,4 @@
 //! What the tests share: goldens opened, errors measured, the program run.
-#![allow(dead_code)] // each file of tests uses its own part of this
 
 use candle_core::{DType, Device, Tensor};
 use reel::nn::vars::Vars;
@@ -8,6 +7,7 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Largest error of a part, relative to its largest expected value. Measured: up to 2.5e-6, from sums in another order than
 /// torch's. In the reference itself the other GELU moves these outputs by 8e-5 to 7e-4, bf16 layers by 2e-3 and more, another
@@ -47,13 +47,6 @@ impl Golden {
     pub fn weights(&self, stored: Option<DType>) -> Vars {
         let weights = self.file.renamed(|name| name.strip_prefix("weights.").map(String::from));
         weights.load(stored, DType::F32, &Device::Cpu)
-    }
-
-    /// The part's weights in f32, as other programs on candle take them.
-    pub fn var_builder(&self) -> candle_nn::VarBuilder<'static> {
-        let weights = self.data.iter().filter_map(|(name, x)| Some((name.strip_prefix("weights.")?.to_string(), x)));
-        let weights = weights.map(|(name, x)| (name, x.to_dtype(DType::F32).unwrap())).collect();
-        candle_nn::VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu)
     }
 
     /// `in.*` or `out.*`.
@@ -98,7 +91,10 @@ pub struct Scratch(PathBuf);
 
 impl Scratch {
     pub fn new(name: &str) -> Self {
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+        // tests run beside each other in one process
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("{name}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         let _ = std::fs::remove_dir_all(&dir); // of a killed run
         std::fs::create_dir_all(&dir).unwrap();
         Self(dir)
@@ -135,6 +131,15 @@ pub fn reel(args: &[&str]) -> Output {
     output
 }
 
+/// Runs one of the ignored tests in a process of its own: what it measures or sets is the process's.
+pub fn alone(test: &str) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let output = command.args(["--exact", test, "--ignored", "--nocapture"]).output().unwrap();
+    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    println!("{said}");
+    assert!(output.status.success() && said.contains("test result: ok. 1 passed"), "{test}");
+}
+
 /// Frames of a clip, packed RGB.
 #[derive(PartialEq)]
 pub struct Clip {
@@ -145,10 +150,7 @@ pub struct Clip {
 
 /// `reel generate PROMPT --model MODEL FLAGS`, as frames.
 pub fn generate(model: &str, prompt: &str, flags: &[&str]) -> Clip {
-    // tests run beside each other in one process
-    static COUNT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
-    let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let scratch = Scratch::new(&format!("frames-{count}"));
+    let scratch = Scratch::new("frames");
     let out = scratch.path("clip/");
     reel(&[&["generate", prompt, "--model", model, "--out", &out, "--quiet"], flags].concat());
     let mut files: Vec<PathBuf> = std::fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().path()).collect();

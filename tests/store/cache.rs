@@ -1,7 +1,7 @@
 //! The cache as Python has it: found, written, verified, freed.
 
-use crate::server::{COMMIT, Reply, Server, sha256};
-use crate::*;
+use super::server::{COMMIT, Reply, Server, sha256};
+use super::*;
 use reel::hub::store::{State, Verdict};
 
 const OTHER: &str = "fedcba9876543210fedcba9876543210fedcba98";
@@ -198,7 +198,7 @@ fn what_broke_off_is_seen_and_can_be_freed() {
 /// Pulls [`FILE`], then does something to what is there.
 fn pulled(
     bytes: &[u8],
-    twist: impl Fn(&crate::server::Request, usize, Reply) -> Reply + Send + Sync + 'static,
+    twist: impl Fn(&super::server::Request, usize, Reply) -> Reply + Send + Sync + 'static,
 ) -> (Scratch, Server, Store) {
     let scratch = Scratch::new();
     let server = Server::hub(&[("weights%20one.bin", bytes)], twist);
@@ -385,7 +385,7 @@ fn a_record_that_is_none_is_left_aside() {
 #[test]
 fn nobody_vouches_for_what_neither_hub_nor_catalogue_hashes() {
     let bytes = content(99);
-    let unhashed = |_: &crate::server::Request, _, mut reply: Reply| {
+    let unhashed = |_: &super::server::Request, _, mut reply: Reply| {
         reply.headers.retain(|(name, _)| !name.starts_with("x-linked"));
         reply.with("etag", "\"of-a-mirror\"")
     };

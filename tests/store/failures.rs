@@ -1,7 +1,7 @@
 //! What a server can do wrong, one test each.
 
-use crate::server::{COMMIT, Reply, Server, sha256, well_behaved};
-use crate::*;
+use super::server::{COMMIT, Reply, Server, sha256, well_behaved};
+use super::*;
 use reel::hub::catalogue::Kind;
 use reel::platform::cancel::Cancelled;
 use reel::platform::progress::Mode;

@@ -1,7 +1,7 @@
-//! The verbs of `reel models` as a user meets them, and a model by name from nothing to a clip.
+//! The commands of `reel models` as a user meets them, and a model by name from nothing to a clip.
 
-use crate::server::{COMMIT, Reply, Request, Server, sha256};
-use crate::*;
+use super::server::{COMMIT, Reply, Request, Server, sha256};
+use super::*;
 use serde_json::{Value, json};
 use std::process::{Command, Output, Stdio};
 
@@ -437,7 +437,7 @@ fn a_disk_that_takes_no_more_keeps_what_it_took() {
     assert!(kept > 0 && kept < mini.model.len() as u64, "{kept}");
     works(&scratch, &server, &["models", "pull", "mini"]);
     let again = server.requests("GET").iter().map(Request::from).nth(1);
-    assert_eq!(again, Some(kept as usize), "it goes on from what was kept");
+    assert_eq!(again, Some(kept as usize), "it continues from what was kept");
 }
 
 #[test]

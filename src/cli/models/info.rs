@@ -61,7 +61,7 @@ fn file(entry: &Entry, store: &Store) -> Vec<(&'static str, String)> {
         State::Here { path, bytes } => format!("yes, {}: {}", human_bytes(bytes), path.display()),
         State::Damaged { what, .. } => format!("damaged: {what}; `reel models pull {}` fetches it anew", entry.name),
         State::Partly { bytes } => {
-            format!("{} of it; `reel models pull {}` goes on from there", human_bytes(bytes), entry.name)
+            format!("{} of it; `reel models pull {}` continues from there", human_bytes(bytes), entry.name)
         }
         State::Absent => format!("no; `reel models pull {}` fetches it", entry.name),
     };

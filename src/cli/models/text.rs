@@ -1,21 +1,13 @@
 //! Text for a person, as wide as the terminal: whole words, never cut.
 
-/// Breaks text between words. A word that is wider than a line has a line of its own.
-/// - `indent`: what each line begins with. `columns`: the widest that a line may be, indent included.
+use crate::platform::shown;
+
+/// Breaks text between words, each line behind `indent`.
+/// - `columns`: the widest that a line may be, indent included.
 pub fn wrapped(text: &str, indent: &str, columns: usize) -> String {
-    let (mut out, mut line) = (String::new(), String::new());
-    for word in text.split_whitespace() {
-        let width = indent.chars().count() + line.chars().count() + 1 + word.chars().count();
-        if !line.is_empty() && width > columns {
-            out.push_str(&format!("{indent}{line}\n"));
-            line.clear();
-        }
-        if !line.is_empty() {
-            line.push(' ');
-        }
-        line.push_str(word);
-    }
-    if line.is_empty() { out } else { out + &format!("{indent}{line}\n") }
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let broken = shown::wrapped(&words, 0, columns.saturating_sub(indent.chars().count()));
+    broken.lines().map(|line| format!("{indent}{line}\n")).collect()
 }
 
 /// A label, and text beside it; further lines stand below the text.

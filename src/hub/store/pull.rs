@@ -76,7 +76,7 @@ impl Store {
             missing.iter().map(|one| self.ask(&hub, *one, &missing, accept_hash, progress)).collect::<Result<_>>()?;
         self.log(&items, progress);
         self.check_disk(&items)?;
-        let _remains = Remains::set("what has come is kept, and the same command goes on from there");
+        let _remains = Remains::set("what has come is kept, and the same command continues from there");
         let mut stage = progress.bytes("pull", items.iter().map(|item| item.bytes.unwrap_or(0)).sum());
         let done = items.into_iter().try_for_each(|item| self.fetch(&hub, item, accept_hash, progress, &mut stage));
         if !done.as_ref().is_err_and(Cancelled::caused) {

@@ -164,7 +164,7 @@ pub fn fetch(hub: &Hub, wanted: &Wanted, path: &Path, waits: &[Duration], stage:
                 let Some(wait) = waits.get(failed) else {
                     let of = wanted.bytes.map(|bytes| format!(" of {}", human_bytes(bytes))).unwrap_or_default();
                     return Err(Ended::Failed(anyhow!(
-                        "`{}`: {why}, {} times over\n  fix: run the same command again: {}{of} are kept, and it goes on from there",
+                        "`{}`: {why}, {} times over\n  fix: run the same command again: {}{of} are kept, and it continues from there",
                         wanted.remote.file,
                         failed + 1,
                         human_bytes(part.bytes)
@@ -274,7 +274,7 @@ fn disk(error: std::io::Error, path: &Path, bytes: Option<u64>) -> Ended {
     let of = bytes.map(|bytes| format!(" of {}", human_bytes(bytes))).unwrap_or_default();
     let free = free_disk(path).map(|free| format!(", and {} are free", human_bytes(free))).unwrap_or_default();
     Ended::Failed(anyhow!(
-        "cannot write `{}`: {why}; {}{of} are kept{free}\n  fix: {fix}, and run the same command again: it goes on from there; or set HF_HOME to another disk",
+        "cannot write `{}`: {why}; {}{of} are kept{free}\n  fix: {fix}, and run the same command again: it continues from there; or set HF_HOME to another disk",
         path.display(),
         human_bytes(kept)
     ))

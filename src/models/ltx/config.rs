@@ -3,6 +3,7 @@
 
 mod vae;
 
+use crate::models::ltx::releases::RELEASES;
 use crate::weights::config::{Keys, MOST_CHANNELS, check_width, with_fix};
 use anyhow::{Result, anyhow, ensure};
 use serde_json::{Value, json};
@@ -42,7 +43,7 @@ impl TransformerConfig {
 
     /// - Defaults: diffusers `models/transformers/transformer_ltx.py`, `LTXVideoTransformer3DModel.__init__`, at 58eb52c.
     pub fn parse(json: &Value, what: &str) -> Result<Self> {
-        Self::read(json, what).map_err(with_fix)
+        Self::read(json, what).map_err(|error| with_fix(error, RELEASES))
     }
 
     fn read(json: &Value, what: &str) -> Result<Self> {
@@ -87,7 +88,7 @@ impl TransformerConfig {
             theta: keys.positive("positional_embedding_theta", 10_000.0)?,
             max_pos: keys.or("positional_embedding_max_pos", [20.0, 2048.0, 2048.0])?,
         };
-        keys.finish()?;
+        keys.finish(RELEASES)?;
         ensure!(
             config.max_pos.iter().all(|&x| x > 0.0 && x.is_finite()),
             "{what}: `positional_embedding_max_pos` is {:?}, and its values have to be above 0",

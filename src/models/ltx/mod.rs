@@ -10,6 +10,7 @@ pub mod names;
 pub mod open;
 pub mod positions;
 pub mod recipe;
+pub mod releases;
 pub mod schedule;
 pub mod sizes;
 pub mod transformer;

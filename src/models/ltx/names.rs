@@ -3,7 +3,7 @@
 
 use super::config::{Down, VaeConfig};
 use crate::models::parts::PartNames;
-use crate::weights::lora::LayerNames;
+use crate::weights::rules::{LayerNames, Rules};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
@@ -57,8 +57,26 @@ const VAE: [(&str, &str); 5] = [
 const STATISTICS: [(&str, &str); 2] = [("mean-of-means", "mean"), ("std-of-means", "std")];
 
 /// What LoRAs may call the transformer's layers.
-pub const LAYERS: LayerNames =
-    LayerNames { to_official: transformer_to_official, from_official: transformer_from_official };
+pub const LAYERS: LayerNames = LayerNames {
+    family: "LTX-Video 0.9",
+    to_official: transformer_to_official,
+    from_official: transformer_from_official,
+};
+
+/// Which of the transformer's matrices become blocks. All else stays as it is: norms, biases, the tables of the adaptive norms,
+/// and the first and last layers, which are few and through which everything passes. Kept finer are those that are small or lose
+/// more than others, and in which what is lost is lost everywhere:
+/// - keys and values of the prompt, which guidance sets against those of the negative prompt, and so multiplies what was lost;
+/// - what cross-attention adds to the stream, ungated and of values that lie far apart in size: rounded to eight bits it cost as
+///   much as the whole MLP.
+/// - Source: city96/ComfyUI-GGUF `tools/lcpp.patch` (LLM_ARCH_LTXV) at 795e451.
+pub static QUANTISING: Rules = Rules {
+    layers: "transformer_blocks.",
+    not: &[],
+    fine: &[".attn2.to_k.", ".attn2.to_v.", ".attn2.to_out."],
+    int8: true,
+    tables: &[],
+};
 
 /// The diffusers name of a transformer tensor.
 pub fn transformer_from_official(name: &str) -> String {
@@ -225,4 +243,33 @@ pub fn vae_config_from_shapes(shape: impl Fn(&str) -> Option<Vec<usize>>, what: 
         "patch_size": ((last[0] / 3) as f64).sqrt() as usize,
         "timestep_conditioning": shape("decoder.last_scale_shift_table").is_some(),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::kernel::blocks::QuantType;
+
+    /// Which matrices become what, and which of them are multiplied by int8 dot products.
+    #[test]
+    fn what_becomes_blocks() {
+        let becomes = |name: &str| [QuantType::Q8_0, QuantType::Q4K].map(|kind| QUANTISING.becomes(name, kind));
+        let (q8, q4) = (Some(QuantType::Q8_0), Some(QuantType::Q4K));
+        let block = |part: &str| format!("transformer_blocks.7.{part}.weight");
+        let rough = ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q"];
+        for name in rough.into_iter().chain(["ff.net.0.proj", "ff.net.2"]).map(block) {
+            assert_eq!(becomes(&name), [q8, q4], "{name}");
+            assert!(!QUANTISING.dequantised(&name), "{name}");
+        }
+        for name in ["attn2.to_k", "attn2.to_v", "attn2.to_out.0"].map(block) {
+            assert_eq!(becomes(&name), [None, q8], "{name}");
+            assert!(QUANTISING.dequantised(&name), "{name}");
+        }
+        let ends = ["proj_in.weight", "proj_out.weight", "time_embed.linear.weight"];
+        for name in
+            ends.into_iter().chain(["caption_projection.linear_1.weight", "transformer_blocks.0.scale_shift_table"])
+        {
+            assert_eq!(becomes(name), [None, None], "{name}");
+        }
+    }
 }

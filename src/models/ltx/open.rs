@@ -5,6 +5,7 @@ use crate::job::convention::Convention;
 use crate::models::ltx::Config;
 use crate::models::ltx::config::{TransformerConfig, VaeConfig};
 use crate::models::ltx::names;
+use crate::models::ltx::releases::RELEASES;
 use crate::models::ltx::schedule::SchedulerConfig;
 use crate::models::ltx::sizes;
 use crate::models::ltx::transformer::Transformer;
@@ -18,7 +19,7 @@ use crate::nn::vars::Vars;
 use crate::sampling::solver::Schedule;
 use crate::weights::config::{Keys, brief};
 use crate::weights::open::{Tensors, weight_files};
-use crate::weights::quantize::Form;
+use crate::weights::rules::Form;
 use crate::weights::{part_folder, read_json};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
@@ -154,7 +155,7 @@ fn single_file(tensors: Tensors, path: Option<&Path>, vae: Option<(VaeConfig, Te
             }
             let json: Option<Value> = keys.get("text_encoder")?;
             text_config = json.map(|json| T5Config::parse(&json, &at("config.text_encoder"))).transpose()?;
-            keys.finish()?;
+            keys.finish(RELEASES)?;
         }
         None => {
             let json = names::transformer_config_from_shapes(shapes(&transformer), &what);

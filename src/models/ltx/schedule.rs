@@ -3,6 +3,7 @@
 use crate::job::convention::Convention;
 use crate::job::recipe::Recipe;
 use crate::models::ltx::config::{LABELS, VaeVersion};
+use crate::models::ltx::releases::RELEASES;
 use crate::sampling::solver::{Levels, Schedule, Shift};
 use crate::weights::config::{Keys, brief, with_fix};
 use anyhow::{Result, bail, ensure};
@@ -31,7 +32,7 @@ impl SchedulerConfig {
     /// - Source: diffusers `schedulers/scheduling_flow_match_euler_discrete.py` (defaults), at 58eb52c; LTX-Video
     ///   `schedulers/rf.py`, `RectifiedFlowScheduler`, at 5260738.
     pub fn parse(json: &Value, what: &str) -> Result<Self> {
-        Self::read(json, what).map_err(with_fix)
+        Self::read(json, what).map_err(|error| with_fix(error, RELEASES))
     }
 
     fn read(json: &Value, what: &str) -> Result<Self> {
@@ -88,7 +89,7 @@ impl SchedulerConfig {
                 brief(other)
             ),
         };
-        keys.finish()?;
+        keys.finish(RELEASES)?;
         if let Some(terminal) = config.terminal {
             ensure!(
                 (0.0..1.0).contains(&terminal),

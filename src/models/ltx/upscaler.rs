@@ -4,6 +4,7 @@
 //! - its norms span the whole clip, so it cannot be run over groups of frames;
 //! - the enlarging convolution looks at each frame by itself, unless time is enlarged too.
 
+use crate::models::ltx::releases::RELEASES;
 use crate::nn::activation::silu;
 use crate::nn::conv3d::{Conv3d, Fusion};
 use crate::nn::group_norm::GroupNorm;
@@ -37,7 +38,7 @@ pub struct UpscalerConfig {
 impl UpscalerConfig {
     /// - Defaults: diffusers `pipelines/ltx/modeling_latent_upsampler.py`, `LTXLatentUpsamplerModel`, at 58eb52c.
     pub fn parse(json: &Value, what: &str) -> anyhow::Result<Self> {
-        Self::read(json, what).map_err(with_fix)
+        Self::read(json, what).map_err(|error| with_fix(error, RELEASES))
     }
 
     fn read(json: &Value, what: &str) -> anyhow::Result<Self> {
@@ -53,7 +54,7 @@ impl UpscalerConfig {
             enlarges_space: keys.or("spatial_upsample", true)?,
             enlarges_time: keys.or("temporal_upsample", false)?,
         };
-        keys.finish()?;
+        keys.finish(RELEASES)?;
         anyhow::ensure!(
             config.width.is_multiple_of(GROUPS),
             "{what}: `mid_channels` is {}, and has to be a multiple of {GROUPS}",

@@ -4,7 +4,7 @@ use crate::models::parts::{PartNames, header_config, part};
 use crate::models::text::names;
 use crate::models::text::t5::T5Config;
 use crate::weights::open::{Tensors, weight_files};
-use crate::weights::quantize::Form;
+use crate::weights::rules::Form;
 use crate::weights::{part_folder, read_json};
 use anyhow::{Result, ensure};
 use std::path::Path;

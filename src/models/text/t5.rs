@@ -19,6 +19,9 @@ use serde_json::{Value, json};
 const MOST: usize = 1 << 20;
 const MOST_LAYERS: usize = 1024;
 
+/// What reel takes, for errors.
+const TAKEN: &str = "T5 v1.1";
+
 /// Sizes of the encoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct T5Config {
@@ -37,7 +40,7 @@ impl T5Config {
     /// Reads the `config.json` of transformers' T5.
     /// - Defaults: transformers `models/t5/configuration_t5.py`, `T5Config.__init__`.
     pub fn parse(json: &Value, what: &str) -> anyhow::Result<Self> {
-        Self::read(json, what).map_err(with_fix)
+        Self::read(json, what).map_err(|error| with_fix(error, TAKEN))
     }
 
     fn read(json: &Value, what: &str) -> anyhow::Result<Self> {
@@ -82,7 +85,7 @@ impl T5Config {
             max_distance: keys.size("relative_attention_max_distance", 128, MOST)?,
             eps: keys.positive("layer_norm_epsilon", 1e-6)?,
         };
-        keys.finish()?;
+        keys.finish(TAKEN)?;
         config.checked(what)
     }
 

@@ -1,6 +1,7 @@
 //! Sizes of the video autoencoder, by diffusers' keys or by Lightricks' lists of blocks.
 
 use super::{LABELS, MOST_CHANNELS, MOST_LAYERS, MOST_PATCH};
+use crate::models::ltx::releases::RELEASES;
 use crate::weights::config::{Keys, brief, with_fix};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -90,7 +91,7 @@ impl VaeVersion {
 impl VaeConfig {
     /// Reads diffusers' or Lightricks' form, told apart by `_class_name`.
     pub fn parse(json: &Value, what: &str) -> Result<Self> {
-        Self::read(json, what).map_err(with_fix)
+        Self::read(json, what).map_err(|error| with_fix(error, RELEASES))
     }
 
     fn read(json: &Value, what: &str) -> Result<Self> {
@@ -270,7 +271,7 @@ impl VaeConfig {
             decoder_mid_noise: noise[stages],
             decoder,
         };
-        keys.finish()?;
+        keys.finish(RELEASES)?;
         Ok(config)
     }
 
@@ -381,7 +382,7 @@ impl VaeConfig {
             decoder_mid_noise,
             decoder,
         };
-        keys.finish()?;
+        keys.finish(RELEASES)?;
         Ok(config)
     }
 }
@@ -409,7 +410,7 @@ fn blocks(list: &[(String, Value)], what: &str) -> Result<Vec<Block>> {
         block.multiplier = keys.get("multiplier")?;
         block.residual = keys.or("residual", false)?;
         block.noise = keys.or("inject_noise", false)?;
-        keys.finish()?;
+        keys.finish(RELEASES)?;
         let multiplier = block.multiplier.unwrap_or(1);
         ensure!(
             (1..=MOST_BLOCKS).contains(&multiplier),
