@@ -10,6 +10,7 @@ use crate::job::windows::Direction;
 use crate::models::bundle::{Checkpoint, named_text_encoder};
 use crate::models::ltx::config::SchedulerConfig;
 use crate::models::ltx::two_passes::{self, canvases};
+use crate::models::ltx::upscaler::UpscalerConfig;
 use crate::models::text::tokenizer::Tokenizer;
 use crate::pipeline::inputs::{self, Preparation};
 use crate::pipeline::{DEFAULT_MODEL, ModelFacts};
@@ -21,9 +22,7 @@ use crate::planning::{Encoder, Model, Plan, Report, Room};
 use crate::platform::device::{self, Compute, Quantize};
 use crate::platform::machine;
 use anyhow::{Result, bail};
-
-/// Channels of the released upscalers.
-const UPSCALER_WIDTH: usize = 512;
+use serde_json::json;
 
 /// The catalogue's entry that a request names, and which of its files are not here.
 /// - `encoder`: the text encoder that is taken; `None` where one is given by path.
@@ -136,8 +135,10 @@ impl Known {
         model.scratch = request.quantize_scratch.clone().filter(|_| cfg!(unix) && model.quantised_anew);
         model.quantised_anew &= request.quantize_cache.is_none();
         if two_passes::is_wanted(request, &entry.run) {
-            let upscaler = entry.upscaler.as_deref().and_then(catalogue::named).and_then(Entry::size);
-            model.upscaler = Some((upscaler.unwrap_or(0), UPSCALER_WIDTH));
+            let bytes = entry.upscaler.as_deref().and_then(catalogue::named).and_then(Entry::size);
+            // of every release the sizes are the defaults
+            let config = UpscalerConfig::parse(&json!({}), "an upscaler that is not here")?;
+            model.upscaler = Some((config, bytes.unwrap_or(0)));
         }
         let convention = request.convention.unwrap_or_else(|| entry.run.convention(&model.vae));
         Ok(Self { model, entry, convention })

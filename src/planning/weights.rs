@@ -4,6 +4,7 @@ use crate::hub::catalogue::{self, Entry};
 use crate::models::bundle::Checkpoint;
 use crate::models::ltx::config::{TransformerConfig, VaeConfig};
 use crate::models::ltx::transformer::Transformer;
+use crate::models::ltx::upscaler::UpscalerConfig;
 use crate::models::ltx::vae::{Decoder, Encoder};
 use crate::models::random;
 use crate::models::text::t5::{T5, T5Config};
@@ -85,8 +86,8 @@ pub struct Model {
     pub vae: VaeConfig,
     pub encoder: Weights,
     pub decoder: Weights,
-    /// Between two passes, where there are two: bytes of the upscaler's weights, and its channels.
-    pub upscaler: Option<(u64, usize)>,
+    /// Between two passes, where there are two: the upscaler's sizes, and bytes of its weights.
+    pub upscaler: Option<(UpscalerConfig, u64)>,
     /// The text encoder that was chosen, and why, where none was named.
     pub text_encoder: Option<String>,
     /// Where the transformer may be kept quantised while the program runs, where it is quantised as it is loaded.

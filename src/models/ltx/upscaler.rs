@@ -87,7 +87,7 @@ impl UpscalerConfig {
     }
 
     /// Factors in time, height and width.
-    fn factors(&self) -> [usize; 3] {
+    pub fn factors(&self) -> [usize; 3] {
         let [time, space] = [self.enlarges_time, self.enlarges_space].map(|it| if it { 2 } else { 1 });
         [time, space, space]
     }

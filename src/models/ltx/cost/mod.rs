@@ -2,4 +2,5 @@
 
 pub mod count;
 pub mod networks;
+pub mod upscaler;
 pub mod vae;
