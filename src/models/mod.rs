@@ -329,6 +329,29 @@ impl Config {
     }
 }
 
+/// Sizes of what goes between two passes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum UpscalerConfig {
+    Ltx(ltx::upscaler::UpscalerConfig),
+}
+
+impl UpscalerConfig {
+    /// That of a family's releases.
+    pub fn released(family: Family) -> Result<Self> {
+        match family {
+            Family::Ltx => Ok(UpscalerConfig::Ltx(ltx::upscaler::UpscalerConfig::released()?)),
+        }
+    }
+
+    /// Counts it over a clip of latents.
+    /// - `latents`: frames, height, width. `widths`: of f32, in which it runs.
+    pub fn cost(&self, latents: [usize; 3], widths: Widths) -> Count {
+        match self {
+            UpscalerConfig::Ltx(config) => ltx::cost::upscaler::upscaler(config, latents, widths),
+        }
+    }
+}
+
 // Of one family there is no telling it from others: what is not LTX-Video's is refused in its room.
 
 /// Opens a checkpoint by path, checks that its parts belong together, and every name and shape in them but for those of the VAE's

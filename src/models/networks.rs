@@ -5,7 +5,7 @@ use crate::job::convention::Convention;
 use crate::job::recipe::Recipe;
 use crate::job::request::Request;
 use crate::models::latents::{Condition, LatentStatistics, Layout, Posterior, Prompt, Start};
-use crate::models::{Config, Family, ltx};
+use crate::models::{Config, Family, UpscalerConfig, ltx};
 use crate::nn::stream::Chunking;
 use crate::nn::vars::Vars;
 use crate::platform::cancel::{Cancel, Cancelled};
@@ -256,10 +256,13 @@ impl Upscaler {
         }
     }
 
-    /// Bytes of its weights once they are loaded, and its channels.
-    pub fn size(&self) -> (u64, usize) {
+    /// Its sizes, and the bytes of its weights once they are loaded.
+    pub fn size(&self) -> (UpscalerConfig, u64) {
         match self {
-            Upscaler::Ltx(upscaler) => upscaler.size(),
+            Upscaler::Ltx(upscaler) => {
+                let (config, bytes) = upscaler.size();
+                (UpscalerConfig::Ltx(config), bytes)
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use crate::job::host::Host;
 use crate::job::request::Request;
 use crate::job::sources::Sources;
 use crate::job::windows::Direction;
+use crate::models::UpscalerConfig;
 use crate::models::bundle::{Checkpoint, named_text_encoder};
 use crate::models::text::tokenizer::Tokenizer;
 use crate::pipeline::inputs::{self, Preparation};
@@ -23,9 +24,6 @@ use crate::platform::device::{self, Compute, Quantize};
 use crate::platform::machine;
 use crate::platform::progress::Progress;
 use anyhow::{Result, bail};
-
-/// Channels of the released upscalers.
-const UPSCALER_WIDTH: usize = 512;
 
 /// The catalogue's entry that a request names, and which of its files are not here.
 /// - `encoder`: the text encoder that is taken; `None` where one is given by path.
@@ -147,8 +145,9 @@ impl Known {
         model.scratch = host.quantize_scratch.clone().filter(|_| cfg!(unix) && model.quantised_anew);
         model.quantised_anew &= host.quantize_cache.is_none();
         if passes::are_two(request, &entry.run) {
-            let upscaler = entry.upscaler.as_deref().and_then(catalogue::named).and_then(Entry::size);
-            model.upscaler = Some((upscaler.unwrap_or(0), UPSCALER_WIDTH));
+            let bytes = entry.upscaler.as_deref().and_then(catalogue::named).and_then(Entry::size);
+            let config = UpscalerConfig::released(model.config.family())?;
+            model.upscaler = Some((config, bytes.unwrap_or(0)));
         }
         let convention =
             request.convention.unwrap_or_else(|| entry.run.convention.unwrap_or_else(|| model.config.convention()));

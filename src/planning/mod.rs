@@ -28,12 +28,14 @@ pub use work::Work;
 
 use crate::job::geometry::{Extent, Geometry};
 use crate::models::cost::{Count, Widths};
-use crate::models::text;
 use crate::models::text::t5::T5Config;
+use crate::models::{UpscalerConfig, text};
+use crate::nn::kernel::MatmulType;
 use crate::nn::kernel::memory::{SLACK_BYTES, SLACK_SHARE};
 use crate::nn::path::{Input, Product};
 use crate::nn::tiles::Tiling;
 use crate::platform::device::Compute;
+use candle_core::DType;
 use cut::VaeChunking;
 use std::path::PathBuf;
 use weights::Weights;
@@ -244,10 +246,6 @@ fn kept_beside(model: &Model, choices: &Choices, stage: Stage) -> u64 {
     all.into_iter().filter(|(other, _)| *other != stage).map(|(_, bytes)| bytes).sum()
 }
 
-/// Numbers that the upscaler has in memory for each of its latents once they are enlarged, in its channels. Measured: 0.5 GB for
-/// 16 latent frames of 28 x 50 with 512 channels.
-const UPSCALER_WIDTHS: usize = 10;
-
 /// Latent frames after which nothing new happens in a decoder: its layers together look about 21 ahead.
 const STEADY: usize = 48;
 
@@ -320,19 +318,36 @@ fn denoise(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> 
     let passing: u64 = weights.layers.iter().skip(choices.resident).sum();
     let evaluations: usize = task.windows.iter().map(|window| window.evaluations).sum();
     let read = weights.total() + passing * evaluations.saturating_sub(1) as u64;
-    let work = vec![
+    let mut work = vec![
         (Work::Product(product), operations - attention),
         (Work::Attention(product.math, config.head_dim()), attention),
     ];
     let held = task.pictures + vectors(model, task, compute) + contexts.peak + 2 * latents(model, task);
     let mut weights = weights.with_layers(choices.resident);
-    if let Some((bytes, width)) = model.upscaler {
+    if let (Some((config, bytes)), Some(canvas)) = (&model.upscaler, task.canvases.first()) {
         // it stands between two passes, with the transformer where it was
-        let positions = latents(model, task) / (4 * model.config.latent_channels()) as u64;
-        peak = peak.max(positions * (width * UPSCALER_WIDTHS * 4) as u64);
+        let space = model.config.geometry().space;
+        let upscaled = upscale(config, task, canvas.height / space, canvas.width / space, compute);
+        peak = peak.max(upscaled.peak);
+        operations += upscaled.operations;
+        work.push((Work::Convolution(MatmulType::F32), upscaled.operations));
         weights += bytes;
     }
     Need { stage: Stage::Denoise, weights, live: peak, held, operations, work, read }
+}
+
+/// What the upscaler takes over the windows of the first pass.
+/// - `height`, `width`: of their latents.
+fn upscale(config: &UpscalerConfig, task: &Task, height: usize, width: usize, compute: &Compute) -> Count {
+    let widths = Widths::new(Input::new(&compute.device, DType::F32), Product::plain(MatmulType::F32));
+    let mut all = Count::default();
+    for window in task.of_pass(0) {
+        let frames = (window.tokens / (height * width).max(1)).max(1);
+        let count = config.cost([frames, height, width], widths);
+        all.peak = all.peak.max(count.peak);
+        all.operations += count.operations;
+    }
+    all
 }
 
 fn decode(model: &Model, task: &Task, choices: &Choices, compute: &Compute) -> Need {
@@ -383,8 +398,8 @@ fn joining(tiling: &Tiling, h: usize, w: usize, space: usize, wide: usize) -> us
     let (rows, columns) = (tiles.len(), tiles.first().map_or(0, Vec::len));
     let overlap = tiling.overlap * space;
     let across = w * space + (columns - 1) * overlap;
-    // below two rows of tiles, and beside two tiles
-    let below = if rows > 1 { 2 * overlap.min(h * space) * across } else { 0 };
-    let beside = if columns > 1 { 2 * overlap * tiling.height.min(h) * space } else { 0 };
+    // below a row of tiles and beside a tile, and below and beside the one before where neither is the last
+    let below = rows.saturating_sub(1).min(2) * overlap.min(h * space) * across;
+    let beside = columns.saturating_sub(1).min(2) * overlap * tiling.height.min(h) * space;
     3 * (wide * h * w * space * space + 4 * (below + beside))
 }

@@ -2,6 +2,7 @@
 
 use crate::hub::catalogue::{self, Entry};
 use crate::models::Config;
+use crate::models::UpscalerConfig;
 use crate::models::bundle::Checkpoint;
 use crate::models::networks::{Decoder, Encoder, Transformer};
 use crate::models::text;
@@ -80,8 +81,8 @@ pub struct Model {
     pub text: (T5Config, Weights),
     pub encoder: Weights,
     pub decoder: Weights,
-    /// Between two passes, where there are two: bytes of the upscaler's weights, and its channels.
-    pub upscaler: Option<(u64, usize)>,
+    /// Between two passes, where there are two: the upscaler's sizes, and bytes of its weights.
+    pub upscaler: Option<(UpscalerConfig, u64)>,
     /// The text encoder that was chosen, and why, where none was named.
     pub text_encoder: Option<String>,
     /// Where the transformer may be kept quantised while the program runs, where it is quantised as it is loaded.

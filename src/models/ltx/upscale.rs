@@ -57,9 +57,9 @@ impl Upscaler {
         Ok(Self { config, tensors })
     }
 
-    /// Bytes of its weights once they are loaded, and its channels.
-    pub fn size(&self) -> (u64, usize) {
-        ((self.tensors.elements() * DType::F32.size_in_bytes()) as u64, self.config.width)
+    /// Its sizes, and the bytes of its weights once they are loaded.
+    pub fn size(&self) -> (UpscalerConfig, u64) {
+        (self.config.clone(), (self.tensors.elements() * DType::F32.size_in_bytes()) as u64)
     }
 
     /// Loads the network, takes latents of the first pass to what the second begins from, sides twice as long, and frees it. It is

@@ -41,6 +41,11 @@ impl UpscalerConfig {
         Self::read(json, what).map_err(|error| with_fix(error, RELEASES))
     }
 
+    /// That of the releases, whose sizes are the defaults.
+    pub fn released() -> anyhow::Result<Self> {
+        Self::parse(&serde_json::json!({}), "the released upscaler")
+    }
+
     fn read(json: &Value, what: &str) -> anyhow::Result<Self> {
         let mut keys = Keys::new(json, what)?;
         keys.only("_class_name", &[json!("LatentUpsampler"), json!("LTXLatentUpsamplerModel")])?;
@@ -88,7 +93,7 @@ impl UpscalerConfig {
     }
 
     /// Factors in time, height and width.
-    fn factors(&self) -> [usize; 3] {
+    pub fn factors(&self) -> [usize; 3] {
         let [time, space] = [self.enlarges_time, self.enlarges_space].map(|it| if it { 2 } else { 1 });
         [time, space, space]
     }

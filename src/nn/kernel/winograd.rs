@@ -132,7 +132,8 @@ pub fn multiplications(h: u64, w: u64) -> u64 {
 
 /// Bytes of `frames` transformed frames.
 pub fn bytes(frames: u64, h: u64, w: u64, c: u64, element: u64) -> u64 {
-    frames * w.div_ceil(2) * POINTS as u64 * (h + 2) * c * element
+    let apart = row_stride(c as usize, element as usize) as u64;
+    frames * w.div_ceil(2) * POINTS as u64 * (h + 2) * apart * element
 }
 
 /// A convolution over 3 x 3 x 3 pixels, one for each.

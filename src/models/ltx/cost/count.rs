@@ -3,7 +3,7 @@
 
 use crate::models::cost::{Count, Widths};
 use crate::models::ltx::config::{Down, DownBlock, UpBlock};
-use crate::nn::kernel::winograd;
+use crate::nn::kernel::{row_stride, winograd};
 use crate::nn::path::{self, ConvPath, RowPath};
 
 /// Pictures of one layer: height, width, channels.
@@ -22,6 +22,11 @@ impl Picture {
     pub fn values(self, frames: u64) -> u64 {
         frames * self.h * self.w * self.c
     }
+}
+
+/// Bytes from pixel to pixel, where products read them.
+fn row_bytes(channels: u64, operand: u64) -> u64 {
+    row_stride(channels as usize, operand as usize) as u64 * operand
 }
 
 /// Frames on their way: how many, and the bytes that they hold.
@@ -49,15 +54,18 @@ pub struct Walk {
     widths: Widths,
 }
 
-/// A convolution over as many frames as rows and columns.
+/// A convolution.
 #[derive(Clone, Copy)]
-struct Conv {
-    kernel: usize,
-    stride: [usize; 3],
+pub struct Conv {
+    pub kernel: [usize; 3],
+    pub stride: [usize; 3],
+    /// Clips that it is made over, one after the other where a kernel of our own does it.
+    pub batch: u64,
 }
 
 impl Conv {
-    const PLAIN: Conv = Conv { kernel: 3, stride: [1; 3] };
+    /// Over 3 x 3 x 3.
+    pub const PLAIN: Conv = Conv { kernel: [3; 3], stride: [1; 3], batch: 1 };
 }
 
 /// A resident block's options.
@@ -162,47 +170,50 @@ impl Walk {
     /// The path of a convolution of `frames` frames, and the bytes of a number that its products read.
     fn path(&self, conv: Conv, frames: u64, input: Picture, output: Picture) -> (ConvPath, u64) {
         let Widths { operand, input: given, product, .. } = self.widths;
-        let Conv { kernel, stride } = conv;
+        let Conv { kernel, stride, batch } = conv;
         let (inputs, outputs) = (input.c as usize, output.c as usize);
-        let sizes = path::Conv { inputs, outputs, kernel: [kernel; 3], stride, math: product.math };
-        let path = given.conv(sizes, 1, input.values(frames) as usize);
+        let sizes = path::Conv { inputs, outputs, kernel, stride, math: product.math };
+        let path = given.conv(sizes, batch as usize, (batch * input.values(frames)) as usize);
         (path, if path == ConvPath::Narrow { 4 } else { operand })
     }
 
-    /// `Conv3d::forward` of `frames` frames: those that come out.
-    fn conv(&mut self, conv: Conv, frames: u64, input: Picture, output: Picture, out: u64) -> Frames {
+    /// `Conv3d::forward`: those that come out.
+    /// - `frames`, `out`: frames of a clip that go in and come out.
+    pub fn conv(&mut self, conv: Conv, frames: u64, input: Picture, output: Picture, out: u64) -> Frames {
         let (path, operand) = self.path(conv, frames, input, output);
-        let (direct, y) = (conv.kernel.pow(3) as u64 * output.values(out) * input.c, self.bytes(output, out));
+        let [_, rows, columns] = conv.kernel.map(|k| k as u64 - 1);
+        let direct = conv.kernel.iter().product::<usize>() as u64 * output.values(out) * input.c;
+        let (count, y) = (conv.batch * out, self.bytes(output, conv.batch * out));
         let products = match path {
             ConvPath::Paired => out * winograd::multiplications(input.h, input.w) * input.c * output.c,
             _ => direct,
         };
-        self.count.operations += 2 * products;
+        self.count.operations += 2 * conv.batch * products;
         match path {
             ConvPath::Narrow | ConvPath::Direct | ConvPath::Paired => {
                 let copy = match path {
                     ConvPath::Paired => winograd::bytes(frames, input.h, input.w, input.c, operand),
-                    _ => frames * input.h * (input.w + conv.kernel as u64 - 1) * input.c * operand,
+                    _ => frames * input.h * (input.w + columns) * row_bytes(input.c, operand),
                 };
                 [y, copy].into_iter().for_each(|bytes| self.count.take(bytes));
                 self.count.give(copy);
             }
             ConvPath::Cuda => {
-                let window = self.bytes(input, frames);
+                let window = self.bytes(input, conv.batch * frames);
                 [window, y].into_iter().for_each(|bytes| self.count.take(bytes));
                 self.count.give(window);
             }
             ConvPath::Candle => {
                 // padded twice; then the sum so far, a tap's rows, their product and the sum with it
-                let wide = Picture { h: input.h + 2, w: input.w + 2, ..input };
-                let (padded, tap) = (self.bytes(wide, frames), self.bytes(input, out));
+                let wide = Picture { h: input.h + rows, w: input.w + columns, ..input };
+                let (padded, tap) = (self.bytes(wide, conv.batch * frames), self.bytes(input, count));
                 [padded, padded].into_iter().for_each(|bytes| self.count.take(bytes));
                 self.count.give(padded);
                 [tap, y, y, y].into_iter().for_each(|bytes| self.count.take(bytes));
                 [padded, tap, y, y].into_iter().for_each(|bytes| self.count.give(bytes));
             }
         }
-        Frames { count: out, bytes: y }
+        Frames { count, bytes: y }
     }
 
     /// `TimeConv::forward`. `skip`: frames that go round it.
@@ -220,7 +231,7 @@ impl Walk {
     }
 
     /// The path of what goes between products.
-    fn rows(&self, picture: Picture, frames: u64) -> RowPath {
+    pub fn rows(&self, picture: Picture, frames: u64) -> RowPath {
         self.widths.input.rows(picture.values(frames) as usize)
     }
 
@@ -245,8 +256,8 @@ impl Walk {
     pub fn resnet(&mut self, x: Frames, input: Picture, outputs: usize, kind: Kind) -> Frames {
         let output = input.with(outputs);
         let shortcut = if input.c != output.c && x.count > 0 {
-            let (_, operand) = self.path(Conv { kernel: 1, ..Conv::PLAIN }, x.count, input, output);
-            let normed = input.values(x.count) * operand;
+            let (_, operand) = self.path(Conv { kernel: [1; 3], ..Conv::PLAIN }, x.count, input, output);
+            let normed = x.count * input.h * input.w * row_bytes(input.c, operand);
             self.count.take(normed);
             let y = self.make(output, x.count);
             self.count.give(normed);
@@ -327,10 +338,10 @@ impl Walk {
                 self.count.take(total * one);
                 self.count.take(rest * one);
                 self.count.give(held * one);
-                let y = if windows > 0 {
-                    self.conv(Conv { stride: block.down.stride(), ..Conv::PLAIN }, total - rest, input, output, windows)
-                } else {
-                    Frames::default()
+                let conv = Conv { stride: block.down.stride(), ..Conv::PLAIN };
+                let y = match windows {
+                    0 => Frames::default(),
+                    n => self.conv(conv, (n - 1) * stride[0] + kind.before + 1, input, output, n),
                 };
                 self.count.give(total * one);
                 self.drop(x);

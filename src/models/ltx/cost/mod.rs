@@ -2,4 +2,5 @@
 
 mod count;
 pub mod transformer;
+pub mod upscaler;
 pub mod vae;

@@ -1,8 +1,7 @@
 //! What the transformer takes while it runs, from shapes alone.
 
-use crate::models::cost::{Count, Widths};
+use crate::models::cost::{Count, Tokens, Widths};
 use crate::models::ltx::config::TransformerConfig;
-use crate::nn::kernel::int8;
 use crate::nn::kernel::memory::taken;
 use crate::nn::path::{AttentionPath, Heads, ProductPath};
 
@@ -12,29 +11,32 @@ const PLAIN_SCORES: u64 = 3 * crate::nn::attention::SCORES as u64;
 /// One pass of the transformer over `tokens` tokens and a prompt of `text`.
 pub fn transformer(config: &TransformerConfig, tokens: usize, text: usize, widths: Widths) -> Count {
     let (n, m, d) = (tokens as u64, text as u64, config.width() as u64);
-    let Widths { activation: a, operand: e, input, product } = widths;
+    let Widths { activation: a, input, product, .. } = widths;
+    let x = Tokens { count: n, widths };
     let mut count = Count::default();
     let latents = taken(n * config.in_channels as u64 * 4);
     count.take_blocks(4 * latents); // state and noise, velocities of the two prompts
     count.take_blocks(2 * taken(2 * n * d)); // sines and cosines
-    let (stream, narrow) = (taken(n * d * a), taken(n * d * e));
-    count.take_blocks(stream);
-    // attention: what the norm hands on; queries, keys, values; both turned, keys and values once more as panels; the answer
+    let (stream, read, handed) = (x.rows(d), x.read(d), x.handed(d));
+    count.take_blocks(stream + read); // as it came, and what the first norm hands on
     let int8 = product.path(input) == ProductPath::Int8;
     let heads = Heads { batch: 1, head_dim: config.head_dim, bias: false, math: product.math, int8 };
     // the normed ones and one that is turned, while the other is, in f32: itself, its halves, and both together
     let placed = 3 * stream + 3 * taken(n * d * 4);
+    // queries and keys turned, and the keys once more as panels; values as they are read, and as panels; the answer
     let panels = match input.attention(heads) {
-        AttentionPath::Int8 | AttentionPath::Kernel => 5 * narrow,
+        AttentionPath::Kernel => 3 * read + x.copied(d) + 2 * x.packed(d),
+        AttentionPath::Int8 => 3 * x.rounded(d) + read + x.packed(d),
         // it keeps one number for each head of each token instead of scores, and reads heads where they lie
         AttentionPath::Flash => placed.max(3 * stream + taken(n * config.heads as u64 * 4)),
         AttentionPath::Candle => placed.max(PLAIN_SCORES * a + 6 * stream),
     };
-    let attention = narrow + 2 * stream + narrow + panels;
-    // the MLP, while the stream is there as it came, after the first attention and after the second; what its first layer reads
-    // is gone when its second one rounds what that reads
-    let read = if int8 { narrow.max(int8::size(4 * n * d)) } else { narrow };
-    let mlp = read + 2 * stream + taken(4 * n * d * e) + stream;
+    let attention = 2 * stream + handed + panels; // queries, keys, values
+    // the MLP, beside the stream after the first attention and after the second: what its second layer reads, the first time
+    // beside what the first one reads, then beside what is read of it and what comes out
+    let wide = x.handed(4 * d);
+    let (first, second) = if int8 { (x.rounded(d), x.rounded(4 * d)) } else { (0, x.copied(4 * d)) };
+    let mlp = 2 * stream + wide + (read + first).max(second + stream);
     count.take_blocks(attention.max(mlp));
     let (products, attention) = (6 * n * d * d + 8 * n * d * d, 2 * n * n * d + 2 * n * m * d);
     let (layers, ends) = (config.layers as u64, n * d * (config.in_channels + config.out_channels) as u64);

@@ -73,13 +73,15 @@ impl Run<'_> {
             let (input, patches, _) = self.ends;
             let y = walk.time_conv(x.count, input, patches, self.plain, None);
             walk.tracks[i] = std::mem::take(&mut walk.slots);
-            walk.drop(x);
             let pixels = walk.make(patches, y.count);
             walk.drop(y);
-            // once more flat, and as 8-bit frames
-            let bytes = patches.values(pixels.count) * 5;
-            walk.count.take(bytes);
-            walk.count.give(bytes);
+            walk.drop(x);
+            // once more flat, in f32, and as 8-bit frames
+            let flat = 4 * patches.values(pixels.count);
+            walk.count.take(flat);
+            (0..pixels.count).for_each(|_| walk.count.take(patches.values(1)));
+            (0..pixels.count).for_each(|_| walk.count.give(patches.values(1)));
+            walk.count.give(flat);
             return walk.drop(pixels);
         };
         let y = match layer {
