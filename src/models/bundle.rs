@@ -106,6 +106,7 @@ impl Checkpoint {
             text.1.what(),
             text.0.vocab
         );
+        parts.config.check(&parts.transformer, &parts.vae)?;
         let quantize = sources.quantize.map(Quantize::blocks);
         let rules = parts.config.rules();
         let mut for_text = text.1.quantized(quantize, &text::names::QUANTISING);

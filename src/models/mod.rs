@@ -269,6 +269,13 @@ impl Config {
         }
     }
 
+    /// Checks that transformer and VAE belong together, and every name and shape in them but for those of the VAE's encoder.
+    pub fn check(&self, transformer: &Tensors, vae: &Tensors) -> Result<()> {
+        match self {
+            Config::Ltx(config) => ltx::open::check(config, transformer, vae),
+        }
+    }
+
     /// What stands before a block's number in the names of the transformer's weights.
     pub fn block_prefix(&self) -> &'static str {
         match self {
@@ -354,8 +361,7 @@ impl UpscalerConfig {
 
 // Of one family there is no telling it from others: what is not LTX-Video's is refused in its room.
 
-/// Opens a checkpoint by path, checks that its parts belong together, and every name and shape in them but for those of the VAE's
-/// encoder.
+/// Opens a checkpoint by path.
 /// - `with_text`: whether its own text encoder is wanted. `vae`: another VAE than its own.
 pub fn checkpoint(path: &Path, with_text: bool, vae: Option<&Path>) -> Result<Parts<Config>> {
     Ok(ltx::open::checkpoint(path, with_text, vae)?.map(Config::Ltx))

@@ -51,15 +51,16 @@ impl Tensors {
         Ok(())
     }
 
-    /// The first tensor with values that are no numbers, as an error; all of them are read.
+    /// The first tensor with values that are no numbers, as an error; all of them are read, tables of which few rows are read last.
     pub fn find_no_numbers(&self) -> Option<anyhow::Error> {
         let damaged = |(name, entry): (&String, &Entry)| {
             let raw = entry.raw();
-            let found = !self.is_table(name) && !are_numbers(&raw, (0, raw.bytes.len()));
+            let found = !are_numbers(&raw, (0, raw.bytes.len()));
             entry.forget();
             found.then(|| self.no_numbers(name))
         };
-        self.entries.iter().find_map(damaged)
+        let of = |tables: bool| self.entries.iter().filter(move |(name, _)| self.is_table(name) == tables);
+        of(false).chain(of(true)).find_map(damaged)
     }
 
     /// Whether few rows of it are read, so that what is no number in the others does no harm.

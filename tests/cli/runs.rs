@@ -338,7 +338,7 @@ fn stages_are_timed() {
 fn what_cannot_be_timed_is_said() {
     let scratch = Scratch::new();
     for (flags, said) in [
-        (&["--random-weights", "3b"][..], "choices: 2b, 13b, t5-xxl, vae-0.9.0"),
+        (&["--random-weights", "3b"][..], "choices: 2b, 13b, vae-0.9.0, vae-0.9.1"),
         (&["--random-weights", "2b", "--part", "decode"], "choices: step"),
         (&["--random-weights", "2b", "--model", "tiny"], "leave one out"),
         (&["--random-weights", "vae-0.9.1", "--layers", "2"], "no layers to leave out"),

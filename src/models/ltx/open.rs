@@ -29,8 +29,7 @@ use std::path::{Path, PathBuf};
 const MOST_SIGMAS: usize = 1000;
 
 /// Checks that transformer and VAE belong together, and every name and shape in them but for those of the VAE's encoder.
-fn checked(parts: Parts<Config>) -> Result<Parts<Config>> {
-    let Parts { config, transformer, vae, .. } = &parts;
+pub fn check(config: &Config, transformer: &Tensors, vae: &Tensors) -> Result<()> {
     let (sizes, latents) = (&config.transformer, config.vae.latent_channels);
     ensure!(
         sizes.in_channels == latents && sizes.out_channels == latents,
@@ -43,8 +42,7 @@ fn checked(parts: Parts<Config>) -> Result<Parts<Config>> {
     vae.check(|vb| {
         statistics(&config.vae, vb.clone())?;
         Decoder::load(&config.vae, vb.pp("decoder"))
-    })?;
-    Ok(parts)
+    })
 }
 
 /// What there is to say where a directory names a pipeline of the other convention than its VAE's.
@@ -63,17 +61,16 @@ fn otherwise(class: Option<&str>, config: &Config) -> Option<String> {
 /// - `with_text`: whether its own text encoder is wanted. `vae`: another VAE than its own.
 pub fn checkpoint(path: &Path, with_text: bool, vae: Option<&Path>) -> Result<Parts<Config>> {
     let vae = vae.map(open_vae).transpose()?;
-    let parts = match path.is_dir() {
-        true => directory(path, with_text, vae)?,
-        false => single_file(Tensors::open(&[path.to_path_buf()])?, Some(path), vae)?,
-    };
-    checked(parts)
+    match path.is_dir() {
+        true => directory(path, with_text, vae),
+        false => single_file(Tensors::open(&[path.to_path_buf()])?, Some(path), vae),
+    }
 }
 
 /// Opens a model that is part of the program.
 pub fn built_in(file: &'static [u8], vae: Option<&Path>) -> Result<Parts<Config>> {
     let vae = vae.map(open_vae).transpose()?;
-    checked(single_file(Tensors::embedded(file, "the embedded model")?, None, vae)?)
+    single_file(Tensors::embedded(file, "the embedded model")?, None, vae)
 }
 
 /// The last name of a path, in small letters.
