@@ -252,7 +252,7 @@ pub fn run(cell: &Cell, compute: &Compute) -> Result<Row> {
                 };
                 settle(&vectors)
             })?;
-            (timed, MathInfo { whole: false, ..math })
+            (timed, MathInfo { int8: false, ..math })
         }
         Part::Step => {
             let Loaded { config, vb, vae, math } = transformer(cell, compute)?;
@@ -364,6 +364,6 @@ fn product(timer: &Timer, cell: &Cell, compute: &Compute) -> Result<Timed> {
     let stored = compute.stored.unwrap_or(DType::BF16);
     let layer = Linear::new(random::matrix(SIDE, SIDE, stored, cell.quantize.map(Quantize::blocks))?, None).prepack();
     let x = normal(&[SIDE, SIDE], 5, compute)?;
-    let way = MathInfo { math: layer.math(), blocks: cell.quantize.map(Quantize::blocks), whole: true };
-    Ok((timer.time(|| settle(&layer.forward(&x)?))?, way))
+    let info = MathInfo { math: layer.math(), blocks: cell.quantize.map(Quantize::blocks), int8: true };
+    Ok((timer.time(|| settle(&layer.forward(&x)?))?, info))
 }

@@ -23,17 +23,17 @@ pub struct MathInfo {
     /// Of most weights.
     pub blocks: Option<QuantType>,
     /// Whether blocks may be multiplied by int8 dot products.
-    pub whole: bool,
+    pub int8: bool,
 }
 
 impl MathInfo {
     pub fn of(tensors: &Tensors, compute: &Compute) -> Self {
-        Self { math: tensors.math(compute.stored), blocks: tensors.mostly(), whole: true }
+        Self { math: tensors.math(compute.stored), blocks: tensors.mostly(), int8: true }
     }
 
     /// Whether a CPU multiplies by int8 dot products: only rows that are whole blocks, which nearly all are.
     fn uses_int8(self) -> bool {
-        let Self { math, blocks, whole: int8 } = self;
+        let Self { math, blocks, int8 } = self;
         Product { math, blocks, int8 }.path(Input::CPU) == ProductPath::Int8
     }
 
@@ -46,8 +46,8 @@ impl MathInfo {
     }
 
     pub fn peak(self, threads: usize) -> f64 {
-        let whole = self.uses_int8().then(|| peak::measure_int8(threads)).flatten();
-        whole.unwrap_or_else(|| peak::measure(self.math, threads))
+        let int8 = self.uses_int8().then(|| peak::measure_int8(threads)).flatten();
+        int8.unwrap_or_else(|| peak::measure(self.math, threads))
     }
 }
 
@@ -118,6 +118,6 @@ fn random_weights(cell: &Cell, compute: &Compute, rules: Option<&'static Rules>)
     let quantize = cell.quantize.map(Quantize::blocks);
     (
         random::weights(stored, quantize.zip(rules), compute.dtype, &compute.device),
-        MathInfo { math, blocks: quantize, whole: true },
+        MathInfo { math, blocks: quantize, int8: true },
     )
 }

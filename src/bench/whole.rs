@@ -39,7 +39,7 @@ pub fn whole(timer: &Timer, cell: &Cell, compute: &Compute, stages: &mut Vec<Sta
         ..Request::default()
     };
     let host = Host { memory: cell.memory, ..Host::default() };
-    let mut sum = MathInfo { math: MatmulType::F32, blocks: None, whole: true };
+    let mut sum = MathInfo { math: MatmulType::F32, blocks: None, int8: true };
     let timed = timer.time(|| {
         let session = Session::open_on(compute.clone(), &request, &host, Keep::Nothing, &silent)?;
         sum = MathInfo::of(&session.checkpoint.transformer, compute);

@@ -69,8 +69,8 @@ impl Tokens {
     /// Rows that norms and attention hand to products, apart from each other as those read them.
     pub fn read(self, width: u64) -> u64 {
         let Widths { operand, input, .. } = self.widths;
-        let apart = if input.is_cpu() { row_stride(width as usize, operand as usize) as u64 } else { width };
-        taken(self.count * apart * operand)
+        let row_stride = if input.is_cpu() { row_stride(width as usize, operand as usize) as u64 } else { width };
+        taken(self.count * row_stride * operand)
     }
 
     /// The same, as panels that attention's own products read.
@@ -86,8 +86,8 @@ impl Tokens {
     /// What a product, or attention of its values, copies of rows that were handed on: those that are not apart.
     pub fn copied(self, width: u64) -> u64 {
         let Widths { operand, activation, input, .. } = self.widths;
-        let apart = operand < activation || row_stride(width as usize, operand as usize) as u64 == width;
-        if apart || !input.is_cpu() { 0 } else { self.read(width) }
+        let strided = operand < activation || row_stride(width as usize, operand as usize) as u64 == width;
+        if strided || !input.is_cpu() { 0 } else { self.read(width) }
     }
 
     /// What int8 dot products round of rows that they read.

@@ -36,7 +36,7 @@ pub struct Attention<'a> {
     /// In what a CPU multiplies.
     pub math: MatmulType,
     /// Whether it may make scores by int8 dot products, which rounds queries and keys to eight bits.
-    pub whole: bool,
+    pub int8: bool,
 }
 
 /// Scores that the plain form holds at a time, in elements: 64 Mi (256 MiB in f32).
@@ -52,7 +52,7 @@ impl Attention<'_> {
         let others = others.into_iter().flatten();
         let path = Input::of(q, others).or_plain(!matches!(v.dtype(), DType::BF16) && v.dtype() != q.dtype());
         let (head_dim, bias) = (d / self.heads, self.bias.is_some());
-        let path = path.attention(path::Heads { batch: b, head_dim, bias, math: self.math, int8: self.whole });
+        let path = path.attention(path::Heads { batch: b, head_dim, bias, math: self.math, int8: self.int8 });
         match path {
             AttentionPath::Int8 | AttentionPath::Kernel => (),
             #[cfg(feature = "flash-attn")]
@@ -193,7 +193,7 @@ impl CustomOp3 for Fused<'_> {
         let bias = self.bias.as_ref().map(Read::new).transpose()?;
         let bias = bias.as_ref().map(|bias| bias.slice()).transpose()?;
         let half = kernel::is_half(self.how.math);
-        let apart = kernel::row_stride(d, if half { 2 } else { 4 });
+        let row_stride = kernel::row_stride(d, if half { 2 } else { 4 });
         let scale = self.how.scale as f32;
         let job = Run {
             q: (&q[..n * d], q_norm),
@@ -208,10 +208,10 @@ impl CustomOp3 for Fused<'_> {
             m,
             scale,
             half,
-            whole: self.int8,
-            apart,
+            int8: self.int8,
+            row_stride,
         };
-        Ok((kernel::dispatch(self.how.math, job), Shape::from((1, n, apart))))
+        Ok((kernel::dispatch(self.how.math, job), Shape::from((1, n, row_stride))))
     }
 }
 
@@ -237,15 +237,15 @@ struct Run<'a> {
     m: usize,
     scale: f32,
     half: bool,
-    whole: bool,
-    apart: usize,
+    int8: bool,
+    row_stride: usize,
 }
 
 impl Job for Run<'_> {
     type Done = CpuStorage;
 
     fn run<K: Kernel>(self) -> CpuStorage {
-        if self.whole { self.scored::<K, K::Whole>() } else { self.scored::<K, K>() }
+        if self.int8 { self.scored::<K, K::Int8Scores>() } else { self.scored::<K, K>() }
     }
 }
 
@@ -277,13 +277,13 @@ impl Run<'_> {
                 m: self.m,
                 bias: self.bias,
             };
-            let size = self.n * self.apart;
+            let size = self.n * self.row_stride;
             if self.half {
                 // SAFETY: all of it is written.
-                CpuStorage::BF16(unsafe { filled(size, |y| attend::attend::<K, S, _>(&heads, y, self.apart)) })
+                CpuStorage::BF16(unsafe { filled(size, |y| attend::attend::<K, S, _>(&heads, y, self.row_stride)) })
             } else {
                 // SAFETY: as above.
-                CpuStorage::F32(unsafe { filled(size, |y| attend::attend::<K, S, _>(&heads, y, self.apart)) })
+                CpuStorage::F32(unsafe { filled(size, |y| attend::attend::<K, S, _>(&heads, y, self.row_stride)) })
             }
         })
     }
@@ -313,7 +313,7 @@ mod tests {
             rope: None,
             bias: None,
             math: MatmulType::F32,
-            whole: false,
+            int8: false,
         };
         let full = Attention {
             norms: [Some((&norms.0, 1e-5)), Some((&norms.1, 1e-5))],
@@ -355,7 +355,7 @@ mod tests {
             rope: None,
             bias: None,
             math: MatmulType::F32,
-            whole: false,
+            int8: false,
         };
         let own = Attention { norms: [Some((&norms.0, 1e-5)), Some((&norms.1, 1e-5))], rope: Some(&rope), ..bare };
         let prompt = Attention { norms: [Some((&norms.0, 1e-5)), None], ..bare };
@@ -382,7 +382,7 @@ mod tests {
             rope: None,
             bias: None,
             math: MatmulType::F32,
-            whole: false,
+            int8: false,
         };
         let masked = Attention { bias: Some(&bias), ..how }.forward(&q, &k, &v)?;
         let dropped = how.forward(&q, &k.narrow(1, 0, 6)?, &v.narrow(1, 0, 6)?)?;

@@ -305,16 +305,16 @@ impl<'b, F: Fn(usize) -> RowNormAct<'b> + Sync> Job for Run<'_, F> {
         let path::Conv { kernel: [kt, kh, kw], inputs: c, outputs: n, stride: [st, sh, sw], .. } = self.conv.sizes;
         let (frames, [h, w], [of, oh, ow]) = (self.x.len(), self.size, self.out);
         let side = kw / 2;
-        let apart = kernel::row_stride(c, size_of::<K::Elem>()); // from pixel to pixel
-        let line = (w + 2 * side) * apart;
+        let pixel_stride = kernel::row_stride(c, size_of::<K::Elem>()); // from pixel to pixel
+        let line = (w + 2 * side) * pixel_stride;
         let zero = MaybeUninit::new(K::Elem::default());
         let write = |copy: &mut [MaybeUninit<K::Elem>]| {
             copy.par_chunks_mut(line).enumerate().with_min_len(4).for_each(|(i, copy)| {
-                let (inner, right) = copy.split_at_mut((side + w) * apart);
-                let (left, inner) = inner.split_at_mut(side * apart);
+                let (inner, right) = copy.split_at_mut((side + w) * pixel_stride);
+                let (left, inner) = inner.split_at_mut(side * pixel_stride);
                 left.fill(zero);
                 right.fill(zero);
-                let pixels = inner.chunks_mut(apart).zip(self.x[i / h][i % h * w * c..][..w * c].chunks(c));
+                let pixels = inner.chunks_mut(pixel_stride).zip(self.x[i / h][i % h * w * c..][..w * c].chunks(c));
                 for (j, (to, from)) in pixels.enumerate() {
                     let how = (self.how)(i * w + j);
                     let (to, rest) = to.split_at_mut(c);
@@ -344,17 +344,21 @@ impl<'b, F: Fn(usize) -> RowNormAct<'b> + Sync> Job for Run<'_, F> {
                 let row = r as isize - (kh / 2) as isize;
                 let shift = ((t * h) as isize + row) * line as isize;
                 let k0 = (t * kh + r) * kw * c;
-                if apart == c {
+                if pixel_stride == c {
                     // the taps of a row are neighbours
                     pieces.push(Piece { shift, k0, k: kw * c, row });
                 } else {
-                    let taps =
-                        (0..kw).map(|s| Piece { shift: shift + (s * apart) as isize, k0: k0 + s * c, k: c, row });
+                    let taps = (0..kw).map(|s| Piece {
+                        shift: shift + (s * pixel_stride) as isize,
+                        k0: k0 + s * c,
+                        k: c,
+                        row,
+                    });
                     pieces.extend(taps);
                 }
             }
         }
-        let operand = Operand { data: &copy, stride: sw * apart, lines, pieces, height: h as isize };
+        let operand = Operand { data: &copy, stride: sw * pixel_stride, lines, pieces, height: h as isize };
         product::product::<K, f32>(&operand, self.weights, n, self.finish, self.y, n);
     }
 }

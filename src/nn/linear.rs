@@ -211,7 +211,7 @@ impl CustomOp1 for Dense<'_> {
             bail!("dense: {:?} for {inputs} inputs", layout.dims())
         }
         let half = self.narrow && kernel::is_half(self.layer.math());
-        let apart = if half { kernel::row_stride(outputs, 2) } else { outputs };
+        let row_stride = if half { kernel::row_stride(outputs, 2) } else { outputs };
         let bias = self.layer.bias.as_ref().map(Read::new).transpose()?;
         let gate = self.gate.map(|gate| gate.read()).transpose()?;
         let added = self.added.as_ref().map(Read::new).transpose()?;
@@ -235,14 +235,14 @@ impl CustomOp1 for Dense<'_> {
         let math = self.layer.math();
         let y = match self.layer.weight.quantised() {
             Some(weights) => {
-                Run { x, stride, rows: self.rows, inputs, weights, outputs, finish, half, apart }.int8_dot()
+                Run { x, stride, rows: self.rows, inputs, weights, outputs, finish, half, row_stride }.int8_dot()
             }
             None => self.layer.weight.rows(|weights| {
-                let run = Run { x, stride, rows: self.rows, inputs, weights, outputs, finish, half, apart };
+                let run = Run { x, stride, rows: self.rows, inputs, weights, outputs, finish, half, row_stride };
                 kernel::dispatch(math, run)
             })?,
         };
-        dims.push(apart);
+        dims.push(row_stride);
         Ok((y, Shape::from(dims)))
     }
 }
@@ -257,27 +257,31 @@ struct Run<'a, W> {
     outputs: usize,
     finish: RowEpilogue<'a>,
     half: bool,
-    apart: usize,
+    row_stride: usize,
 }
 
 impl Run<'_, Quantised<'_>> {
     /// Int8 dot products.
     fn int8_dot(self) -> CpuStorage {
-        let count = self.rows * self.apart;
+        let count = self.rows * self.row_stride;
         // SAFETY: a product writes all of its result.
         unsafe {
             match self.half {
-                true => CpuStorage::BF16(filled(count, |y| self.whole(y))),
-                false => CpuStorage::F32(filled(count, |y| self.whole(y))),
+                true => CpuStorage::BF16(filled(count, |y| self.int8_rows(y))),
+                false => CpuStorage::F32(filled(count, |y| self.int8_rows(y))),
             }
         }
     }
 
-    fn whole<T: Element>(self, y: &mut [MaybeUninit<T>]) {
-        let Self { stride, rows, inputs: k, weights, outputs, finish, apart, .. } = self;
+    fn int8_rows<T: Element>(self, y: &mut [MaybeUninit<T>]) {
+        let Self { stride, rows, inputs: k, weights, outputs, finish, row_stride, .. } = self;
         match self.x {
-            Lines::F32(x) => int8::product(&Activations { x, stride, rows, k }, weights, outputs, finish, y, apart),
-            Lines::Bf16(x) => int8::product(&Activations { x, stride, rows, k }, weights, outputs, finish, y, apart),
+            Lines::F32(x) => {
+                int8::product(&Activations { x, stride, rows, k }, weights, outputs, finish, y, row_stride)
+            }
+            Lines::Bf16(x) => {
+                int8::product(&Activations { x, stride, rows, k }, weights, outputs, finish, y, row_stride)
+            }
         }
     }
 }
@@ -288,15 +292,17 @@ impl Job for Run<'_, Rows<'_>> {
     fn run<K: Kernel>(self) -> CpuStorage {
         with_operand::<K, _>(self.x, self.stride, self.rows, self.inputs, |data, stride| {
             let operand = Operand::matrix(data, self.rows, self.inputs, stride);
-            let (n, apart) = (self.outputs, self.apart);
+            let (n, row_stride) = (self.outputs, self.row_stride);
             if self.half {
-                let run = |y: &mut [_]| product::product::<K, bf16>(&operand, self.weights, n, self.finish, y, apart);
+                let run =
+                    |y: &mut [_]| product::product::<K, bf16>(&operand, self.weights, n, self.finish, y, row_stride);
                 // SAFETY: a product writes all of its result.
-                CpuStorage::BF16(unsafe { filled(self.rows * apart, run) })
+                CpuStorage::BF16(unsafe { filled(self.rows * row_stride, run) })
             } else {
-                let run = |y: &mut [_]| product::product::<K, f32>(&operand, self.weights, n, self.finish, y, apart);
+                let run =
+                    |y: &mut [_]| product::product::<K, f32>(&operand, self.weights, n, self.finish, y, row_stride);
                 // SAFETY: as above.
-                CpuStorage::F32(unsafe { filled(self.rows * apart, run) })
+                CpuStorage::F32(unsafe { filled(self.rows * row_stride, run) })
             }
         })
     }
@@ -314,10 +320,10 @@ pub fn with_operand<K: Kernel, R>(
     if good && let Some(data) = in_place::<K::Elem>(x) {
         return f(data, stride);
     }
-    let apart = kernel::row_stride(width, size_of::<K::Elem>());
+    let row_stride = kernel::row_stride(width, size_of::<K::Elem>());
     let zero = MaybeUninit::new(K::Elem::default());
     let write = |copy: &mut [MaybeUninit<K::Elem>]| {
-        copy.par_chunks_mut(apart.max(1)).with_min_len(16).enumerate().for_each(|(i, y)| {
+        copy.par_chunks_mut(row_stride.max(1)).with_min_len(16).enumerate().for_each(|(i, y)| {
             let (y, rest) = y.split_at_mut(width);
             match x {
                 Lines::F32(x) => narrow::<K>(&x[i * stride..][..width], y),
@@ -329,8 +335,8 @@ pub fn with_operand<K: Kernel, R>(
         });
     };
     // SAFETY: every row is written, and what lies between.
-    let copy = unsafe { filled(rows * apart, write) };
-    f(&copy, apart)
+    let copy = unsafe { filled(rows * row_stride, write) };
+    f(&copy, row_stride)
 }
 
 /// f32 -> the kernel's type.

@@ -66,7 +66,7 @@ enum Data {
 pub struct Matrix {
     data: Data,
     math: MatmulType,
-    whole: bool,
+    int8: bool,
     pub outputs: usize,
     pub inputs: usize,
 }
@@ -85,7 +85,7 @@ impl Matrix {
     /// - `tensor`: (outputs, inputs).
     pub fn new(tensor: Tensor) -> Self {
         let (outputs, inputs) = tensor.dims2().unwrap_or((0, 0));
-        Self { math: math(tensor.dtype()), whole: false, data: Data::Tensor(tensor), outputs, inputs }
+        Self { math: math(tensor.dtype()), int8: false, data: Data::Tensor(tensor), outputs, inputs }
     }
 
     /// - `blocks_in`: in what a CPU multiplies by blocks; numbers are multiplied in their own type.
@@ -94,7 +94,7 @@ impl Matrix {
             Kind::Plain(dtype) => math(dtype),
             Kind::QuantType(_) => blocks_in,
         };
-        Self { data: Data::Mapped(mapped), math, whole: math == MatmulType::Bf16, outputs, inputs }
+        Self { data: Data::Mapped(mapped), math, int8: math == MatmulType::Bf16, outputs, inputs }
     }
 
     /// Whether gradients are wanted of it.
@@ -104,12 +104,12 @@ impl Matrix {
 
     /// The same matrix, whose blocks are dequantised to be multiplied, never by int8 dot products.
     pub fn dequantised(self) -> Self {
-        Self { whole: false, ..self }
+        Self { int8: false, ..self }
     }
 
     /// The same matrix, multiplied in f32 on a CPU whatever it is kept in.
     pub fn in_f32(self) -> Self {
-        Self { math: MatmulType::F32, whole: false, ..self }
+        Self { math: MatmulType::F32, int8: false, ..self }
     }
 
     /// Blocks that were made here, `outputs` rows of them; see [`Matrix::mapped`].
@@ -178,7 +178,7 @@ impl Matrix {
             Kind::QuantType(kind) => Some(kind),
             Kind::Plain(_) => None,
         };
-        let product = Product { math: self.math, blocks, int8: self.whole };
+        let product = Product { math: self.math, blocks, int8: self.int8 };
         input.or_plain(self.is_plain()).product(product, self.inputs)
     }
 

@@ -148,9 +148,9 @@ impl CustomOp1 for Forward<'_> {
         let read = self.how.read()?;
         let how = read.rows(d, rows)?;
         let bytes = if self.half { 2 } else { 4 };
-        let apart = kernel::row_stride(d, bytes);
-        dims.push(apart);
-        let job = Run { x, from, d, rows, apart, half: self.half, how };
+        let row_stride = kernel::row_stride(d, bytes);
+        dims.push(row_stride);
+        let job = Run { x, from, d, rows, row_stride, half: self.half, how };
         Ok((kernel::dispatch(MatmulType::Bf16, job), Shape::from(dims)))
     }
 }
@@ -160,7 +160,7 @@ struct Run<'a, F> {
     from: usize,
     d: usize,
     rows: usize,
-    apart: usize,
+    row_stride: usize,
     half: bool,
     how: F,
 }
@@ -169,16 +169,16 @@ impl<'b, F: Fn(usize) -> RowNormAct<'b> + Sync> Job for Run<'_, F> {
     type Done = CpuStorage;
 
     fn run<K: Kernel>(self) -> CpuStorage {
-        let Run { x, from, d, rows, apart, half, how } = self;
+        let Run { x, from, d, rows, row_stride, half, how } = self;
         if half {
             // SAFETY: every row is written, and what lies between.
             CpuStorage::BF16(unsafe {
-                filled(rows * apart, |y| rows::norm_act_all::<K, bf16>(x, from, d, y, apart, how))
+                filled(rows * row_stride, |y| rows::norm_act_all::<K, bf16>(x, from, d, y, row_stride, how))
             })
         } else {
             // SAFETY: as above.
             CpuStorage::F32(unsafe {
-                filled(rows * apart, |y| rows::norm_act_all::<K, f32>(x, from, d, y, apart, how))
+                filled(rows * row_stride, |y| rows::norm_act_all::<K, f32>(x, from, d, y, row_stride, how))
             })
         }
     }

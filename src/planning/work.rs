@@ -80,7 +80,7 @@ impl Work {
                     rope: None,
                     bias: None,
                     math,
-                    whole: false,
+                    int8: false,
                 };
                 measure(128, 2048, |tokens| normal(&[1, tokens, heads * head_dim]), |x| how.forward(x, x, x))
             }

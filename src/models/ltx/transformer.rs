@@ -59,7 +59,7 @@ impl Attention {
         let how = attention::Attention {
             norms: [Some((&self.norm_q, QK_NORM_EPS)), Some((&self.norm_k, QK_NORM_EPS))],
             rope: Some(rope),
-            whole: self.to_q.path(x) == ProductPath::Int8, // not across to the prompt: little is to be gained there, and more is lost
+            int8: self.to_q.path(x) == ProductPath::Int8, // not across to the prompt: little is to be gained there, and more is lost
             ..self.how()
         };
         self.to_out.forward_then(&how.forward(&q, &k, &self.values(x)?)?, then)
@@ -92,7 +92,7 @@ impl Attention {
             rope: None,
             bias: None,
             math: self.to_q.math(),
-            whole: false,
+            int8: false,
         }
     }
 

@@ -198,7 +198,7 @@ impl Layer {
             rope: None,
             bias: Some(bias),
             math,
-            whole: false,
+            int8: false,
         };
         let x =
             self.o.forward_then(&how.forward(&q, &k, &v)?, Epilogue { residual: Some(x), ..Epilogue::default() })?;

@@ -113,20 +113,20 @@ unsafe impl<E> Sync for Target<E> {}
 unsafe impl<E> Send for Target<E> {}
 
 /// y = softmax(q kᵀ + bias) v, head by head.
-/// - `y`: (n, heads * head_dim), `apart` from row to row, in f32 or the kernel's type; what lies between is set to zero.
-pub fn attend<K: Kernel, S: Scores<Kernel = K>, T: Element>(x: &Heads<S>, y: &mut [MaybeUninit<T>], apart: usize) {
+/// - `y`: (n, heads * head_dim), `row_stride` from row to row, in f32 or the kernel's type; what lies between is set to zero.
+pub fn attend<K: Kernel, S: Scores<Kernel = K>, T: Element>(x: &Heads<S>, y: &mut [MaybeUninit<T>], row_stride: usize) {
     let (n, m, hd) = (x.n, x.m, x.head_dim);
     let hs = S::head(hd);
-    assert!(x.q_stride >= x.heads * hs && x.k_stride >= x.heads * hs && apart >= x.heads * hd);
+    assert!(x.q_stride >= x.heads * hs && x.k_stride >= x.heads * hs && row_stride >= x.heads * hd);
     let rows = |count: usize, width: usize, stride: usize| if count == 0 { 0 } else { (count - 1) * stride + width };
     assert!(x.q.len() >= rows(n, x.heads * hs, x.q_stride) && x.k.len() >= rows(m, x.heads * hs, x.k_stride));
-    assert!(x.v.len() >= rows(m, x.heads * hd, x.v_stride) && y.len() == n * apart);
+    assert!(x.v.len() >= rows(m, x.heads * hd, x.v_stride) && y.len() == n * row_stride);
     assert!(x.bias.is_none_or(|bias| bias.len() == x.heads * n * m));
     let zero = MaybeUninit::new(T::default());
     if n == 0 || m == 0 {
         return y.fill(zero);
     }
-    y.chunks_mut(apart).for_each(|row| row[x.heads * hd..].fill(zero));
+    y.chunks_mut(row_stride).for_each(|row| row[x.heads * hd..].fill(zero));
 
     super::count(2 * x.heads * n * m * hd);
 
@@ -163,7 +163,7 @@ pub fn attend<K: Kernel, S: Scores<Kernel = K>, T: Element>(x: &Heads<S>, y: &mu
         let (h, first) = (task / tasks, task % tasks * QUERIES);
         let queries = first..(first + QUERIES).min(n);
         let (keys, values) = (&keys[h * key_size..][..key_size], &values[h * value_size..][..value_size]);
-        run::<K, S, T>(x, h, queries, keys, values, &blocks, target, apart);
+        run::<K, S, T>(x, h, queries, keys, values, &blocks, target, row_stride);
     });
 }
 
@@ -302,7 +302,7 @@ fn run<K: Kernel, S: Scores<Kernel = K>, T: Element>(
     values: &[K::Elem],
     blocks: &[(usize, usize)],
     target: Target<T>,
-    apart: usize,
+    row_stride: usize,
 ) {
     let target = { target };
     let hs = S::head(x.head_dim);
@@ -357,7 +357,7 @@ fn run<K: Kernel, S: Scores<Kernel = K>, T: Element>(
             for (row, out) in row.chunks_mut(K::NR).zip(state.out.chunks(size)) {
                 row.iter_mut().zip(&out[r * K::NR..]).for_each(|(y, x)| *y = x / sum);
             }
-            let at = (bound(part) + r) * apart + h * x.head_dim;
+            let at = (bound(part) + r) * row_stride + h * x.head_dim;
             // SAFETY: these rows and columns are this task's own and lie within the result by `attend`'s checks; K was
             // chosen for this CPU.
             unsafe {

@@ -10,7 +10,7 @@ use super::memory::filled;
 use super::micro::{Element, Micro};
 use super::pack::Weights;
 use super::product::{self, Operand, RowEpilogue};
-use super::{Isa, row_stride};
+use super::{self as kernel, Isa};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::sync::LazyLock;
@@ -138,7 +138,7 @@ pub fn fits(kind: QuantType, k: usize) -> bool {
     Dot::best().is_some() && divides(kind, k)
 }
 
-/// Whether attention's scores between heads of `head_dim` values can be made as int8 dot products here: by `Kernel::Whole`.
+/// Whether attention's scores between heads of `head_dim` values can be made as int8 dot products here: by `Kernel::Int8Scores`.
 pub fn scores_fit(head_dim: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
     return scores::fits(head_dim);
@@ -163,17 +163,17 @@ pub struct Activations<'a, E> {
 }
 
 /// y = finish(x wᵀ), x rounded to eight bits in blocks.
-/// - `weights`: (n, k), and they [`fits`]. `y`: (rows, n), `apart` from row to row; what lies between is set to zero.
+/// - `weights`: (n, k), and they [`fits`]. `y`: (rows, n), `row_stride` from row to row; what lies between is set to zero.
 pub fn product<E: Element, T: Element>(
     x: &Activations<E>,
     weights: Quantised,
     n: usize,
     finish: RowEpilogue,
     y: &mut [MaybeUninit<T>],
-    apart: usize,
+    row_stride: usize,
 ) {
     let Some(dot) = Dot::best() else { unreachable!("`fits` says no") };
-    product_on(dot, x, weights, n, finish, y, apart)
+    product_on(dot, x, weights, n, finish, y, row_stride)
 }
 
 /// As [`product()`], with instructions that this CPU has.
@@ -184,33 +184,33 @@ pub fn product_on<E: Element, T: Element>(
     n: usize,
     finish: RowEpilogue,
     y: &mut [MaybeUninit<T>],
-    apart: usize,
+    row_stride: usize,
 ) {
     assert!(divides(weights.kind, x.k), "int8: rows of {} values in {:?}", x.k, weights.kind);
     assert!(!weights.prepacked || dot == Dot::Avx512, "int8: panels for {dot:?}");
     #[cfg(target_arch = "x86_64")]
     match (dot, weights.kind) {
-        (Dot::Avx512, QuantType::Q8_0) => run::<avx512::Vnni<false>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::Avx512, QuantType::Q4K) => run::<avx512::Vnni<true>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::Avx512Half, QuantType::Q8_0) => run::<avx2::Evex<false>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::Avx512Half, QuantType::Q4K) => run::<avx2::Evex<true>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::AvxVnni, QuantType::Q8_0) => run::<avx2::Vex<false>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::AvxVnni, QuantType::Q4K) => run::<avx2::Vex<true>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::Avx2, QuantType::Q8_0) => run::<avx2::Avx2<false>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::Avx2, QuantType::Q4K) => run::<avx2::Avx2<true>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::Avx512, QuantType::Q8_0) => run::<avx512::Vnni<false>, E, T>(x, weights, n, finish, y, row_stride),
+        (Dot::Avx512, QuantType::Q4K) => run::<avx512::Vnni<true>, E, T>(x, weights, n, finish, y, row_stride),
+        (Dot::Avx512Half, QuantType::Q8_0) => run::<avx2::Evex<false>, E, T>(x, weights, n, finish, y, row_stride),
+        (Dot::Avx512Half, QuantType::Q4K) => run::<avx2::Evex<true>, E, T>(x, weights, n, finish, y, row_stride),
+        (Dot::AvxVnni, QuantType::Q8_0) => run::<avx2::Vex<false>, E, T>(x, weights, n, finish, y, row_stride),
+        (Dot::AvxVnni, QuantType::Q4K) => run::<avx2::Vex<true>, E, T>(x, weights, n, finish, y, row_stride),
+        (Dot::Avx2, QuantType::Q8_0) => run::<avx2::Avx2<false>, E, T>(x, weights, n, finish, y, row_stride),
+        (Dot::Avx2, QuantType::Q4K) => run::<avx2::Avx2<true>, E, T>(x, weights, n, finish, y, row_stride),
         (dot, kind) => unreachable!("{dot:?} is not of this CPU, or {kind:?} of `KINDS`"),
     }
     #[cfg(target_arch = "aarch64")]
     match (dot, weights.kind) {
-        (Dot::NeonMatrix, QuantType::Q8_0) => run::<neon::Matrices<false>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::NeonMatrix, QuantType::Q4K) => run::<neon::Matrices<true>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::NeonDot, QuantType::Q8_0) => run::<neon::Dots<false>, E, T>(x, weights, n, finish, y, apart),
-        (Dot::NeonDot, QuantType::Q4K) => run::<neon::Dots<true>, E, T>(x, weights, n, finish, y, apart),
+        (Dot::NeonMatrix, QuantType::Q8_0) => run::<neon::Matrices<false>, E, T>(x, weights, n, finish, y, row_stride),
+        (Dot::NeonMatrix, QuantType::Q4K) => run::<neon::Matrices<true>, E, T>(x, weights, n, finish, y, row_stride),
+        (Dot::NeonDot, QuantType::Q8_0) => run::<neon::Dots<false>, E, T>(x, weights, n, finish, y, row_stride),
+        (Dot::NeonDot, QuantType::Q4K) => run::<neon::Dots<true>, E, T>(x, weights, n, finish, y, row_stride),
         (dot, kind) => unreachable!("{dot:?} is not of this CPU, or {kind:?} of `KINDS`"),
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     {
-        let _ = (dot, n, finish, y, apart);
+        let _ = (dot, n, finish, y, row_stride);
         unreachable!("`fits` says no")
     }
 }
@@ -221,12 +221,12 @@ fn run<'a, K: Bytes, E: Element, T: Element>(
     n: usize,
     finish: RowEpilogue,
     y: &mut [MaybeUninit<T>],
-    apart: usize,
+    row_stride: usize,
 ) where
     Quantised<'a>: Weights<K>,
 {
     let blocks = x.k / BLOCK;
-    let stride = row_stride(blocks, size_of::<Block>());
+    let stride = kernel::row_stride(blocks, size_of::<Block>());
     let write = |a: &mut [MaybeUninit<Block>]| {
         a.par_chunks_mut(stride).with_min_len(8).enumerate().for_each(|(i, a)| {
             let (a, rest) = a.split_at_mut(blocks);
@@ -238,7 +238,7 @@ fn run<'a, K: Bytes, E: Element, T: Element>(
     };
     // SAFETY: every row is written, and what lies between.
     let a = unsafe { filled(x.rows * stride, write) };
-    product::product::<K, T>(&Operand::matrix(&a, x.rows, blocks, stride), weights, n, finish, y, apart);
+    product::product::<K, T>(&Operand::matrix(&a, x.rows, blocks, stride), weights, n, finish, y, row_stride);
 }
 
 /// A kernel over blocks.

@@ -46,7 +46,7 @@ pub trait Micro: 'static {
     /// # Safety
     /// - The instruction set is there. `rows` is in 1..=MR and `k` a multiple of STEP.
     /// - `a` has `rows` rows of `k` elements, `stride` apart; `panel` has `k * NR` elements; `tile` has `rows` rows of
-    ///   NR, `apart` from each other.
+    ///   NR, `row_stride` from each other.
     /// - `ahead`: memory that is wanted soon, moved on by so many bytes each time; any address will do.
     unsafe fn micro(
         rows: usize,
@@ -55,7 +55,7 @@ pub trait Micro: 'static {
         panel: *const Self::Elem,
         k: usize,
         tile: *mut f32,
-        apart: usize,
+        row_stride: usize,
         ahead: (*const u8, usize),
         add: bool,
     );
@@ -67,7 +67,7 @@ const TILE: usize = 12 * 32;
 /// A loop over numbers that stand for themselves.
 pub trait Kernel: Micro<Elem: Element> {
     /// How it makes scores of attention by int8 dot products: itself, where it cannot.
-    type Whole: Scores<Kernel = Self>;
+    type Int8Scores: Scores<Kernel = Self>;
 
     /// weights = 2^(start + a b), rounded to elements, and what they come to before that is added to `sums`.
     /// - `start`: `rows` rows of NR, side by side. `weights`: `rows` rows of NR, `share` apart. `sums`: a register a row.
@@ -185,7 +185,7 @@ macro_rules! by_rows {
 pub struct Plain;
 
 impl Kernel for Plain {
-    type Whole = Self;
+    type Int8Scores = Self;
 }
 
 impl Micro for Plain {
@@ -209,11 +209,11 @@ impl Micro for Plain {
         panel: *const f32,
         k: usize,
         tile: *mut f32,
-        apart: usize,
+        row_stride: usize,
         ahead: (*const u8, usize),
         add: bool,
     ) {
-        by_rows!(rows, plain(a, stride, panel, k, tile, apart, ahead, add), 1 2 3 4)
+        by_rows!(rows, plain(a, stride, panel, k, tile, row_stride, ahead, add), 1 2 3 4)
     }
 }
 
@@ -223,7 +223,7 @@ unsafe fn plain<const ROWS: usize>(
     panel: *const f32,
     k: usize,
     tile: *mut f32,
-    apart: usize,
+    row_stride: usize,
     _: (*const u8, usize),
     add: bool,
 ) {
@@ -239,7 +239,7 @@ unsafe fn plain<const ROWS: usize>(
     }
     for (i, sums) in sums.iter().enumerate() {
         for (j, sum) in sums.iter().enumerate() {
-            let at = tile.add(i * apart + j);
+            let at = tile.add(i * row_stride + j);
             *at = if add { *at + sum } else { *sum };
         }
     }

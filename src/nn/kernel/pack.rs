@@ -186,7 +186,7 @@ pub fn panel<K: Kernel>(
         Rows::F32(x) if whole && !K::Elem::HALF => Some(x[reach].as_ptr().cast()),
         _ => None,
     };
-    let (lines, apart): (*const K::Elem, usize) = match in_place {
+    let (lines, row_stride): (*const K::Elem, usize) = match in_place {
         Some(lines) => (lines, stride),
         None => {
             line.clear();
@@ -197,8 +197,8 @@ pub fn panel<K: Kernel>(
             (line.as_ptr(), k_whole)
         }
     };
-    // SAFETY: NR lines of k_whole elements lie `apart` from each other, as `reach` or the scratch says; `out` was asserted.
-    unsafe { interleave::<K>(lines, apart, k_whole, out) }
+    // SAFETY: NR lines of k_whole elements lie `row_stride` from each other, as `reach` or the scratch says; `out` was asserted.
+    unsafe { interleave::<K>(lines, row_stride, k_whole, out) }
 }
 
 /// One block of a panel from a matrix whose columns are the panel's columns.
@@ -227,16 +227,16 @@ pub fn panel_of_columns<E: Element, K: Kernel<Elem = E>>(
 /// `NR` lines of `k` elements, side by side in groups of `STEP`.
 ///
 /// # Safety
-/// `lines` has `NR` lines of `k` elements, `apart` elements from each other; `out` has room for all.
-unsafe fn interleave<K: Kernel>(lines: *const K::Elem, apart: usize, k: usize, out: &mut [K::Elem]) {
+/// `lines` has `NR` lines of `k` elements, `row_stride` elements from each other; `out` has room for all.
+unsafe fn interleave<K: Kernel>(lines: *const K::Elem, row_stride: usize, k: usize, out: &mut [K::Elem]) {
     let group = K::STEP * size_of::<K::Elem>();
     #[cfg(target_arch = "x86_64")]
     if group == 4 && K::NR.is_multiple_of(16) && std::arch::is_x86_feature_detected!("avx512f") {
         let steps = k / K::STEP;
         let whole = steps / 16 * 16;
-        let word = apart * size_of::<K::Elem>();
+        let word = row_stride * size_of::<K::Elem>();
         for half in (0..K::NR).step_by(16) {
-            let source = lines.add(half * apart).cast::<u8>();
+            let source = lines.add(half * row_stride).cast::<u8>();
             let target = out.as_mut_ptr().cast::<u32>().add(half);
             for step in (0..whole).step_by(16) {
                 transpose_16(source.add(step * 4), word, target.add(step * K::NR), K::NR);
@@ -252,7 +252,7 @@ unsafe fn interleave<K: Kernel>(lines: *const K::Elem, apart: usize, k: usize, o
     }
     #[cfg(target_arch = "aarch64")]
     {
-        let (source, word) = (lines.cast::<u8>(), apart * size_of::<K::Elem>());
+        let (source, word) = (lines.cast::<u8>(), row_stride * size_of::<K::Elem>());
         let target = out.as_mut_ptr().cast::<u8>();
         match group {
             4 => return neon::interleave::<4>(source, word, k / K::STEP, K::NR, target),
@@ -264,7 +264,7 @@ unsafe fn interleave<K: Kernel>(lines: *const K::Elem, apart: usize, k: usize, o
     for (i, out) in out.chunks_mut(K::NR * K::STEP).enumerate() {
         for j in 0..K::NR {
             for s in 0..K::STEP {
-                out[j * K::STEP + s] = *lines.add(j * apart + i * K::STEP + s);
+                out[j * K::STEP + s] = *lines.add(j * row_stride + i * K::STEP + s);
             }
         }
     }
@@ -273,9 +273,9 @@ unsafe fn interleave<K: Kernel>(lines: *const K::Elem, apart: usize, k: usize, o
 /// Sixteen lines of sixteen 32-bit words, turned over.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn transpose_16(source: *const u8, apart: usize, target: *mut u32, to: usize) {
+unsafe fn transpose_16(source: *const u8, row_stride: usize, target: *mut u32, to: usize) {
     use std::arch::x86_64::*;
-    let mut r: [__m512i; 16] = std::array::from_fn(|i| _mm512_loadu_si512(source.add(i * apart).cast()));
+    let mut r: [__m512i; 16] = std::array::from_fn(|i| _mm512_loadu_si512(source.add(i * row_stride).cast()));
     // pairs of words, pairs of pairs, then quarters of registers change places
     let mut t = r;
     for i in 0..8 {

@@ -111,14 +111,14 @@ struct Tile {
 }
 
 /// y = finish(a wᵀ).
-/// - `weights`: (n, k) row-major. `y`: (rows of a, n), `apart` from row to row; what lies between the rows is set to zero.
+/// - `weights`: (n, k) row-major. `y`: (rows of a, n), `row_stride` from row to row; what lies between the rows is set to zero.
 pub fn product<K: Micro, T: Element>(
     a: &Operand<K::Elem>,
     weights: impl Weights<K>,
     n: usize,
     finish: RowEpilogue,
     y: &mut [MaybeUninit<T>],
-    apart: usize,
+    row_stride: usize,
 ) {
     let mut tiles = vec![];
     let mut out = 0;
@@ -139,14 +139,14 @@ pub fn product<K: Micro, T: Element>(
     assert!(weights.hold(n, weights_k), "product: no {n} x {weights_k} weights");
     check(a, &tiles);
     super::count(out * n * a.pieces.iter().map(|p| p.k).sum::<usize>() * K::VALUES);
-    assert!(y.len() == out * apart && apart >= n, "product: {} elements for {out} rows of {n}", y.len());
+    assert!(y.len() == out * row_stride && row_stride >= n, "product: {} elements for {out} rows of {n}", y.len());
     let target = Target(y.as_mut_ptr().cast::<T>());
     let pieces = fitting::<K>(&a.pieces);
-    if apart > n {
-        y.chunks_mut(apart).for_each(|row| row[n..].fill(MaybeUninit::new(T::default())));
+    if row_stride > n {
+        y.chunks_mut(row_stride).for_each(|row| row[n..].fill(MaybeUninit::new(T::default())));
     }
     in_tasks(&tiles, TASK_ROWS / K::MR, n, K::NR, |tiles, columns| {
-        run::<K, T>(a, &pieces, tiles, weights, weights_k, n, columns, &finish, target, apart)
+        run::<K, T>(a, &pieces, tiles, weights, weights_k, n, columns, &finish, target, row_stride)
     });
 }
 
@@ -251,7 +251,7 @@ fn run<K: Micro, T: Element>(
     columns: std::ops::Range<usize>,
     finish: &RowEpilogue,
     target: Target<T>,
-    apart: usize,
+    row_stride: usize,
 ) {
     SUMS.with_borrow_mut(|sums| {
         let size = K::MR * K::NR;
@@ -319,7 +319,7 @@ fn run<K: Micro, T: Element>(
                 unsafe { K::micro(tile.rows, rows, stride, packed, k, sums.as_mut_ptr(), K::NR, ahead, add) }
             }
         }
-        write::<K, T>(tiles, sums, n, columns, finish, target, apart);
+        write::<K, T>(tiles, sums, n, columns, finish, target, row_stride);
     });
 }
 
@@ -347,7 +347,7 @@ fn write<K: Micro, T: Element>(
     columns: std::ops::Range<usize>,
     finish: &RowEpilogue,
     target: Target<T>,
-    apart: usize,
+    row_stride: usize,
 ) {
     let target = { target };
     let size = K::MR * K::NR;
@@ -361,7 +361,7 @@ fn write<K: Micro, T: Element>(
                     // a row's panels one after the other: memory is met in the order that it lies in
                     for r in 0..tile.rows {
                         let later = tile.out + r + LATER;
-                        fetch(target.0.wrapping_add(later * apart + columns.start), columns.len());
+                        fetch(target.0.wrapping_add(later * row_stride + columns.start), columns.len());
                         if let Some(residual) = finish.residual {
                             fetch(residual.as_ptr().wrapping_add(later * n + columns.start), columns.len());
                         }
@@ -370,7 +370,7 @@ fn write<K: Micro, T: Element>(
                             let width = K::NR.min(columns.end - first);
                             let sums = &sums[(panel * tiles.len() + i) * size + r * K::NR..][..width];
                             let row = tile.out + r;
-                            finish_row::<K::V, T>(finish, sums, row, first, n, target.0.add(row * apart + first));
+                            finish_row::<K::V, T>(finish, sums, row, first, n, target.0.add(row * row_stride + first));
                         }
                     }
                 },

@@ -202,19 +202,19 @@ pub fn heads<K: Kernel>(
 }
 
 /// y = norm_act(x), row by row.
-/// - `x`: rows of `d`, `from` elements apart. `y`: rows of `apart`, at least `d`; what is beyond is set to zero. `how`: what
+/// - `x`: rows of `d`, `from` elements apart. `y`: rows of `row_stride`, at least `d`; what is beyond is set to zero. `how`: what
 ///   happens to a row.
 pub fn norm_act_all<'a, K: Kernel, E: Element>(
     x: &[f32],
     from: usize,
     d: usize,
     y: &mut [MaybeUninit<E>],
-    apart: usize,
+    row_stride: usize,
     how: impl Fn(usize) -> RowNormAct<'a> + Sync,
 ) {
     let task = (TASK / d.max(1)).max(1);
-    y.par_chunks_mut(task * apart).enumerate().for_each(|(i, y)| {
-        for (j, y) in y.chunks_mut(apart).enumerate() {
+    y.par_chunks_mut(task * row_stride).enumerate().for_each(|(i, y)| {
+        for (j, y) in y.chunks_mut(row_stride).enumerate() {
             let at = i * task + j;
             let how = how(at);
             // SAFETY: K was chosen for this CPU.

@@ -91,11 +91,11 @@ impl Job for Products {
                     factor: (i % 3 == 0).then_some(&whole),
                     residual: Some(&whole),
                 };
-                let apart = n + i;
+                let row_stride = n + i;
                 // SAFETY: a product writes all of its result.
                 let y: Vec<f32> = unsafe {
-                    filled(m * apart, |y| {
-                        product::<K, f32>(&Operand::matrix(&x, m, k, stride), rows, n, finish, y, apart)
+                    filled(m * row_stride, |y| {
+                        product::<K, f32>(&Operand::matrix(&x, m, k, stride), rows, n, finish, y, row_stride)
                     })
                 };
                 for row in 0..m {
@@ -111,9 +111,9 @@ impl Job for Products {
                         let factor = finish.factor.map_or(1.0, |f| f[row * n + column] as f64);
                         want = want * scale * factor + whole[row * n + column] as f64;
                         let limit = SUMS * (size * (scale * factor).abs().max(1.0) + want.abs());
-                        close(&format!("{}, {m}x{k}x{n}", self.0), y[row * apart + column], want, limit);
+                        close(&format!("{}, {m}x{k}x{n}", self.0), y[row * row_stride + column], want, limit);
                     }
-                    assert!(y[row * apart + n..(row + 1) * apart].iter().all(|&pad| pad == 0.0));
+                    assert!(y[row * row_stride + n..(row + 1) * row_stride].iter().all(|&pad| pad == 0.0));
                 }
             }
         }
@@ -187,8 +187,8 @@ impl Job for Attentions {
 
     fn run<K: Kernel>(self) {
         attentions::<K, K>(&self.0);
-        if TypeId::of::<K::Whole>() != TypeId::of::<K>() && scores_fit(64) {
-            attentions::<K, K::Whole>(&format!("{}, scores by int8 dot products", self.0));
+        if TypeId::of::<K::Int8Scores>() != TypeId::of::<K>() && scores_fit(64) {
+            attentions::<K, K::Int8Scores>(&format!("{}, scores by int8 dot products", self.0));
         }
     }
 }
@@ -214,7 +214,7 @@ fn attentions<K: Kernel, S: Scores<Kernel = K>>(what: &str) {
     for (n, m, heads, head_dim) in sizes {
         let outgrown = if matches!(m, 90 | 700) { m - 50 } else { m };
         let to = attend::head_stride::<K>(head_dim);
-        let (stride, v_stride, apart) = (heads * to + 3, heads * head_dim + 5, heads * head_dim + 1);
+        let (stride, v_stride, row_stride) = (heads * to + 3, heads * head_dim + 5, heads * head_dim + 1);
         let spread = |rows: usize, seed: u64| {
             let mut x = values(rows * stride, seed);
             for x in x.chunks_mut(stride) {
@@ -259,7 +259,7 @@ fn attentions<K: Kernel, S: Scores<Kernel = K>>(what: &str) {
             bias: (n != 210 && n != 14).then_some(&bias),
         };
         // SAFETY: attention writes all of its result.
-        let y: Vec<f32> = unsafe { filled(n * apart, |y| attend::attend::<K, S, f32>(&heads, y, apart)) };
+        let y: Vec<f32> = unsafe { filled(n * row_stride, |y| attend::attend::<K, S, f32>(&heads, y, row_stride)) };
         for row in 0..n {
             for h in 0..heads.heads {
                 let score = |key: usize| {
@@ -273,7 +273,7 @@ fn attentions<K: Kernel, S: Scores<Kernel = K>>(what: &str) {
                 for c in 0..head_dim {
                     let terms = (0..m).map(|key| (scores[key] - top).exp() * vs[key * v_stride + h * head_dim + c]);
                     let limit = if K::Elem::HALF { HALF_WEIGHTS * 4.0 } else { SUMS * top.abs().max(10.0) * 2.0 };
-                    let got = y[row * apart + h * head_dim + c];
+                    let got = y[row * row_stride + h * head_dim + c];
                     close(&format!("{what}, {n} x {m}"), got, terms.sum::<f64>() / sum, limit);
                 }
             }
@@ -293,7 +293,7 @@ impl Job for RowLoops {
 
     fn run<K: Kernel>(self) {
         for (count, d) in [(1, 1), (3, 5), (7, 37), (300, 64), (2, 1000)] {
-            let (from, apart) = (d + 3, row_stride(d, 4) + 2);
+            let (from, row_stride) = (d + 3, row_stride(d, 4) + 2);
             let x: Vec<f32> = values(count * from, 12).iter().map(|x| 2.0 * x + 0.5).collect();
             let (scale, shift) = (values(d, 13), values(d, 14));
             for (norm, act) in
@@ -302,8 +302,9 @@ impl Job for RowLoops {
                 let how =
                     RowNormAct { norm: norm.map(|norm| (norm, 1e-5)), scale: Some(&scale), shift: Some(&shift), act };
                 // SAFETY: every row is written.
-                let y: Vec<f32> =
-                    unsafe { filled(count * apart, |y| rows::norm_act_all::<K, f32>(&x, from, d, y, apart, |_| how)) };
+                let y: Vec<f32> = unsafe {
+                    filled(count * row_stride, |y| rows::norm_act_all::<K, f32>(&x, from, d, y, row_stride, |_| how))
+                };
                 for row in 0..count {
                     let x: Vec<f64> = x[row * from..][..d].iter().map(|x| *x as f64).collect();
                     let mid = if norm == Some(Norm::Layer) { x.iter().sum::<f64>() / d as f64 } else { 0.0 };
@@ -318,7 +319,7 @@ impl Job for RowLoops {
                         };
                         // one value alone has no deviation: what is left of it is rounding
                         let limit = ROWS * (v.abs().max(1.0)) * (1.0 + factor / 100.0);
-                        close(&format!("{}, {count} x {d}", self.0), y[row * apart + c], want, limit);
+                        close(&format!("{}, {count} x {d}", self.0), y[row * row_stride + c], want, limit);
                     }
                 }
             }

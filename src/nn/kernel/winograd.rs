@@ -102,13 +102,13 @@ struct Layout {
     /// Channels, filled up to whole steps.
     whole: usize,
     /// Elements from pixel to pixel.
-    apart: usize,
+    row_stride: usize,
 }
 
 impl Layout {
     fn new<K: Kernel>(h: usize, w: usize, c: usize) -> Self {
         let whole = c.next_multiple_of(K::STEP);
-        Self { h, w, whole, apart: row_stride(whole, size_of::<K::Elem>()) }
+        Self { h, w, whole, row_stride: row_stride(whole, size_of::<K::Elem>()) }
     }
 
     fn pairs(&self) -> usize {
@@ -117,7 +117,7 @@ impl Layout {
 
     /// Elements of one point of a pair of columns, and of a frame.
     fn column(&self) -> usize {
-        (self.h + 2) * self.apart
+        (self.h + 2) * self.row_stride
     }
 
     fn frame(&self) -> usize {
@@ -132,8 +132,8 @@ pub fn multiplications(h: u64, w: u64) -> u64 {
 
 /// Bytes of `frames` transformed frames.
 pub fn bytes(frames: u64, h: u64, w: u64, c: u64, element: u64) -> u64 {
-    let apart = row_stride(c as usize, element as usize) as u64;
-    frames * w.div_ceil(2) * POINTS as u64 * (h + 2) * apart * element
+    let row_stride = row_stride(c as usize, element as usize) as u64;
+    frames * w.div_ceil(2) * POINTS as u64 * (h + 2) * row_stride * element
 }
 
 /// A convolution over 3 x 3 x 3 pixels, one for each.
@@ -165,7 +165,7 @@ fn transform<'b, K: Kernel>(
     how: &(impl Fn(usize) -> RowNormAct<'b> + Sync),
     to: &mut [MaybeUninit<K::Elem>],
 ) {
-    let Layout { h, w, apart, .. } = layout;
+    let Layout { h, w, row_stride, .. } = layout;
     assert_eq!(to.len(), x.len() * layout.frame());
     let to = Target(to.as_mut_ptr().cast::<K::Elem>());
     // the line with a zero to its left, and to its right as many as its pairs need
@@ -187,18 +187,18 @@ fn transform<'b, K: Kernel>(
                         let column = to.0.add(f * layout.frame() + j * POINTS * layout.column());
                         let pixels = &line[2 * j * c..][..4 * c];
                         let row: [_; POINTS] =
-                            std::array::from_fn(|p| column.add(p * layout.column() + (i + 1) * apart));
+                            std::array::from_fn(|p| column.add(p * layout.column() + (i + 1) * row_stride));
                         points::<K::V, K::Elem>(pixels, c, row);
                         for (p, row) in row.into_iter().enumerate() {
                             let clear = |row: *mut K::Elem, from: usize| {
-                                (from..apart).for_each(|at| row.add(at).write(K::Elem::default()))
+                                (from..row_stride).for_each(|at| row.add(at).write(K::Elem::default()))
                             };
                             clear(row, c);
                             if i == 0 {
                                 clear(column.add(p * layout.column()), 0);
                             }
                             if i + 1 == h {
-                                clear(column.add(p * layout.column() + (h + 1) * apart), 0);
+                                clear(column.add(p * layout.column() + (h + 1) * row_stride), 0);
                             }
                         }
                     }
@@ -254,30 +254,30 @@ fn products<K: Kernel>(
     finish: &RowEpilogue,
     target: Target<f32>,
 ) {
-    let Layout { h, w, whole, apart } = layout;
+    let Layout { h, w, whole, row_stride } = layout;
     let mut tiles = vec![];
     for f in 0..frames - 2 {
         for j in 0..layout.pairs() {
             let parts = h.div_ceil(K::MR).max(1); // evenly, so that none is much smaller than the others
             for part in 0..parts {
                 let (i, end) = (h * part / parts, h * (part + 1) / parts);
-                let start = f * layout.frame() + j * POINTS * layout.column() + i * apart;
+                let start = f * layout.frame() + j * POINTS * layout.column() + i * row_stride;
                 tiles.push(Tile { start, rows: end - i, out: (f * h + i) * w + 2 * j, pair: 2 * j + 1 < w });
             }
         }
     }
     // the rows under one of the kernel are neighbours, unless they are kept apart
     let mut pieces = vec![];
-    let runs = if apart == whole { 1 } else { 3 };
+    let runs = if row_stride == whole { 1 } else { 3 };
     for t in 0..3 {
         for r in 0..runs {
-            let shift = (t * layout.frame() + r * apart) as isize;
+            let shift = (t * layout.frame() + r * row_stride) as isize;
             pieces.push(Piece { shift, k0: (3 * t + r) * whole, k: 3 * whole / runs, row: 0 });
         }
     }
     let pieces = fitting::<K>(&pieces);
     // the last pixel of the last column reads to the end of the last frame, and no further
-    let reach = |tile: &Tile| tile.start + 2 * layout.frame() + 3 * layout.column() + (tile.rows + 2) * apart;
+    let reach = |tile: &Tile| tile.start + 2 * layout.frame() + 3 * layout.column() + (tile.rows + 2) * row_stride;
     assert!(tiles.iter().all(|tile| reach(tile) <= x.len()), "winograd: rows beyond their data");
     let n = weights.outputs;
     count((frames - 2) * multiplications(h as u64, w as u64) as usize * weights.inputs * n);
@@ -302,7 +302,7 @@ fn run<K: Kernel>(
         let panels = columns.len().div_ceil(K::NR);
         let rows: usize = tiles.iter().map(|tile| tile.rows).sum();
         // activations that stay near may be passed again for every panel, whose sums then stay nearer
-        let near = rows * POINTS * 3 * layout.apart * size_of::<K::Elem>() <= NEAR;
+        let near = rows * POINTS * 3 * layout.row_stride * size_of::<K::Elem>() <= NEAR;
         sums.resize(if near { 1 } else { panels } * POINTS * set, 0.0);
         let blocks = POINTS * pieces.len();
         // the panel, the point, the piece, and where the block of weights begins
@@ -330,7 +330,7 @@ fn run<K: Kernel>(
                 // SAFETY: the rows were checked in `products`; block and sums have their sizes; K was chosen for this CPU.
                 unsafe {
                     let (lines, sums) = (lines.as_ptr(), sums.as_mut_ptr());
-                    K::micro(tile.rows, rows, layout.apart, lines, piece.k, sums, K::NR, ahead, add)
+                    K::micro(tile.rows, rows, layout.row_stride, lines, piece.k, sums, K::NR, ahead, add)
                 }
             }
             let done = if near { (i + 1) % blocks == 0 } else { i + panels > last };

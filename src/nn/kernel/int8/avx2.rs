@@ -43,14 +43,14 @@ macro_rules! kernel {
                 panel: *const Block,
                 k: usize,
                 tile: *mut f32,
-                apart: usize,
+                row_stride: usize,
                 (ahead, pace): (*const u8, usize),
                 add: bool,
             ) {
                 let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
                 if add {
                     for (i, sums) in sums.iter_mut().enumerate() {
-                        *sums = [_mm256_loadu_ps(tile.add(i * apart)), _mm256_loadu_ps(tile.add(i * apart + 8))];
+                        *sums = [_mm256_loadu_ps(tile.add(i * row_stride)), _mm256_loadu_ps(tile.add(i * row_stride + 8))];
                     }
                 }
                 let mut ahead = ahead;
@@ -94,8 +94,8 @@ macro_rules! kernel {
                     }
                 }
                 for (i, sums) in sums.iter().enumerate() {
-                    _mm256_storeu_ps(tile.add(i * apart), sums[0]);
-                    _mm256_storeu_ps(tile.add(i * apart + 8), sums[1]);
+                    _mm256_storeu_ps(tile.add(i * row_stride), sums[0]);
+                    _mm256_storeu_ps(tile.add(i * row_stride + 8), sums[1]);
                 }
             }
         }
@@ -126,14 +126,14 @@ macro_rules! kernel {
                 panel: *const Block,
                 k: usize,
                 tile: *mut f32,
-                apart: usize,
+                row_stride: usize,
                 ahead: (*const u8, usize),
                 add: bool,
             ) {
                 match rows {
-                    1 => Self::rows::<1>(a, stride, panel, k, tile, apart, ahead, add),
-                    2 => Self::rows::<2>(a, stride, panel, k, tile, apart, ahead, add),
-                    3 => Self::rows::<3>(a, stride, panel, k, tile, apart, ahead, add),
+                    1 => Self::rows::<1>(a, stride, panel, k, tile, row_stride, ahead, add),
+                    2 => Self::rows::<2>(a, stride, panel, k, tile, row_stride, ahead, add),
+                    3 => Self::rows::<3>(a, stride, panel, k, tile, row_stride, ahead, add),
                     _ => unreachable!("no tile has {rows} rows"),
                 }
             }

@@ -76,17 +76,17 @@ impl<const OFFSET: bool> Micro for Vnni<OFFSET> {
         panel: *const Block,
         k: usize,
         tile: *mut f32,
-        apart: usize,
+        row_stride: usize,
         ahead: (*const u8, usize),
         add: bool,
     ) {
         match rows {
-            1 => dot_blocks::<1, OFFSET>(a, stride, panel, k, tile, apart, ahead, add),
-            2 => dot_blocks::<2, OFFSET>(a, stride, panel, k, tile, apart, ahead, add),
-            3 => dot_blocks::<3, OFFSET>(a, stride, panel, k, tile, apart, ahead, add),
-            4 => dot_blocks::<4, OFFSET>(a, stride, panel, k, tile, apart, ahead, add),
-            5 => dot_blocks::<5, OFFSET>(a, stride, panel, k, tile, apart, ahead, add),
-            6 => dot_blocks::<6, OFFSET>(a, stride, panel, k, tile, apart, ahead, add),
+            1 => dot_blocks::<1, OFFSET>(a, stride, panel, k, tile, row_stride, ahead, add),
+            2 => dot_blocks::<2, OFFSET>(a, stride, panel, k, tile, row_stride, ahead, add),
+            3 => dot_blocks::<3, OFFSET>(a, stride, panel, k, tile, row_stride, ahead, add),
+            4 => dot_blocks::<4, OFFSET>(a, stride, panel, k, tile, row_stride, ahead, add),
+            5 => dot_blocks::<5, OFFSET>(a, stride, panel, k, tile, row_stride, ahead, add),
+            6 => dot_blocks::<6, OFFSET>(a, stride, panel, k, tile, row_stride, ahead, add),
             _ => unreachable!("no tile has {rows} rows"),
         }
     }
@@ -99,7 +99,7 @@ unsafe fn dot_blocks<const ROWS: usize, const OFFSET: bool>(
     panel: *const Block,
     k: usize,
     tile: *mut f32,
-    apart: usize,
+    row_stride: usize,
     (ahead, pace): (*const u8, usize),
     add: bool,
 ) {
@@ -154,7 +154,7 @@ unsafe fn dot_blocks<const ROWS: usize, const OFFSET: bool>(
         for (i, sums) in sums.iter().enumerate() {
             let factor = _mm512_set1_ps((*a.add(first + i * stride)).scale);
             for (j, sum) in sums.iter().enumerate() {
-                let at = tile.add(i * apart + 16 * j);
+                let at = tile.add(i * row_stride + 16 * j);
                 let before = if add || first > 0 { _mm512_loadu_ps(at) } else { _mm512_setzero_ps() };
                 _mm512_storeu_ps(at, _mm512_fmadd_ps(*sum, factor, before));
             }

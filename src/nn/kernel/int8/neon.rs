@@ -53,17 +53,17 @@ macro_rules! kernel {
                 panel: *const Block,
                 k: usize,
                 tile: *mut f32,
-                apart: usize,
+                row_stride: usize,
                 ahead: (*const u8, usize),
                 add: bool,
             ) {
                 match rows {
-                    1 => $f::<1, 1, OFFSET>(a, stride, panel, k, tile, apart, ahead, add),
-                    2 => $f::<2, 1, OFFSET>(a, stride, panel, k, tile, apart, ahead, add),
-                    3 => $f::<3, 2, OFFSET>(a, stride, panel, k, tile, apart, ahead, add),
-                    4 => $f::<4, 2, OFFSET>(a, stride, panel, k, tile, apart, ahead, add),
-                    5 => $f::<5, 3, OFFSET>(a, stride, panel, k, tile, apart, ahead, add),
-                    6 => $f::<6, 3, OFFSET>(a, stride, panel, k, tile, apart, ahead, add),
+                    1 => $f::<1, 1, OFFSET>(a, stride, panel, k, tile, row_stride, ahead, add),
+                    2 => $f::<2, 1, OFFSET>(a, stride, panel, k, tile, row_stride, ahead, add),
+                    3 => $f::<3, 2, OFFSET>(a, stride, panel, k, tile, row_stride, ahead, add),
+                    4 => $f::<4, 2, OFFSET>(a, stride, panel, k, tile, row_stride, ahead, add),
+                    5 => $f::<5, 3, OFFSET>(a, stride, panel, k, tile, row_stride, ahead, add),
+                    6 => $f::<6, 3, OFFSET>(a, stride, panel, k, tile, row_stride, ahead, add),
                     _ => unreachable!("no tile has {rows} rows"),
                 }
             }
@@ -123,7 +123,7 @@ unsafe fn dots<const ROWS: usize, const PAIRS: usize, const OFFSET: bool>(
     panel: *const Block,
     k: usize,
     tile: *mut f32,
-    apart: usize,
+    row_stride: usize,
     (mut ahead, pace): (*const u8, usize),
     add: bool,
 ) {
@@ -131,7 +131,7 @@ unsafe fn dots<const ROWS: usize, const PAIRS: usize, const OFFSET: bool>(
     let mut sums = [[vdupq_n_f32(0.0); 2]; ROWS];
     if add {
         for (i, sums) in sums.iter_mut().enumerate() {
-            *sums = [vld1q_f32(tile.add(i * apart)), vld1q_f32(tile.add(i * apart + 4))];
+            *sums = [vld1q_f32(tile.add(i * row_stride)), vld1q_f32(tile.add(i * row_stride + 4))];
         }
     }
     for block in 0..k {
@@ -168,8 +168,8 @@ unsafe fn dots<const ROWS: usize, const PAIRS: usize, const OFFSET: bool>(
         }
     }
     for (i, sums) in sums.iter().enumerate() {
-        vst1q_f32(tile.add(i * apart), sums[0]);
-        vst1q_f32(tile.add(i * apart + 4), sums[1]);
+        vst1q_f32(tile.add(i * row_stride), sums[0]);
+        vst1q_f32(tile.add(i * row_stride + 4), sums[1]);
     }
 }
 
@@ -206,7 +206,7 @@ unsafe fn matrices<const ROWS: usize, const PAIRS: usize, const OFFSET: bool>(
     panel: *const Block,
     k: usize,
     tile: *mut f32,
-    apart: usize,
+    row_stride: usize,
     (mut ahead, pace): (*const u8, usize),
     add: bool,
 ) {
@@ -215,7 +215,7 @@ unsafe fn matrices<const ROWS: usize, const PAIRS: usize, const OFFSET: bool>(
     let mut sums = [[vdupq_n_f32(0.0); 4]; PAIRS];
     if add {
         for (i, sums) in sums.iter_mut().enumerate() {
-            let lines = [2 * i, 2 * i + 1].map(|i| tile.add(row(i) * apart));
+            let lines = [2 * i, 2 * i + 1].map(|i| tile.add(row(i) * row_stride));
             for (j, sum) in sums.iter_mut().enumerate() {
                 *sum = vcombine_f32(vld1_f32(lines[0].add(2 * j)), vld1_f32(lines[1].add(2 * j)));
             }
@@ -268,9 +268,9 @@ unsafe fn matrices<const ROWS: usize, const PAIRS: usize, const OFFSET: bool>(
     }
     for (i, sums) in sums.iter().enumerate() {
         for (j, sum) in sums.iter().enumerate() {
-            vst1_f32(tile.add(2 * i * apart + 2 * j), vget_low_f32(*sum));
+            vst1_f32(tile.add(2 * i * row_stride + 2 * j), vget_low_f32(*sum));
             if 2 * i + 1 < ROWS {
-                vst1_f32(tile.add((2 * i + 1) * apart + 2 * j), vget_high_f32(*sum));
+                vst1_f32(tile.add((2 * i + 1) * row_stride + 2 * j), vget_high_f32(*sum));
             }
         }
     }

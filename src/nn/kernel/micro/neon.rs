@@ -19,7 +19,7 @@ pub(in super::super) use unrolled;
 pub struct Neon;
 
 impl Kernel for Neon {
-    type Whole = Self;
+    type Int8Scores = Self;
 }
 
 impl Micro for Neon {
@@ -44,11 +44,11 @@ impl Micro for Neon {
         panel: *const f32,
         k: usize,
         tile: *mut f32,
-        apart: usize,
+        row_stride: usize,
         ahead: (*const u8, usize),
         add: bool,
     ) {
-        by_rows!(rows, fma(a, stride, panel, k, tile, apart, ahead, add), 1 2 3 4 5 6 7 8)
+        by_rows!(rows, fma(a, stride, panel, k, tile, row_stride, ahead, add), 1 2 3 4 5 6 7 8)
     }
 }
 
@@ -61,7 +61,7 @@ unsafe fn fma<const ROWS: usize>(
     panel: *const f32,
     k: usize,
     tile: *mut f32,
-    apart: usize,
+    row_stride: usize,
     (mut ahead, pace): (*const u8, usize),
     add: bool,
 ) {
@@ -93,7 +93,7 @@ unsafe fn fma<const ROWS: usize>(
     }
     for (i, sums) in sums.iter().enumerate() {
         for (j, sum) in sums.iter().enumerate() {
-            let c = tile.add(i * apart + j * 4);
+            let c = tile.add(i * row_stride + j * 4);
             vst1q_f32(c, if add { vaddq_f32(vld1q_f32(c), *sum) } else { *sum });
         }
     }
@@ -121,7 +121,7 @@ pub(in super::super) fn prefetch(at: *const u8) {
 pub struct NeonBf16;
 
 impl Kernel for NeonBf16 {
-    type Whole = Self;
+    type Int8Scores = Self;
 }
 
 impl Micro for NeonBf16 {
@@ -150,17 +150,17 @@ impl Micro for NeonBf16 {
         panel: *const bf16,
         k: usize,
         tile: *mut f32,
-        apart: usize,
+        row_stride: usize,
         ahead: (*const u8, usize),
         add: bool,
     ) {
         match rows {
-            1 => fours::<1, 1>(a, stride, panel, k, tile, apart, ahead, add),
-            2 => fours::<2, 1>(a, stride, panel, k, tile, apart, ahead, add),
-            3 => fours::<3, 2>(a, stride, panel, k, tile, apart, ahead, add),
-            4 => fours::<4, 2>(a, stride, panel, k, tile, apart, ahead, add),
-            5 => fours::<5, 3>(a, stride, panel, k, tile, apart, ahead, add),
-            6 => fours::<6, 3>(a, stride, panel, k, tile, apart, ahead, add),
+            1 => fours::<1, 1>(a, stride, panel, k, tile, row_stride, ahead, add),
+            2 => fours::<2, 1>(a, stride, panel, k, tile, row_stride, ahead, add),
+            3 => fours::<3, 2>(a, stride, panel, k, tile, row_stride, ahead, add),
+            4 => fours::<4, 2>(a, stride, panel, k, tile, row_stride, ahead, add),
+            5 => fours::<5, 3>(a, stride, panel, k, tile, row_stride, ahead, add),
+            6 => fours::<6, 3>(a, stride, panel, k, tile, row_stride, ahead, add),
             _ => unreachable!("no tile has {rows} rows"),
         }
     }
@@ -175,7 +175,7 @@ unsafe fn fours<const ROWS: usize, const PAIRS: usize>(
     panel: *const bf16,
     k: usize,
     tile: *mut f32,
-    apart: usize,
+    row_stride: usize,
     (mut ahead, pace): (*const u8, usize),
     add: bool,
 ) {
@@ -204,7 +204,7 @@ unsafe fn fours<const ROWS: usize, const PAIRS: usize>(
             let [x, y] = sums.map(|x| vreinterpretq_f64_f32(x));
             for (r, sum) in [vzip1q_f64(x, y), vzip2q_f64(x, y)].into_iter().enumerate() {
                 if 2 * i + r < ROWS {
-                    let c = tile.add((2 * i + r) * apart + j * 4);
+                    let c = tile.add((2 * i + r) * row_stride + j * 4);
                     let sum = vreinterpretq_f32_f64(sum);
                     vst1q_f32(c, if add { vaddq_f32(vld1q_f32(c), sum) } else { sum });
                 }

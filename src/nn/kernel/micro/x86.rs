@@ -12,7 +12,7 @@ use std::arch::x86_64::*;
 pub struct Avx512Bf16;
 
 impl Kernel for Avx512Bf16 {
-    type Whole = int8::scores::Bytes;
+    type Int8Scores = int8::scores::Bytes;
 
     unsafe fn weigh(
         rows: usize,
@@ -55,11 +55,11 @@ impl Micro for Avx512Bf16 {
         panel: *const bf16,
         k: usize,
         tile: *mut f32,
-        apart: usize,
+        row_stride: usize,
         ahead: (*const u8, usize),
         add: bool,
     ) {
-        by_rows!(rows, dot_pairs(a, stride, panel, k, tile, apart, ahead, add), 1 2 3 4 5 6 7 8 9 10 11 12)
+        by_rows!(rows, dot_pairs(a, stride, panel, k, tile, row_stride, ahead, add), 1 2 3 4 5 6 7 8 9 10 11 12)
     }
 }
 
@@ -70,7 +70,7 @@ unsafe fn dot_pairs<const ROWS: usize>(
     panel: *const bf16,
     k: usize,
     tile: *mut f32,
-    apart: usize,
+    row_stride: usize,
     (ahead, pace): (*const u8, usize),
     add: bool,
 ) {
@@ -93,7 +93,7 @@ unsafe fn dot_pairs<const ROWS: usize>(
         b = b.add(2);
     }
     for (i, sums) in sums.iter().enumerate() {
-        let c = tile.add(i * apart);
+        let c = tile.add(i * row_stride);
         let [mut x, mut y] = *sums;
         if add {
             x = _mm512_add_ps(_mm512_loadu_ps(c), x);
@@ -152,7 +152,7 @@ pub unsafe fn weigh_row([x, y]: [__m512; 2], weights: *mut bf16, sum: *mut f32) 
 pub struct Avx512;
 
 impl Kernel for Avx512 {
-    type Whole = Self;
+    type Int8Scores = Self;
 }
 
 impl Micro for Avx512 {
@@ -181,11 +181,11 @@ impl Micro for Avx512 {
         panel: *const f32,
         k: usize,
         tile: *mut f32,
-        apart: usize,
+        row_stride: usize,
         ahead: (*const u8, usize),
         add: bool,
     ) {
-        by_rows!(rows, fma_16(a, stride, panel, k, tile, apart, ahead, add), 1 2 3 4 5 6 7 8 9 10 11 12)
+        by_rows!(rows, fma_16(a, stride, panel, k, tile, row_stride, ahead, add), 1 2 3 4 5 6 7 8 9 10 11 12)
     }
 }
 
@@ -196,7 +196,7 @@ unsafe fn fma_16<const ROWS: usize>(
     panel: *const f32,
     k: usize,
     tile: *mut f32,
-    apart: usize,
+    row_stride: usize,
     (ahead, pace): (*const u8, usize),
     add: bool,
 ) {
@@ -216,7 +216,7 @@ unsafe fn fma_16<const ROWS: usize>(
         b = b.add(32);
     }
     for (i, sums) in sums.iter().enumerate() {
-        let c = tile.add(i * apart);
+        let c = tile.add(i * row_stride);
         let [mut x, mut y] = *sums;
         if add {
             x = _mm512_add_ps(_mm512_loadu_ps(c), x);
@@ -231,7 +231,7 @@ unsafe fn fma_16<const ROWS: usize>(
 pub struct Avx2;
 
 impl Kernel for Avx2 {
-    type Whole = Self;
+    type Int8Scores = Self;
 }
 
 impl Micro for Avx2 {
@@ -260,11 +260,11 @@ impl Micro for Avx2 {
         panel: *const f32,
         k: usize,
         tile: *mut f32,
-        apart: usize,
+        row_stride: usize,
         ahead: (*const u8, usize),
         add: bool,
     ) {
-        by_rows!(rows, fma_8(a, stride, panel, k, tile, apart, ahead, add), 1 2 3 4 5 6)
+        by_rows!(rows, fma_8(a, stride, panel, k, tile, row_stride, ahead, add), 1 2 3 4 5 6)
     }
 }
 
@@ -275,7 +275,7 @@ unsafe fn fma_8<const ROWS: usize>(
     panel: *const f32,
     k: usize,
     tile: *mut f32,
-    apart: usize,
+    row_stride: usize,
     (ahead, pace): (*const u8, usize),
     add: bool,
 ) {
@@ -295,7 +295,7 @@ unsafe fn fma_8<const ROWS: usize>(
         b = b.add(16);
     }
     for (i, sums) in sums.iter().enumerate() {
-        let c = tile.add(i * apart);
+        let c = tile.add(i * row_stride);
         let [mut x, mut y] = *sums;
         if add {
             x = _mm256_add_ps(_mm256_loadu_ps(c), x);

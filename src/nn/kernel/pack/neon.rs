@@ -7,13 +7,13 @@ use std::arch::aarch64::*;
 /// Lines of `steps` groups of four or eight bytes, side by side group by group.
 ///
 /// # Safety
-/// `lines` has `columns` lines of `steps` groups, `apart` bytes from each other; `out` has room for all. `columns` is a multiple
+/// `lines` has `columns` lines of `steps` groups, `row_stride` bytes from each other; `out` has room for all. `columns` is a multiple
 /// of four.
 #[inline]
 #[target_feature(enable = "neon")]
 pub unsafe fn interleave<const GROUP: usize>(
     lines: *const u8,
-    apart: usize,
+    row_stride: usize,
     steps: usize,
     columns: usize,
     out: *mut u8,
@@ -23,11 +23,11 @@ pub unsafe fn interleave<const GROUP: usize>(
     let each = 16 / GROUP;
     let whole = steps / each * each;
     for j in (0..columns).step_by(each) {
-        let (lines, out) = (lines.add(j * apart), out.add(j * GROUP));
+        let (lines, out) = (lines.add(j * row_stride), out.add(j * GROUP));
         for step in (0..whole).step_by(each) {
             let (line, out) = (lines.add(step * GROUP), out.add(step * columns * GROUP));
             if GROUP == 4 {
-                let x: [_; 4] = std::array::from_fn(|i| vld1q_u32(line.add(i * apart).cast()));
+                let x: [_; 4] = std::array::from_fn(|i| vld1q_u32(line.add(i * row_stride).cast()));
                 let y: [_; 4] =
                     [vtrn1q_u32(x[0], x[1]), vtrn2q_u32(x[0], x[1]), vtrn1q_u32(x[2], x[3]), vtrn2q_u32(x[2], x[3])];
                 let y = y.map(|y| vreinterpretq_u64_u32(y));
@@ -38,14 +38,14 @@ pub unsafe fn interleave<const GROUP: usize>(
                 }
             } else {
                 let x = vreinterpretq_u64_u8(vld1q_u8(line));
-                let y = vreinterpretq_u64_u8(vld1q_u8(line.add(apart)));
+                let y = vreinterpretq_u64_u8(vld1q_u8(line.add(row_stride)));
                 vst1q_u8(out, vreinterpretq_u8_u64(vzip1q_u64(x, y)));
                 vst1q_u8(out.add(columns * 8), vreinterpretq_u8_u64(vzip2q_u64(x, y)));
             }
         }
         for step in whole..steps {
             for i in 0..each {
-                let from = lines.add(i * apart + step * GROUP);
+                let from = lines.add(i * row_stride + step * GROUP);
                 std::ptr::copy_nonoverlapping(from, out.add((step * columns + i) * GROUP), GROUP);
             }
         }

@@ -119,16 +119,16 @@ fn quantised_products() {
                 let weights = Quantised { kind, bytes: &bytes, prepacked: false };
                 let (bias, whole) = (values(n, 3), values(m * n, 5));
                 let finish = RowEpilogue { bias: Some(&bias), residual: Some(&whole), ..RowEpilogue::default() };
-                let apart = n + 3;
+                let row_stride = n + 3;
                 let narrow_x = Activations { x: &half, stride, rows: m, k };
                 let wide_x = Activations { x: &x, stride, rows: m, k };
                 let product = |y: &mut [_], narrow: bool| match narrow {
-                    true => int8::product_on(dot, &narrow_x, weights, n, finish, y, apart),
-                    false => int8::product_on(dot, &wide_x, weights, n, finish, y, apart),
+                    true => int8::product_on(dot, &narrow_x, weights, n, finish, y, row_stride),
+                    false => int8::product_on(dot, &wide_x, weights, n, finish, y, row_stride),
                 };
                 for narrow in [false, true] {
                     // SAFETY: a product writes all of its result.
-                    let y: Vec<f32> = pool.install(|| unsafe { filled(m * apart, |y| product(y, narrow)) });
+                    let y: Vec<f32> = pool.install(|| unsafe { filled(m * row_stride, |y| product(y, narrow)) });
                     for row in 0..m {
                         let line: Vec<f32> = match narrow {
                             true => half[row * stride..][..k].iter().map(|x| x.to_f32()).collect(),
@@ -140,9 +140,9 @@ fn quantised_products() {
                             let size: f64 = terms.clone().map(f64::abs).sum::<f64>() + 1.0;
                             let want = terms.sum::<f64>() + bias[column] as f64 + whole[row * n + column] as f64;
                             let what = format!("{kind:?} by {dot:?}, {m}x{k}x{n} on {threads} threads");
-                            close(&what, y[row * apart + column], want, SCALED * (size + want.abs()));
+                            close(&what, y[row * row_stride + column], want, SCALED * (size + want.abs()));
                         }
-                        assert!(y[row * apart + n..(row + 1) * apart].iter().all(|&pad| pad == 0.0));
+                        assert!(y[row * row_stride + n..(row + 1) * row_stride].iter().all(|&pad| pad == 0.0));
                     }
                 }
             }
