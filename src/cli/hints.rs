@@ -1,9 +1,9 @@
-//! Flags and commands of other programs, and what they are called here.
+//! Suggests reel's flags and commands for those of other programs.
 
 use clap::Command;
 
-/// A flag as others call it, the flag that means the same here, and how that one is written: `{}` stands for the value that
-/// was given, or for what is before the bar.
+/// Names of a flag in other programs, reel's long flag for it (empty where there is none), and the text to suggest. In the text,
+/// `{X|}` becomes the value given on the command line, or the placeholder `X` where there is none.
 type Hint = (&'static [&'static str], &'static str, &'static str);
 
 const CUDA: &str = match cfg!(feature = "cuda") {
@@ -139,7 +139,7 @@ const FLAGS: &[Hint] = &[
     (&["--prompt", "--text", "-p"], "", "the prompt stands by itself, without a flag: reel {COMMAND} … \"PROMPT\""),
 ];
 
-/// A command as others call it, and what does that here; `NAME` stands for what was given next.
+/// Names of a command in other programs, and reel's command for it; `NAME` becomes the next argument.
 const COMMANDS: &[(&[&str], &str)] = &[
     (&["list", "ls", "models-list", "list-models"], "`reel models list`"),
     (&["pull", "download", "fetch", "install", "get"], "`reel models pull NAME`"),
@@ -182,7 +182,7 @@ const COMMANDS: &[(&[&str], &str)] = &[
     (&["completion"], "`reel completions SHELL`"),
 ];
 
-/// The commands of `reel models` as others call them.
+/// As [`COMMANDS`], for the subcommands of `reel models`.
 const MODELS: &[(&[&str], &str)] = &[
     (&["download", "fetch", "install", "get", "add"], "`reel models pull NAME`"),
     (&["rm", "delete", "uninstall"], "`reel models remove NAME`"),
@@ -193,8 +193,9 @@ const MODELS: &[(&[&str], &str)] = &[
     (&["quantise", "convert"], "`reel models quantize`"),
 ];
 
-/// What a flag that is none is called here.
-/// - `command`: the command that it was given to; what that one does not take is no answer. `path`: how it is called.
+/// Suggests a flag of reel's for an unknown one.
+/// - `typed`: the unknown flag. `command`: the command that it was passed to; only flags that it takes are suggested. `path`: that
+///   command's full name, such as `reel generate`. `args`: all arguments.
 pub fn flag(typed: &str, command: &Command, path: &str, args: &[String]) -> Option<String> {
     let has = |flag: &str| command.get_arguments().any(|arg| arg.get_long() == Some(flag));
     if typed == "-s" && has("size") {
@@ -223,7 +224,7 @@ pub fn flag(typed: &str, command: &Command, path: &str, args: &[String]) -> Opti
     Some(format!("{before}{}{after}", given.unwrap_or(placeholder.to_string())))
 }
 
-/// What `-s` means: the size in `ffmpeg`, the seed or the steps elsewhere.
+/// Suggests a flag for `-s`, which is the size in `ffmpeg`, and the seed or the steps elsewhere.
 fn short_s(given: Option<String>) -> String {
     let number = |text: &str| !text.is_empty() && text.len() < 20 && text.bytes().all(|b| b.is_ascii_digit());
     match given {
@@ -233,7 +234,7 @@ fn short_s(given: Option<String>) -> String {
     }
 }
 
-/// What was given with a flag: after it, or behind its `=`.
+/// Returns a flag's value: the argument after it, or the text after its `=`.
 fn value(flag: &str, args: &[String]) -> Option<String> {
     let at =
         args.iter().position(|arg| arg == flag || arg.strip_prefix(flag).is_some_and(|rest| rest.starts_with('=')))?;
@@ -243,8 +244,8 @@ fn value(flag: &str, args: &[String]) -> Option<String> {
     }
 }
 
-/// What a command that is none is called here.
-/// - `path`: of the command above it, `reel` or `reel models`. `rest`: the arguments from it on.
+/// Suggests a command of reel's for an unknown one.
+/// - `path`: the parent command, `reel` or `reel models`. `rest`: the arguments from the unknown command on.
 pub fn command(path: &str, rest: &[String]) -> Option<String> {
     let typed = rest.first()?;
     let table = if path == "reel models" { MODELS } else { COMMANDS };
@@ -254,7 +255,7 @@ pub fn command(path: &str, rest: &[String]) -> Option<String> {
         let next = next.filter(|next| !next.starts_with('-'));
         return Some(fix.replace("NAME", next.map_or("NAME", String::as_str)));
     }
-    // a prompt without its command, in quotes or without
+    // a prompt without `generate` before it, quoted or not
     let words: Vec<&String> = rest.iter().take_while(|arg| !arg.starts_with('-')).collect();
     let is_prompt = path == "reel" && (typed.contains(' ') || words.len() > 2);
     let prompt =
@@ -266,7 +267,7 @@ pub fn command(path: &str, rest: &[String]) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// Every flag of the table is one that some command has.
+    /// Every suggested flag exists, every foreign name stands in the table once, and none is a name of reel's own.
     #[test]
     fn hints_name_flags_that_exist() {
         use clap::CommandFactory;

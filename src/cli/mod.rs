@@ -1,4 +1,4 @@
-//! The command line: commands and flags -> requests. The only room that knows clap.
+//! The command line: commands and flags -> requests. The only module that uses clap.
 
 mod bench;
 mod generate;
@@ -26,7 +26,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
-/// Exit code of what the user can mend: flags, files, sizes.
+/// Exit code of errors that the user can fix: flags, files, sizes.
 const BAD_INPUT: u8 = 2;
 
 #[derive(Parser)]
@@ -57,7 +57,7 @@ enum Command {
 }
 
 impl Command {
-    /// Flags about talking and threads, of those that have them.
+    /// Returns the message and thread flags, for commands that have them.
     fn common(&self) -> Option<&Common> {
         match self {
             Command::Generate(args) => Some(&args.making.common),
@@ -93,29 +93,29 @@ impl Common {
         Progress::new(self.progress, self.quiet, self.verbose)
     }
 
-    /// Starts the threads to compute with.
+    /// Starts the compute threads.
     fn start(&self, progress: &Progress) -> Result<()> {
         start_threads(self.threads)?.iter().for_each(|remark| progress.note(remark));
         Ok(())
     }
 }
 
-/// Starts the threads that networks are computed with; returns one line where they are fewer than asked for.
-/// - `asked`: `--threads`. Without it rayon's own variable counts, and then the cores.
+/// Starts the compute threads; returns a remark where they are fewer than asked for.
+/// - `asked`: `--threads`; else `RAYON_NUM_THREADS` decides, else the number of cores.
 fn start_threads(asked: Option<u16>) -> Result<Option<String>> {
     let variable = || std::env::var("RAYON_NUM_THREADS").ok()?.parse::<usize>().ok().filter(|n| *n > 0);
     threads::start(asked.map(usize::from).or_else(variable)).fault(Fault::Machine)
 }
 
-/// Runs the program: parses, does, prints the one error.
-/// - `exit`: ends it at once, with an exit code.
+/// Parses the command line, runs the command and prints its error, if any.
+/// - `exit`: ends the process at once with an exit code, for signals.
 pub fn run(exit: fn(i32) -> !) -> ExitCode {
     arenas::spare_address_space();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let printed = e.print().and_then(|()| std::io::stdout().flush());
-            // of what went to standard error nobody could be told
+            // a failed write to standard error has nowhere to be reported
             return if e.use_stderr() {
                 ExitCode::from(BAD_INPUT)
             } else {
@@ -130,7 +130,7 @@ pub fn run(exit: fn(i32) -> !) -> ExitCode {
         }
     };
     let progress = cli.command.common().map_or_else(Progress::default, Common::progress);
-    // the self-test compares what was built, and so goes by what was built
+    // the self-test uses the built-in catalogue only, so it skips the user's `weights.toml`
     if !matches!(cli.command, Command::Selftest(_) | Command::Completions { .. } | Command::Licenses)
         && let Some(Err(e)) = Folder::Config.path().map(|folder| catalogue::add_own(&folder.join("weights.toml")))
     {
@@ -158,12 +158,12 @@ pub fn run(exit: fn(i32) -> !) -> ExitCode {
         Command::Licenses => print_exact(include_bytes!("../licenses.txt")),
     };
     if done.is_err() {
-        signals.end_if_interrupted(); // whatever failed after that, failed by it
+        signals.end_if_interrupted(); // an interrupted run may fail in any way; the interruption is its cause
     }
     ended(done, &progress)
 }
 
-/// Prints the one error, and says how the program ends.
+/// Prints the error, if any, and returns the exit code.
 fn ended(done: Result<()>, progress: &Progress) -> ExitCode {
     let Err(error) = done else { return ExitCode::SUCCESS };
     progress.error(&error);
@@ -174,7 +174,7 @@ fn ended(done: Result<()>, progress: &Progress) -> ExitCode {
     })
 }
 
-/// How progress is to be shown, by arguments that cannot be parsed.
+/// Finds the value of `--progress` in arguments that clap rejected.
 fn asked_mode(args: &[String]) -> Mode {
     let asks = |(i, arg): (usize, &String)| match arg.as_str() {
         "--progress" => args.get(i + 1).is_some_and(|how| how == "json"),
@@ -183,7 +183,7 @@ fn asked_mode(args: &[String]) -> Mode {
     if args.iter().enumerate().any(asks) { Mode::Json } else { Mode::Auto }
 }
 
-/// Columns that text on standard output is made for: the terminal's, and 80 where there is none.
+/// Returns the width in columns to wrap standard output at: the terminal's, at most 100, or 80 without a terminal.
 fn columns() -> usize {
     const PIPED: usize = 80;
     const WIDEST: usize = 100; // longer lines of text are hard to read
@@ -191,24 +191,24 @@ fn columns() -> usize {
     size.map_or(PIPED, |(width, _)| width.0 as usize).clamp(20, WIDEST)
 }
 
-/// Lines for a person to standard output: nothing in them that a terminal would obey, and no value that fills the screen.
+/// Prints text for a person: control characters are made harmless and overlong values are shortened.
 fn print(text: &[u8]) -> Result<()> {
     print_exact(shown::lines(&String::from_utf8_lossy(text)).as_bytes())
 }
 
-/// Lines for a program: JSON, or values with commas. What a terminal would obey is written as JSON writes it.
+/// Prints text for a program, JSON or comma-separated values: control characters are escaped as in JSON.
 fn print_data(text: &str) -> Result<()> {
     let lines = text.split('\n').map(shown::visible).collect::<Vec<_>>();
     print_exact(lines.join("\n").as_bytes())
 }
 
-/// Bytes to standard output as they are.
+/// Writes bytes to standard output unchanged.
 fn print_exact(data: &[u8]) -> Result<()> {
     let mut out = std::io::stdout().lock();
     written(out.write_all(data).and_then(|()| out.flush()))
 }
 
-/// What became of writing to standard output. A reader that has had enough is no error.
+/// Turns the result of a write to standard output into the program's own. A reader that closed the pipe is not an error.
 fn written(done: std::io::Result<()>) -> Result<()> {
     const FAILED: &str = "cannot write to standard output";
     match done {
@@ -219,7 +219,7 @@ fn written(done: std::io::Result<()>) -> Result<()> {
     }
 }
 
-/// Version, features and the CPU's path: what a bug report needs.
+/// Returns version, Cargo features and CPU instruction set, for bug reports.
 fn version() -> &'static str {
     static VERSION: LazyLock<String> = LazyLock::new(|| {
         format!("{} (features: {}; CPU: {})", env!("CARGO_PKG_VERSION"), features(), crate::nn::kernel::cpu_path())
@@ -227,7 +227,7 @@ fn version() -> &'static str {
     &VERSION
 }
 
-/// Cargo features of this build.
+/// Lists the Cargo features of this build.
 fn features() -> String {
     let all = [
         ("h264", cfg!(feature = "h264")),

@@ -1,31 +1,31 @@
-//! What a model is put together from, as named.
+//! The flags that name a model's files.
 
 use crate::job::ranges;
 use crate::platform::device::Quantize;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// What a model is put together from: `--model` and the flags beside it.
+/// Where a model's parts come from: `--model` and the flags that replace or modify parts of it.
 #[derive(Clone, Copy, Default)]
 pub struct Sources<'a> {
-    /// A name of the catalogue, a directory, or a file.
+    /// A catalogue name, a directory or a file.
     pub model: &'a str,
-    /// A file, a directory or a name of the catalogue, in place of the model's own.
+    /// A catalogue name, a directory or a file, in place of the model's own.
     pub text_encoder: Option<&'a Path>,
     /// A file or a directory.
     pub tokenizer: Option<&'a Path>,
     /// A file or a directory, in place of the model's own.
     pub vae: Option<&'a Path>,
-    /// What large matrices become when they are loaded.
+    /// Type that large matrices are quantised to on loading.
     pub quantize: Option<Quantize>,
     pub loras: &'a [Lora],
-    /// A folder to keep what was quantised in.
+    /// Folder that keeps quantised weights for later runs.
     pub quantize_cache: Option<&'a Path>,
-    /// A folder for what is quantised and does not stay in memory, while the program runs.
+    /// Folder for quantised weights that do not stay in memory; its files last as long as the run.
     pub quantize_scratch: Option<&'a Path>,
 }
 
-/// `--lora FILE[:SCALE]`: what to add to the transformer, how strongly.
+/// `--lora FILE[:SCALE]`: a LoRA of the transformer and its scale.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lora {
@@ -36,7 +36,7 @@ pub struct Lora {
 impl std::str::FromStr for Lora {
     type Err = String;
 
-    /// Reads from the right, so that a file name may hold `:`.
+    /// Parses from the right, so that a file name may contain `:`.
     fn from_str(text: &str) -> Result<Self, String> {
         let scaled = text.rsplit_once(':').and_then(|(file, scale)| Some((file, scale.parse::<f64>().ok()?)));
         let (file, scale) = scaled.unwrap_or((text, 1.0));

@@ -1,5 +1,5 @@
-//! Latents between the networks, whatever the family: their statistics, what an encoder makes of a clip, what a window is told to
-//! hold, and noise as the reference draws it.
+//! Latents as all families share them: per-channel statistics, the encoder's posterior, the conditions of a window, and noise in
+//! the reference's order.
 
 use crate::job::convention::Convention;
 use crate::job::geometry::{Geometry, Grid};
@@ -7,20 +7,21 @@ use crate::sampling::noise::Noise;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 
-/// Mean and deviation of each latent channel over the training set.
+/// Mean and standard deviation of each latent channel over the training set.
 pub struct LatentStatistics {
-    /// (c), both.
+    /// (c)
     pub mean: Tensor,
+    /// (c)
     pub deviation: Tensor,
 }
 
 impl LatentStatistics {
-    /// What the transformer makes -> what the decoder reads. (..., c) both.
+    /// Scales the transformer's normalised latents back for the decoder; (..., c) in and out.
     pub fn denormalise(&self, latents: &Tensor) -> candle_core::Result<Tensor> {
         latents.broadcast_mul(&self.deviation)?.broadcast_add(&self.mean)
     }
 
-    /// What the encoder makes -> what the transformer reads. (..., c) both.
+    /// Normalises the encoder's latents for the transformer; (..., c) in and out.
     pub fn normalise(&self, latents: &Tensor) -> candle_core::Result<Tensor> {
         latents.broadcast_sub(&self.mean)?.broadcast_div(&self.deviation)
     }
@@ -31,13 +32,13 @@ impl LatentStatistics {
 pub struct Posterior {
     /// (1, f, h, w, c)
     pub mean: Tensor,
-    /// (1, f, h, w, 1), one for all channels, or one a channel.
+    /// (1, f, h, w, 1), shared by all channels, or (1, f, h, w, c).
     pub log_variance: Tensor,
 }
 
 impl Posterior {
-    /// Latents drawn from it, as the reference draws them: channel by channel.
-    /// - Returns (1, f, h, w, c), f32.
+    /// Samples latents, drawing noise channel by channel as the reference does.
+    /// - Returns (1, f, h, w, c), f32, not normalised.
     pub fn sample(&self, noise: &mut Noise) -> candle_core::Result<Tensor> {
         let (b, f, h, w, c) = self.mean.dims5()?;
         let drawn = Tensor::from_vec(noise.normal(c * f * h * w), (b, c, f, h, w), &Device::Cpu)?;
@@ -47,16 +48,16 @@ impl Posterior {
     }
 }
 
-/// Where clean latents come from.
+/// The source of a condition's clean latents.
 pub enum Clean {
-    /// A still or a clip through the encoder; its latents are drawn.
+    /// An encoded still or clip; its latents are sampled from the posterior.
     Encoded(Posterior),
-    /// Latents that the model made before: (1, f, h, w, c), normalised, f32.
+    /// Latents of an earlier window: (1, f, h, w, c), normalised, f32.
     Made(Tensor),
 }
 
 impl Clean {
-    /// (1, f, h, w, c), normalised, f32.
+    /// Returns the latents, sampled where they were encoded: (1, f, h, w, c), normalised, f32.
     pub fn latents(&self, statistics: &LatentStatistics, noise: &mut Noise) -> Result<Tensor> {
         Ok(match self {
             Clean::Encoded(posterior) => statistics.normalise(&posterior.sample(noise)?)?,
@@ -65,25 +66,26 @@ impl Clean {
     }
 }
 
-/// Latents to hold.
+/// Clean latents that a window is conditioned on.
 pub struct Condition {
-    /// First pixel frame that they stand for.
+    /// First pixel frame that they cover, counted in the window.
     pub frame: usize,
-    /// 1 holds them; less lets them be changed once the noise has fallen to 1 - strength.
+    /// At 1 they stay fixed; below 1 they change once sigma has fallen to 1 - strength.
     pub strength: f64,
     pub clean: Clean,
 }
 
-/// Latents that a pass begins from in place of pure noise.
+/// Latents that a window begins from in place of pure noise.
 pub struct Start {
     /// (1, f, h, w, c), normalised, f32.
     pub latents: Tensor,
-    /// Noise level of its first step.
+    /// Sigma of the first step.
     pub sigma: f64,
 }
 
 impl Start {
-    /// - `noise`: (1, tokens, c), as is what comes back.
+    /// Mixes the latents with noise at `sigma`.
+    /// - `noise`: (1, tokens, c), as is the result.
     /// - Source: diffusers `pipelines/ltx/pipeline_ltx_condition.py`, `prepare_latents`, at 58eb52c; LTX-Video has the same.
     pub fn noised(&self, noise: &Tensor) -> Result<Tensor> {
         let clean = self.latents.reshape(noise.shape())?;
@@ -91,7 +93,7 @@ impl Start {
     }
 }
 
-/// A window of video as its tokens are laid out and sampled.
+/// Size, frame rate and sampling settings of a window.
 pub struct Layout {
     pub convention: Convention,
     pub geometry: Geometry,
@@ -99,26 +101,26 @@ pub struct Layout {
     pub fps: f64,
     pub channels: usize,
     pub device: Device,
-    /// Noise that each step puts on what is held.
+    /// Scale of the noise that each step adds to tokens of strength 1.
     pub image_noise: f64,
     /// Whether each step draws fresh noise.
     pub stochastic: bool,
 }
 
-/// Which text an evaluation of the transformer follows.
+/// Which text conditions an evaluation of the transformer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prompt {
     Positive,
     Negative,
 }
 
-/// Noise for `tokens`, drawn channel by channel as the reference does: (1, tokens, channels), f32, on the CPU.
+/// Draws noise for `tokens` channel by channel, as the reference does: (1, tokens, channels), f32, on the CPU.
 pub fn draw(noise: &mut Noise, tokens: usize, channels: usize) -> Result<Tensor> {
     let drawn = Tensor::from_vec(noise.normal(channels * tokens), (1, channels, tokens), &Device::Cpu)?;
     Ok(drawn.transpose(1, 2)?.contiguous()?)
 }
 
-/// Noise for every value of `latents`, drawn in the order in which they lie.
+/// Draws noise of the shape of `latents`, f32, in memory order, on their device.
 pub fn draw_like(latents: &Tensor, noise: &mut Noise) -> Result<Tensor> {
     let drawn = Tensor::from_vec(noise.normal(latents.elem_count()), latents.shape(), &Device::Cpu)?;
     Ok(drawn.to_device(latents.device())?)

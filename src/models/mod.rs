@@ -1,5 +1,5 @@
-//! The families of video models. Each is a room of its own; what the other rooms ask of a model they ask here and in [`networks`], with
-//! one `match` a question, so that a new family is a room and an arm in each.
+//! The families of video models, a module each. Other modules ask about a model only here and in [`networks`], with one `match` for
+//! each question, so that a new family is a module and an arm in each `match`.
 
 pub mod bundle;
 pub mod cost;
@@ -45,21 +45,21 @@ pub enum Family {
 impl Family {
     pub const ALL: [Family; 1] = [Family::Ltx];
 
-    /// Its name, as entries of the catalogue have it.
+    /// Returns the family's name, as in catalogue entries.
     pub fn name(self) -> &'static str {
         match self {
             Family::Ltx => "ltx",
         }
     }
 
-    /// Which of its releases reel runs.
+    /// Returns the releases that reel runs, as text.
     pub fn releases(self) -> &'static str {
         match self {
             Family::Ltx => ltx::releases::RELEASES,
         }
     }
 
-    /// Returns the family that an entry's model is of; entries that name none were there before there were others.
+    /// Returns the family of an entry's model; an entry that names none is LTX-Video, once the only family.
     /// - Errors on an unknown name, with the choices.
     pub fn of_entry(entry: &Entry) -> Result<Self> {
         let Some(named) = entry.family.as_deref() else { return Ok(Family::Ltx) };
@@ -73,66 +73,67 @@ impl Family {
         })
     }
 
-    /// What its runs take where nobody says anything.
+    /// Returns the settings of a run where neither request nor entry names any.
     pub fn defaults(self) -> &'static Defaults {
         match self {
             Family::Ltx => &ltx::defaults::DEFAULTS,
         }
     }
 
-    /// Noise that each step puts on what is held, where nobody says anything.
+    /// Returns the default `--image-noise`: the scale of the noise that each step adds to conditioning latents.
     pub fn image_noise(self, convention: Convention) -> f64 {
         match self {
             Family::Ltx => ltx::defaults::image_noise(convention),
         }
     }
 
-    /// Where its runs can hold stills and clips.
+    /// Returns at which frames its runs can be conditioned on stills and clips.
     pub fn holds(self, convention: Convention) -> Holds {
         match self {
             Family::Ltx => ltx::defaults::holds(convention),
         }
     }
 
-    /// Latent frames at the start of a held clip that stand beside the video, as tokens of their own, where the clip begins at a
-    /// later frame than the first.
+    /// Returns how many leading latent frames of a conditioning clip become extra tokens beside the video's, where the clip begins
+    /// after frame 0.
     pub fn beside(self) -> usize {
         match self {
             Family::Ltx => ltx::conditioning::PREFIX,
         }
     }
 
-    /// Tokens that a prompt is cut to.
+    /// Returns the number of tokens that a prompt is cut to.
     pub fn max_tokens(self, recipe: Recipe, convention: Convention) -> usize {
         match self {
             Family::Ltx => ltx::recipe::max_tokens(recipe, convention),
         }
     }
 
-    /// Tokens that the text encoder runs over, for a prompt of `tokens`.
+    /// Returns the number of tokens that the text encoder runs over for a prompt of `tokens`, padding included where it is attended
+    /// to.
     pub fn encoded_tokens(self, recipe: Recipe, convention: Convention, tokens: usize) -> usize {
         match self {
             Family::Ltx => ltx::recipe::encoded_tokens(recipe, convention, tokens),
         }
     }
 
-    /// What the first and the second of two passes make.
-    /// - `legal`: the whole. `factor`: sides of the first, of the whole; a small one may come to nothing.
+    /// Returns the clip sizes of the first and the second of two passes.
+    /// - `legal`: the clip in whole latents. `factor`: sides of the first pass, as a fraction of it; sides may come to 0.
     pub fn pass_sizes(self, legal: Extent, geometry: Geometry, factor: f64) -> [Extent; 2] {
         match self {
             Family::Ltx => ltx::two_passes::sizes(legal, geometry, factor),
         }
     }
 
-    /// What each of two passes makes, said to the user.
-    /// - Errors when the first would come to nothing.
+    /// Returns the clip sizes as [`Family::pass_sizes`] and logs them.
+    /// - Errors when the first has a side of 0.
     pub fn canvases(self, legal: Extent, geometry: Geometry, factor: f64, progress: &Progress) -> Result<Vec<Extent>> {
         match self {
             Family::Ltx => ltx::two_passes::canvases(legal, geometry, factor, progress),
         }
     }
 
-    /// Sizes of its released networks.
+    /// Returns the configurations of its released networks.
     pub fn sizes(self) -> Vec<Size> {
         match self {
             Family::Ltx => ltx::sizes::sizes(),
@@ -140,21 +141,21 @@ impl Family {
     }
 }
 
-/// Sizes of all released networks: of each family, and the text encoders that they share.
+/// Returns the configurations of all released networks: each family's, and the text encoder that they share.
 pub fn sizes() -> Vec<Size> {
     let mut all: Vec<Size> = Family::ALL.into_iter().flat_map(Family::sizes).collect();
     all.push(text::sizes::t5_xxl());
     all
 }
 
-/// Sizes of a model's networks, and what it says of its sampling: all that is known of it without weights.
+/// Configuration of a model: sizes of its networks and settings of its scheduler; no weights.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Config {
     Ltx(ltx::Config),
 }
 
 impl Config {
-    /// Reads off an entry of the catalogue what its model has, before it is here.
+    /// Returns the configuration of a catalogue entry's model, before it is downloaded.
     /// - Errors on an entry whose sizes are unknown.
     pub fn of_entry(entry: &Entry) -> Result<Self> {
         match Family::of_entry(entry)? {
@@ -162,10 +163,10 @@ impl Config {
         }
     }
 
-    /// A configuration with one network of a given size and the newest release's others, to time that one by.
-    /// - `config`: its `config.json`. `what`: its name, for errors.
+    /// Builds a configuration of one given network and the newest release's others, for benchmarks of that network.
+    /// - `part`: which network. `config`: its `config.json`. `what`: its name, for errors.
     pub fn with(part: Part, config: &Value, what: &str) -> Result<Self> {
-        ltx::Config::with(part, config, what).map(Config::Ltx) // of which all released sizes are
+        ltx::Config::with(part, config, what).map(Config::Ltx) // the only family with released networks
     }
 
     pub fn family(&self) -> Family {
@@ -180,78 +181,78 @@ impl Config {
         }
     }
 
-    /// How the checkpoint was trained to be sampled.
+    /// Returns the pipeline that the checkpoint was trained for.
     pub fn convention(&self) -> Convention {
         match self {
             Config::Ltx(config) => config.convention(),
         }
     }
 
-    /// Channels of a latent.
+    /// Returns the channels of a latent.
     pub fn latent_channels(&self) -> usize {
         match self {
             Config::Ltx(config) => config.vae.latent_channels,
         }
     }
 
-    /// Blocks of the transformer.
+    /// Returns the number of the transformer's blocks.
     pub fn blocks(&self) -> usize {
         match self {
             Config::Ltx(config) => config.transformer.layers,
         }
     }
 
-    /// Channels of one of the transformer's heads.
+    /// Returns the channels of each of the transformer's attention heads.
     pub fn head_dim(&self) -> usize {
         match self {
             Config::Ltx(config) => config.transformer.head_dim,
         }
     }
 
-    /// Channels of the text that the transformer reads.
+    /// Returns the channels of the text embeddings that the transformer reads.
     pub fn text_channels(&self) -> usize {
         match self {
             Config::Ltx(config) => config.transformer.caption_channels,
         }
     }
 
-    /// Heads of the transformer.
+    /// Returns the number of the transformer's attention heads.
     pub fn heads(&self) -> usize {
         match self {
             Config::Ltx(config) => config.transformer.heads,
         }
     }
 
-    /// Which generation of the VAE it has, as the catalogue names it.
+    /// Returns the VAE's version, as named in the catalogue.
     pub fn vae_version(&self) -> &'static str {
         match self {
             Config::Ltx(config) => config.vae.version().name(),
         }
     }
 
-    /// Which of the transformer's matrices are quantised, and how they are read.
+    /// Returns which of the transformer's matrices are quantised, and how they are read.
     pub fn rules(&self) -> &'static Rules {
         match self {
             Config::Ltx(_) => &ltx::names::QUANTISING,
         }
     }
 
-    /// What LoRAs may call the transformer's layers.
+    /// Returns the names that LoRA files may use for the transformer's layers.
     pub fn layer_names(&self) -> LayerNames {
         match self {
             Config::Ltx(_) => ltx::names::LAYERS,
         }
     }
 
-    /// How the transformer is written to a GGUF file.
-    /// - `allowed_sigmas`: noise levels that it was trained at, where it is distilled.
+    /// Returns how the transformer is written to a GGUF file.
+    /// - `allowed_sigmas`: sigmas that a distilled model was trained at.
     pub fn form(&self, allowed_sigmas: Option<&[f64]>) -> Form {
         match self {
             Config::Ltx(config) => ltx::open::form(&config.transformer, allowed_sigmas),
         }
     }
 
-    /// What a single file calls a tensor of the transformer.
+    /// Returns the name of a transformer tensor in Lightricks' single files.
     pub fn transformer_name_in_file(&self, name: &str) -> String {
         match self {
             Config::Ltx(_) => {
@@ -260,7 +261,7 @@ impl Config {
         }
     }
 
-    /// What a single file calls a tensor of the VAE.
+    /// Returns the name of a VAE tensor in Lightricks' single files.
     pub fn vae_name_in_file(&self, name: &str) -> String {
         match self {
             Config::Ltx(config) => {
@@ -269,65 +270,65 @@ impl Config {
         }
     }
 
-    /// Checks that transformer and VAE belong together, and every name and shape in them but for those of the VAE's encoder.
+    /// Checks that transformer and VAE belong together, and all their tensors' names and shapes except the VAE encoder's.
     pub fn check(&self, transformer: &Tensors, vae: &Tensors) -> Result<()> {
         match self {
             Config::Ltx(config) => ltx::open::check(config, transformer, vae),
         }
     }
 
-    /// What stands before a block's number in the names of the transformer's weights.
+    /// Returns the prefix of a block's number in the transformer's tensor names.
     pub fn block_prefix(&self) -> &'static str {
         match self {
             Config::Ltx(_) => ltx::names::BLOCKS,
         }
     }
 
-    /// Whether the decoder takes a timestep, and noise in its latents.
+    /// Returns whether the decoder takes a timestep and noised latents.
     pub fn decoder_takes_timestep(&self) -> bool {
         match self {
             Config::Ltx(config) => config.vae.timestep_conditioning,
         }
     }
 
-    /// What the released weights are kept in.
+    /// Returns the type of the released weights.
     pub fn released_in(&self) -> DType {
         match self {
             Config::Ltx(config) => config.released_in(),
         }
     }
 
-    /// Returns the noise levels of a pass over a video of `tokens`.
-    /// - Errors on levels that do not fall, and when all steps are left out.
+    /// Returns the sigmas and timesteps of a pass over a video of `tokens`.
+    /// - Errors on sigmas that do not fall, and when no step is left.
     pub fn schedule(&self, levels: &Levels, convention: Convention, recipe: Recipe, tokens: usize) -> Result<Schedule> {
         match self {
             Config::Ltx(config) => ltx::schedule::schedule(levels, &config.scheduler, convention, recipe, tokens),
         }
     }
 
-    /// Counts one evaluation of the transformer over `tokens` tokens and a prompt of `text`.
+    /// Counts memory and operations of one transformer evaluation, over `tokens` video tokens and `text` prompt tokens.
     pub fn transformer_cost(&self, tokens: usize, text: usize, widths: Widths) -> Count {
         match self {
             Config::Ltx(config) => ltx::cost::transformer::transformer(&config.transformer, tokens, text, widths),
         }
     }
 
-    /// Counts what the transformer keeps of prompts of `tokens`, from its first step on.
+    /// Counts the projected text, and its keys and values in each block, that the transformer keeps for prompts of `tokens` each.
     pub fn contexts_cost(&self, tokens: &[usize], widths: Widths) -> Count {
         match self {
             Config::Ltx(config) => ltx::cost::transformer::contexts(&config.transformer, tokens, widths),
         }
     }
 
-    /// Counts the VAE's encoder over a clip or tile of pixels.
-    /// - `clip`: frames, height, width. `group`: latent frames at a time.
+    /// Counts memory and operations of the VAE's encoder over a clip or tile.
+    /// - `clip`: frames, height, width in pixels. `group`: latent frames at a time.
     pub fn encoder_cost(&self, clip: [usize; 3], group: usize, widths: Widths) -> Count {
         match self {
             Config::Ltx(config) => ltx::cost::vae::encoder(&config.vae, clip, group, widths),
         }
     }
 
-    /// Counts the VAE's decoder over a clip or tile of latents.
+    /// Counts memory and operations of the VAE's decoder over a clip or tile.
     /// - `latents`: frames, height, width.
     pub fn decoder_cost(&self, latents: [usize; 3], chunking: Chunking, widths: Widths) -> Count {
         match self {
@@ -336,22 +337,22 @@ impl Config {
     }
 }
 
-/// Sizes of what goes between two passes.
+/// Configuration of the latent upscaler that runs between two passes.
 #[derive(Clone, Debug, PartialEq)]
 pub enum UpscalerConfig {
     Ltx(ltx::upscaler::UpscalerConfig),
 }
 
 impl UpscalerConfig {
-    /// That of a family's releases.
+    /// Returns the configuration of a family's released upscaler.
     pub fn released(family: Family) -> Result<Self> {
         match family {
             Family::Ltx => Ok(UpscalerConfig::Ltx(ltx::upscaler::UpscalerConfig::released()?)),
         }
     }
 
-    /// Counts it over a clip of latents.
-    /// - `latents`: frames, height, width. `widths`: of f32, in which it runs.
+    /// Counts memory and operations of the upscaler over a clip.
+    /// - `latents`: frames, height, width. `widths`: those of f32, in which it runs.
     pub fn cost(&self, latents: [usize; 3], widths: Widths) -> Count {
         match self {
             UpscalerConfig::Ltx(config) => ltx::cost::upscaler::upscaler(config, latents, widths),
@@ -359,20 +360,21 @@ impl UpscalerConfig {
     }
 }
 
-// Of one family there is no telling it from others: what is not LTX-Video's is refused in its room.
+// With one family there is nothing to detect: `ltx` refuses checkpoints that are not LTX-Video's.
 
 /// Opens a checkpoint by path.
-/// - `with_text`: whether its own text encoder is wanted. `vae`: another VAE than its own.
+/// - `with_text`: whether to open its own text encoder. `vae`: a VAE to use in place of its own.
 pub fn checkpoint(path: &Path, with_text: bool, vae: Option<&Path>) -> Result<Parts<Config>> {
     Ok(ltx::open::checkpoint(path, with_text, vae)?.map(Config::Ltx))
 }
 
-/// Opens a model that is part of the program, as [`checkpoint`].
+/// Opens a model embedded in the program, as [`checkpoint`].
 pub fn built_in(file: &'static [u8], vae: Option<&Path>) -> Result<Parts<Config>> {
     Ok(ltx::open::built_in(file, vae)?.map(Config::Ltx))
 }
 
-/// The transformer at `path`, how it is written to a GGUF file, and what of it is quantised; `None` where there is none.
+/// Opens the transformer at `path`; returns its tensors, how they are written to a GGUF file, and which of them are quantised.
+/// - `None` where there is no transformer.
 pub fn transformer(path: &Path) -> Result<Option<(Tensors, Form, &'static Rules)>> {
     Ok(ltx::open::transformer(path)?.map(|(tensors, form)| (tensors, form, &ltx::names::QUANTISING)))
 }

@@ -1,21 +1,21 @@
-//! Which path a layer takes: decided here alone, from what it is given, what its weights are kept in and how large it is. Layers
-//! ask when they run, and plans before anything is loaded, so that what is counted is what runs.
+//! Decides which implementation (path) computes a layer, from its input, its weights' type and its size. Layers ask when they run,
+//! and memory plans ask before weights are loaded, so that the plan counts what runs.
 
 use super::kernel::blocks::QuantType;
 use super::kernel::{self, MatmulType, int8};
 use crate::platform::machine::is_gpu_plain;
 use candle_core::{DType, Device, Tensor};
 
-/// What runs the layers, and which kernels there are for it.
+/// The device that runs the layers, and which kernels exist for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
     Cpu,
-    /// - `own`: whether there are CUDA kernels of our own. `flash`: whether there are FlashAttention's.
+    /// - `own`: whether reel's CUDA kernels are available. `flash`: whether FlashAttention's are.
     Cuda {
         own: bool,
         flash: bool,
     },
-    /// A GPU for which there are candle's operations alone.
+    /// Apple's GPUs, with candle's operations only.
     Metal,
 }
 
@@ -31,138 +31,140 @@ impl From<&Device> for Backend {
     }
 }
 
-/// What a layer is given, as far as it decides the path.
+/// The properties of a layer's input that decide its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Input {
     pub backend: Backend,
-    /// Of activations.
+    /// Type of the activations.
     pub dtype: DType,
-    /// Whether candle's operations alone will do: gradients are wanted, or no kernel reads the weights' type.
+    /// Whether only candle's operations may run: gradients are wanted, or no kernel takes this case.
     pub plain: bool,
 }
 
-/// How rows between products are made: norms, activations, what follows a product, and channels into space and back.
+/// What computes row operations: norms, activations, epilogues, depth-to-space and space-to-depth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowPath {
-    /// The CPU's own loops, in one pass.
+    /// reel's CPU loops, fused into one pass.
     Kernel,
-    /// A CUDA kernel of our own, in one pass.
+    /// reel's CUDA kernels, fused into one pass.
     Cuda,
-    /// Candle's operations, a pass each.
+    /// Candle's operations, one pass for each.
     Candle,
 }
 
-/// How a dense layer is made.
+/// What computes a dense layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProductPath {
-    /// The CPU's int8 dot products, by quantised weights, of activations that are rounded to eight bits.
+    /// reel's int8 dot products on a CPU: quantised weights, activations rounded to 8 bits.
     Int8,
-    /// The CPU's own products, in f32 or bf16.
+    /// reel's matrix products on a CPU, in f32 or bf16.
     Kernel,
-    /// Candle's product.
+    /// Candle's matrix product.
     Candle,
 }
 
-/// How a convolution is made.
+/// What computes a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConvPath {
-    /// The CPU's own products in f32, whatever the kernel is kept in: it has few channels.
+    /// reel's products on a CPU in f32, whatever type the weights have: for few channels (see [`WIDE`]).
     Narrow,
-    /// The CPU's own products in bf16, two neighbouring pixels at a time: see `kernel::winograd`.
+    /// reel's products on a CPU in bf16, two neighbouring pixels at a time: see `kernel::winograd`.
     Paired,
-    /// The CPU's own products, which read every tap where it is.
+    /// reel's products on a CPU, which read every tap in place.
     Direct,
-    /// A CUDA kernel of our own.
+    /// reel's CUDA kernel.
     Cuda,
-    /// Candle's product for each tap, added up.
+    /// Candle's matrix product for each tap, summed over taps.
     Candle,
 }
 
-/// How attention is made.
+/// What computes attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttentionPath {
-    /// The CPU's own loops, whose scores are int8 dot products.
+    /// reel's CPU loops, with scores from int8 dot products.
     Int8,
-    /// The CPU's own loops, in f32 or bf16.
+    /// reel's CPU loops, in f32 or bf16.
     Kernel,
     /// FlashAttention's kernels.
     Flash,
-    /// Candle's operations, some heads and queries at a time.
+    /// Candle's operations, over some heads and queries at a time.
     Candle,
 }
 
-/// How a network's products are computed.
+/// Number types of a network's matrix products.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Product {
-    /// In what a CPU multiplies.
+    /// Type that a CPU multiplies in.
     pub math: MatmulType,
-    /// What the weights are quantised to.
+    /// Type that the weights are quantised to, if they are.
     pub blocks: Option<QuantType>,
-    /// Whether quantised weights may be multiplied as 8-bit integers.
+    /// Whether quantised weights may be multiplied by int8 dot products.
     pub int8: bool,
 }
 
 /// A convolution's sizes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Conv {
-    /// Channels.
+    /// Input channels.
     pub inputs: usize,
+    /// Output channels.
     pub outputs: usize,
-    /// In time, height and width.
+    /// Taps in time, height and width.
     pub kernel: [usize; 3],
+    /// Steps in time, height and width.
     pub stride: [usize; 3],
-    /// In what a CPU multiplies.
+    /// Type that a CPU multiplies in.
     pub math: MatmulType,
 }
 
-/// What queries, keys and values have to do with the path on which they meet.
+/// The properties of queries, keys and values that decide attention's path.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heads {
     pub batch: usize,
-    /// Channels of a head.
+    /// Channels of each head.
     pub head_dim: usize,
-    /// Whether something is added to the scores.
+    /// Whether a bias is added to the scores.
     pub bias: bool,
-    /// In what a CPU multiplies.
+    /// Type that a CPU multiplies in.
     pub math: MatmulType,
-    /// Whether it may make scores by int8 dot products.
+    /// Whether scores may be int8 dot products on a CPU.
     pub int8: bool,
 }
 
-/// Channels in and out from which a convolution is multiplied in bf16 on a CPU. A norm over fewer comes near zero in some pixel of
-/// almost any picture, which magnifies what was rounded before: over two channels hundreds of times. In f32 they cost next to
-/// nothing, and no released VAE has any.
+/// Least input and output channels of a convolution in bf16 on a CPU; narrower ones run in f32. A norm over few channels is near
+/// zero in some pixel of almost any picture, and dividing by it magnifies rounding errors: hundreds of times for two channels.
+/// Narrow convolutions are cheap in f32, and no released VAE has any.
 pub const WIDE: usize = 8;
 
-/// Channels in and out for which a convolution of bf16 numbers is made in pairs. Its time beside the direct form, on one core with
-/// AVX-512 BF16: 0.98 for 32 channels, 0.9 for 64, 0.78 for 128, 0.70 for 256 and 512, 0.69 for 1024. Below 64 it would round
-/// more for little; above 1024 there are few pixels, and a third more weights.
+/// Input and output channels for which a bf16 convolution takes [`ConvPath::Paired`]. Its time relative to the direct form, on one
+/// core with AVX-512 BF16: 0.98 for 32 channels, 0.9 for 64, 0.78 for 128, 0.70 for 256 and 512, 0.69 for 1024. Below 64 channels
+/// the gain is not worth the extra rounding; above 1024 there are few pixels, and a third more weights to read.
 const PAIRED: (std::ops::RangeInclusive<usize>, std::ops::RangeFrom<usize>) = (64..=1024, 32..);
 
 /// The most channels of a head that FlashAttention's kernels take: candle-flash-attn 0.11.1, `FlashAttn::cuda_fwd_t`.
 const FLASH_HEAD: usize = 512;
 
-/// In what numbers that are stored so are multiplied on a CPU.
+/// Returns the type that a CPU multiplies weights of the type `stored` in.
 pub fn math(stored: DType) -> MatmulType {
     if stored == DType::BF16 { MatmulType::Bf16 } else { MatmulType::F32 }
 }
 
 impl Input {
-    /// On a CPU, where nothing is being differentiated.
+    /// f32 activations on a CPU, without gradients.
     pub const CPU: Input = Input { backend: Backend::Cpu, dtype: DType::F32, plain: false };
 
-    /// - `dtype`: of activations, of which no gradients are wanted.
+    /// Describes activations of `dtype`, without gradients.
     pub fn new(device: &Device, dtype: DType) -> Self {
         Self { backend: Backend::from(device), dtype, plain: false }
     }
 
-    /// Of activations, with all `others` that gradients may be wanted of.
+    /// Describes the activations `x`; plain if gradients are tracked for `x` or any of `others`.
     pub fn of<'a>(x: &Tensor, others: impl IntoIterator<Item = &'a Tensor>) -> Self {
         let plain = x.track_op() || others.into_iter().any(Tensor::track_op);
         Self { plain, ..Self::new(x.device(), x.dtype()) }
     }
 
-    /// The same, if `plain` with candle's operations alone.
+    /// Returns the same input, limited to candle's operations if `plain`.
     pub fn or_plain(self, plain: bool) -> Self {
         Self { plain: self.plain || plain, ..self }
     }
@@ -171,13 +173,14 @@ impl Input {
         self.backend == Backend::Cpu
     }
 
+    /// Returns the path of row operations.
     /// - `values`: elements of the activations.
     pub fn rows(self, values: usize) -> RowPath {
         match (self.backend, self.dtype) {
             (Backend::Cpu, DType::F32) if !self.plain => RowPath::Kernel,
             (Backend::Cuda { own: true, .. }, DType::F32 | DType::BF16 | DType::F16)
                 if !self.plain && (1..=u32::MAX as usize).contains(&values) =>
-            // they count in 32 bits
+            // reel's CUDA kernels index with 32 bits
             {
                 RowPath::Cuda
             }
@@ -185,7 +188,8 @@ impl Input {
         }
     }
 
-    /// - `inputs`: values of a row of the weights.
+    /// Returns the path of a dense layer.
+    /// - `inputs`: values in a row of the weights.
     pub fn product(self, product: Product, inputs: usize) -> ProductPath {
         let int8 = product.int8 && product.math == MatmulType::Bf16;
         match (self.backend, self.dtype) {
@@ -197,6 +201,7 @@ impl Input {
         }
     }
 
+    /// Returns the path of a convolution.
     /// - `batch`: clips. `values`: elements of the activations.
     pub fn conv(self, conv: Conv, batch: usize, values: usize) -> ConvPath {
         let Conv { inputs, outputs, kernel, stride, math } = conv;
@@ -212,13 +217,14 @@ impl Input {
                 }
             }
             RowPath::Cuda if self.dtype == DType::BF16 && math == MatmulType::Bf16 && batch == 1 => {
-                // they read 16 bytes at once and write 4
+                // the kernel reads 16 bytes at a time and writes 4
                 if inputs.is_multiple_of(8) && outputs.is_multiple_of(2) { ConvPath::Cuda } else { ConvPath::Candle }
             }
             RowPath::Cuda | RowPath::Candle => ConvPath::Candle,
         }
     }
 
+    /// Returns the path of attention.
     pub fn attention(self, heads: Heads) -> AttentionPath {
         let Heads { batch, head_dim, bias, math, int8 } = heads;
         match (self.backend, self.dtype) {
@@ -227,7 +233,7 @@ impl Input {
                 let int8 = int8 && kernel::is_half(math) && int8::scores_fit(head_dim);
                 if int8 { AttentionPath::Int8 } else { AttentionPath::Kernel }
             }
-            // in f32 exactness was asked for
+            // f32 stays on candle: FlashAttention has half precision only
             (Backend::Cuda { flash: true, .. }, DType::BF16 | DType::F16)
                 if !bias && head_dim.is_multiple_of(8) && (1..=FLASH_HEAD).contains(&head_dim) =>
             {
@@ -239,17 +245,17 @@ impl Input {
 }
 
 impl Product {
-    /// By weights that are not quantised.
+    /// Describes products whose weights are not quantised.
     pub fn plain(math: MatmulType) -> Self {
         Self { math, blocks: None, int8: false }
     }
 
-    /// The path of most layers, whose rows are whole blocks.
+    /// Returns the path of layers whose weight rows are whole quantised blocks, as in most.
     pub fn path(self, input: Input) -> ProductPath {
         input.product(self, self.blocks.map_or(1, QuantType::values))
     }
 
-    /// Bytes of a number that products read.
+    /// Returns the bytes of an activation as products read it.
     pub fn operand(self, input: Input) -> u64 {
         match input.backend {
             Backend::Cpu if kernel::is_half(self.math) => 2,
@@ -275,7 +281,7 @@ mod tests {
         assert_eq!((cpu.rows(9), plain.rows(9)), (RowPath::Kernel, RowPath::Candle));
         let product = Product::plain(MatmulType::F32);
         assert_eq!((product.path(cpu), product.path(plain)), (ProductPath::Kernel, ProductPath::Candle));
-        let half = Input { dtype: DType::BF16, ..cpu }; // what products hand to each other
+        let half = Input { dtype: DType::BF16, ..cpu }; // passed from one product to the next
         assert_eq!((product.path(half), half.rows(9)), (ProductPath::Kernel, RowPath::Candle));
         let heads = Heads { batch: 1, head_dim: 64, bias: true, math: MatmulType::F32, int8: true };
         assert_eq!((cpu.attention(heads), plain.attention(heads)), (AttentionPath::Kernel, AttentionPath::Candle));

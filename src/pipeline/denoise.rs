@@ -1,5 +1,5 @@
-//! Noise -> latents: the passes, in each every scene, in each its windows, in each its steps. The run is a loop over its
-//! [`Cursor`]: one step moves it by one.
+//! Noise -> latents. A run has passes, a pass has scenes, a scene has windows, a window has steps; a [`Cursor`] holds the position,
+//! and the run's loop takes one step at a time.
 
 use crate::job::geometry::Grid;
 use crate::job::windows::{ChannelStatistics, Direction, Window};
@@ -16,23 +16,23 @@ use crate::sampling::solver::{Schedule, State};
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 
-/// Everything that a run's steps share.
+/// State that all steps of a run share.
 struct Denoising<'a> {
     prepared: &'a Prepared,
     stages: &'a Stages<'a>,
     denoiser: &'a Denoiser<'a>,
     statistics: LatentStatistics,
-    /// Of what is held, for each pass.
+    /// The encoded stills and clips, for each pass.
     posteriors: &'a [Vec<Posterior>],
-    /// The windows of a pass, each with its scene.
+    /// The windows of a pass, each with the index of its scene.
     windows: Vec<(usize, &'a Window)>,
-    /// The one under way.
+    /// The current window.
     laid: Option<Laid<'a>>,
-    /// What the pass under way has said of itself.
+    /// The current pass and its progress bar.
     stage: Option<(usize, progress::Stage)>,
 }
 
-/// A window that is laid out.
+/// A window whose noise is drawn and whose conditions are mixed in, with its schedule.
 struct Laid<'a> {
     pass: usize,
     number: usize,
@@ -57,6 +57,7 @@ impl<'a> Denoising<'a> {
         cursor.place.pass >= self.prepared.settings.passes.len()
     }
 
+    /// Checks a cursor read from disk.
     /// - Errors on a position that this run cannot have.
     fn check(&self, cursor: &Cursor) -> Result<()> {
         let Place { pass, window: number, step } = cursor.place;
@@ -69,7 +70,7 @@ impl<'a> Denoising<'a> {
         Ok(())
     }
 
-    /// Takes the step that the cursor stands before, and moves it on.
+    /// Takes the step at the cursor and advances it.
     fn step(&mut self, cursor: &mut Cursor) -> Result<()> {
         let Place { pass, window: number, step } = cursor.place;
         self.report(cursor)?;
@@ -96,7 +97,7 @@ impl<'a> Denoising<'a> {
         self.prepared.session.geometry().grid(self.prepared.canvases[pass])
     }
 
-    /// The noise levels of a window.
+    /// Returns a window's sigmas and timesteps.
     fn schedule(&self, pass: usize, window: &Window) -> Result<Schedule> {
         let Grid { height, width, .. } = self.pass_grid(pass);
         self.stages.schedule(
@@ -105,7 +106,7 @@ impl<'a> Denoising<'a> {
         )
     }
 
-    /// Says which pass is under way, and how far it is.
+    /// Opens the progress bar of the cursor's pass, if it is not open yet.
     fn report(&mut self, cursor: &Cursor) -> Result<()> {
         let Place { pass, window: number, step } = cursor.place;
         if self.stage.as_ref().is_some_and(|(of, _)| *of == pass) {
@@ -116,14 +117,14 @@ impl<'a> Denoising<'a> {
         let mut stage = self.stages.progress.stage("denoise", steps.iter().sum(), "steps");
         match steps[..number].iter().sum::<usize>() + step {
             0 => {}
-            before => stage.advance(before)?, // of a run that goes on
+            before => stage.advance(before)?, // steps done before a resumed run
         }
         self.stage = Some((pass, stage));
         Ok(())
     }
 
-    /// Lays the cursor's window out: its noise, what it holds, what it begins from. Drawn from the generator that the window began
-    /// with, so that a window under way comes out as it was.
+    /// Draws the noise of the cursor's window and mixes in its conditions and starting latents. Uses the generator as it was when
+    /// the window began, so that a resumed window is laid out as before.
     fn lay_out(&mut self, cursor: &mut Cursor) -> Result<Laid<'a>> {
         let Place { pass, window: number, .. } = cursor.place;
         let (scene, window) = self.windows[number];
@@ -167,7 +168,7 @@ impl<'a> Denoising<'a> {
         Ok(Laid { pass, number, window: laid, schedule })
     }
 
-    /// Puts a finished window to its scene, a finished scene to the others, and moves the cursor to the next window.
+    /// Appends a finished window to its scene and a finished scene to the pass, and moves the cursor to the next window.
     fn end_window(&mut self, window: networks::Window, state: State, cursor: &mut Cursor) -> Result<()> {
         cursor.state = None;
         cursor.begun = state.noise;
@@ -200,7 +201,7 @@ impl<'a> Denoising<'a> {
         if cursor.place.window == self.windows.len() { self.end_pass(cursor) } else { Ok(()) }
     }
 
-    /// Moves the cursor to the next pass; between two passes the upscaler makes of one's latents what the other begins from.
+    /// Moves the cursor to the next pass, which begins from the finished pass's latents, upscaled.
     fn end_pass(&mut self, cursor: &mut Cursor) -> Result<()> {
         if let Some((_, stage)) = self.stage.take() {
             stage.finish();
@@ -219,7 +220,7 @@ impl<'a> Denoising<'a> {
         Ok(())
     }
 
-    /// The latents of each window, scene after scene: (1, f, h, w, c) -> the same.
+    /// Splits the scenes' latents into those of each window: (1, f, h, w, c) each.
     fn windows_of(&self, scenes: &[Tensor]) -> Result<Vec<Tensor>> {
         let part = |(scene, window): &(usize, &Window)| {
             Ok(scenes[*scene].narrow(1, window.latent_start, window.latent_frames)?.contiguous()?)
@@ -227,7 +228,7 @@ impl<'a> Denoising<'a> {
         self.windows.iter().map(part).collect()
     }
 
-    /// What a window continues: the latents beside it that were made before.
+    /// Returns the condition by which a window continues the one before: the latents where the two overlap.
     fn carried(&self, made: &Option<Tensor>, window: &Window) -> Result<Option<Condition>> {
         let Some(made) = made else { return Ok(None) };
         let (first, frame) = match self.prepared.direction {
@@ -240,9 +241,9 @@ impl<'a> Denoising<'a> {
 }
 
 impl Prepared {
-    /// Noise -> latents of each scene, (1, f, h, w, c).
-    /// - `texts`: of every prompt, the negative one last. `posteriors`: of what is held, for each pass. `from`: where the run goes
-    ///   on; `None`: its start. `after`: called after each step.
+    /// Denoises all scenes; returns their latents, (1, f, h, w, c) each, and the generator as it is afterwards.
+    /// - `texts`: embeddings of every prompt, the negative one last. `posteriors`: the encoded stills and clips, for each pass.
+    ///   `from`: where a resumed run continues; `None`: from the start. `after`: called after each step.
     pub(super) fn denoise(
         &self,
         stages: &Stages,
@@ -272,8 +273,8 @@ impl Prepared {
 }
 
 impl Stages<'_> {
-    /// Takes one step of a window down its noise levels.
-    /// - `state`: its tokens and the generator, after `i` steps of the schedule.
+    /// Takes step `i` of a window, with guidance.
+    /// - `state`: its tokens and the generator after `i` steps.
     fn step(
         &self,
         window: &networks::Window,
@@ -288,7 +289,7 @@ impl Stages<'_> {
         let velocity = |prompt, without: &[usize]| window.velocity(&state.latents, timestep, prompt, without);
         let v = velocity(Prompt::Positive, &[])?;
         if i == 0 {
-            // before hours go into what cannot come to anything
+            // broken weights are reported at the first step, not after hours
             assert_numbers(&v, "the model", &self.session.checkpoint.transformer)?;
         }
         let negative = guidance.needs_negative().then(|| velocity(Prompt::Negative, &[])).transpose()?;
@@ -298,9 +299,9 @@ impl Stages<'_> {
     }
 }
 
-/// The frame of a window that a frame of its scene is; the first, where that lies inside the latent frame that the window begins
-/// with, which as a first one stands for its last frame alone.
-/// - `time`: frames a latent frame.
+/// Converts a pixel frame of a scene to one of its window. Frames within the window's first latent frame become 0: a first latent
+/// frame stands for one pixel frame only.
+/// - `time`: pixel frames for each latent frame.
 fn frame_in(window: &Window, frame: usize, time: usize) -> usize {
     frame.saturating_sub(window.latent_start * time)
 }
@@ -311,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_frame_inside_a_windows_first_latent_is_its_first() {
-        let window = Window { latent_start: 2, latent_frames: 5, latent_carried: 2 }; // its first latent frame holds the frames 9 to 16
+        let window = Window { latent_start: 2, latent_frames: 5, latent_carried: 2 }; // its first latent frame: frames 9 to 16
         let frames = [9, 12, 16, 17, 24].map(|frame| frame_in(&window, frame, 8));
         assert_eq!(frames, [0, 0, 0, 1, 8]);
     }

@@ -1,5 +1,5 @@
-//! The story: a prompt is encoded, what it is to hold to is encoded, noise is drawn and denoised, latents are decoded, frames
-//! are written. Each stage is opened when it is needed and freed before the next (see `stages`).
+//! Runs a job: encodes the prompts, encodes the conditioning stills and clips, denoises, decodes the latents and writes the frames.
+//! Each stage's network is loaded when it is needed and freed before the next (see `stages`).
 
 pub mod absent;
 pub mod cursor;
@@ -41,38 +41,39 @@ use std::cell::OnceCell;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Words that are quoted of the end of a prompt that is not read.
+/// Words quoted from the part of a prompt beyond the token limit.
 const UNREAD_WORDS: usize = 12;
 
 /// A validated job; no weights loaded yet.
 pub struct Prepared {
     pub settings: Settings,
-    /// Whether nobody named a seed.
+    /// Whether the seed was drawn, because the request names none.
     drawn: bool,
     session: Arc<Session>,
-    /// The clip in whole latents.
+    /// The clip's size in pixels and frames, rounded to whole latents.
     legal: Extent,
-    /// What each pass makes: all of it, or first a smaller one.
+    /// The clip's size in each pass; the first of two is smaller.
     canvases: Vec<Extent>,
-    /// Between two passes.
+    /// The latent upscaler between two passes; `None`: one pass.
     upscaler: Option<Upscaler>,
-    /// Tokens of each scene's prompt.
+    /// Token ids of each scene's prompt.
     prompts: Vec<Vec<u32>>,
-    /// Tokens of the negative prompt, where guidance asks for it.
+    /// Token ids of the negative prompt, where guidance needs it.
     negative: Option<Vec<u32>>,
+    /// Stills and clips that the video is conditioned on.
     held: Vec<Held>,
     shots: Vec<Shot>,
     direction: Direction,
-    /// From the first time that something is decoded.
+    /// Loaded by the first decode.
     decoder: OnceCell<Arc<Decoder>>,
     pub forecast: Forecast,
 }
 
 impl Prepared {
-    /// Fills the request up and reads what it holds to.
-    /// - `size`: of the pictures, where the request asks for none. `more`: what is to be held besides the request's own
-    ///   pictures, which [`Prepared::hold`] brings. `direction`: which way a clip longer than a window grows.
-    /// - Errors are the user's to mend: flags, files, sizes.
+    /// Fills in the request's defaults and reads its conditioning pictures.
+    /// - `size`: width and height where the request names none. `more`: places of further pictures, to be passed to
+    ///   [`Prepared::hold`]. `direction`: which way a clip longer than a window grows.
+    /// - Errors are for the user to fix: flags, files, sizes.
     pub fn new(
         session: &Arc<Session>,
         request: &Request,
@@ -108,7 +109,7 @@ impl Prepared {
         };
         let mut model = session.model();
         model.upscaler = upscaler.as_ref().map(Upscaler::size);
-        // before anything of that size is made
+        // fails on pictures that cannot be placed, before any is read
         shots.iter_mut().try_for_each(|shot| shot.cut(settings.window, &Place::spans(more), geometry, direction))?;
         let mut sketch = Sketch {
             settings: settings.clone(),
@@ -129,7 +130,7 @@ impl Prepared {
             checkpoint.check_encoder()?;
         }
         idle_flags(request, &settings, checkpoint, sketch.held.is_empty()).iter().for_each(|note| progress.note(note));
-        let size = request.size.filter(|_| more.is_empty()); // a join works at the footage's shape, and does not enlarge
+        let size = request.size.filter(|_| more.is_empty()); // a join takes the footage's size and is not enlarged
         beyond_world(&settings, size, checkpoint.entry).iter().for_each(|note| progress.note(note));
         let encode = |text: &str, which: &str| {
             let encoded = checkpoint.tokenizer.encode(text, settings.max_tokens())?;
@@ -168,7 +169,7 @@ impl Prepared {
         })
     }
 
-    /// Takes the pictures that [`Prepared::new`] was told of, before [`Prepared::latents`].
+    /// Adds pictures at a place that [`Prepared::new`] was given as `more`; call before [`Prepared::latents`].
     pub fn hold(&mut self, held: Held) {
         self.held.push(held);
     }
@@ -177,7 +178,7 @@ impl Prepared {
         Stages { session: &self.session, settings: &self.settings, choices: &self.forecast.plan.choices, progress }
     }
 
-    /// Says what was decided for the user, once all is checked.
+    /// Logs what was chosen for the user: the seed, and the size in whole latents.
     fn log(&self, progress: &Progress) {
         if self.drawn {
             progress.note(&format!("seed {}", self.settings.seed));
@@ -193,14 +194,14 @@ impl Prepared {
         }
     }
 
-    /// Prompts and pictures -> what the decoder reads, (1, f, h, w, c) a scene.
+    /// Encodes prompts and pictures and denoises; returns the decoder's input, (1, f, h, w, c) for each scene.
     /// - Errors are the machine's: memory, disk, device.
     pub fn latents(&self, progress: &Progress) -> Result<Vec<Tensor>> {
         self.latents_from(None, &mut |_| Ok(()), progress)
     }
 
-    /// As [`Prepared::latents`], of a run that goes on.
-    /// - `from`: where it stands; `None`: at its start. `after`: called after each step, with what a later run goes on from.
+    /// Makes latents as [`Prepared::latents`], in a run that can be resumed.
+    /// - `from`: where to resume; `None`: from the start. `after`: called after each step with the cursor to resume from.
     pub fn latents_from(
         &self,
         from: Option<Cursor>,
@@ -229,7 +230,7 @@ impl Prepared {
         latents.iter().map(|latents| stages.decoder_input(latents, &mut noise)).collect()
     }
 
-    /// Loads the decoder when something is first decoded: a run's scenes and the looks of a join share it.
+    /// Returns the decoder, loaded at the first call; a run's scenes and [`Prepared::look`] share it.
     fn decoder(&self, stages: &Stages) -> Result<&Decoder> {
         if let Some(decoder) = self.decoder.get() {
             return Ok(decoder);
@@ -238,8 +239,8 @@ impl Prepared {
         Ok(self.decoder.get_or_init(|| decoder))
     }
 
-    /// Decodes the clip and hands its frames over as they come.
-    /// - `latents`: of [`Prepared::latents`].
+    /// Decodes the clip and passes each frame to `sink` as it is finished.
+    /// - `latents`: from [`Prepared::latents`].
     pub fn decode(
         &self,
         latents: &[Tensor],
@@ -263,11 +264,11 @@ impl Prepared {
         Ok(())
     }
 
-    /// Decodes the frames from `first` to `last` by themselves, for a look at them: as in the whole clip but for what
-    /// neighbours further away would add.
-    /// - `latents`: of the scene that they lie in, which begins at frame 0.
+    /// Decodes only the frames `first` to `last`, inclusive, as a preview: close to the full decode, which also sees latent frames
+    /// further away.
+    /// - `latents`: of the frames' scene, which begins at frame 0.
     pub fn look(&self, latents: &Tensor, first: usize, last: usize, progress: &Progress) -> Result<Vec<Frame>> {
-        /// Latent frames beside the wanted ones: the decoder's layers look about this far.
+        /// Latent frames decoded on either side of the wanted ones: roughly the decoder's receptive field.
         const MARGIN: usize = 2;
         let geometry = self.session.geometry();
         let from = geometry.latent_frame(first).saturating_sub(MARGIN);
@@ -282,12 +283,12 @@ impl Prepared {
         };
         let stages = self.stages(&silent);
         stages.decode(self.decoder(&stages)?, &part, self.legal, clip, push, |_| silent.check_cancelled())?;
-        let start = from * geometry.time; // the pixel frame that the part's first one stands for
+        let start = from * geometry.time; // a pixel frame of the scene: the part's frame 0
         Ok(frames.into_iter().skip(first - start).take(last + 1 - first).collect())
     }
 }
 
-/// One `generate`: a prepared job and where its frames go.
+/// One `reel generate`: a prepared job and its output file.
 pub struct Job {
     prepared: Prepared,
     target: Target,
@@ -295,8 +296,8 @@ pub struct Job {
 }
 
 impl Job {
-    /// Checks all that can be wrong before the long part.
-    /// - Errors are the user's to mend: flags, files, sizes, output.
+    /// Checks request, files, sizes and output before any weights are loaded.
+    /// - Errors are for the user to fix.
     pub fn prepare(request: &Request, host: &Host, progress: &Progress) -> Result<Self> {
         outputs::check_named(request, host, &[])?;
         let session = Session::open(request, host, Keep::Nothing, progress)?;
@@ -309,7 +310,7 @@ impl Job {
         let sizing = if prepared.settings.scale > 1 { Sizing::Scaled(prepared.settings.scale) } else { Sizing::Asked };
         target.check_clip(&Clip { width, height, frames, fps: prepared.settings.fps }, sizing)?;
         if prepared.forecast.fits().is_ok() {
-            planning::check_disk(&target, prepared.settings.least(clip))?; // else memory is what is wrong first
+            planning::check_disk(&target, prepared.settings.least(clip))?; // a run that does not fit in memory fails for that first
         }
         if request.quality.is_some() && !matches!(target.format, Format::Mp4 | Format::Webp) {
             progress.note("--quality has no effect on a lossless format");
@@ -317,12 +318,13 @@ impl Job {
         Ok(Self { prepared, target, force: host.force })
     }
 
-    /// - Errors when the run does not fit the memory that there is.
+    /// Checks that the run fits in memory.
+    /// - Errors with what would fit.
     pub fn fits(&self) -> Result<()> {
         self.prepared.forecast.fits()
     }
 
-    /// What the run will take.
+    /// Returns the run's plan and the rest of the `--dry-run` report.
     pub fn plan(&self) -> (&Plan, Report) {
         let settings = &self.prepared.settings;
         (&self.prepared.forecast.plan, self.prepared.forecast.report(settings, &self.target, settings.output()))
@@ -338,7 +340,7 @@ impl Job {
         let mut writer = None;
         let latents = self.prepared.latents(progress)?;
         self.prepared.decode(&latents, progress, |frame| {
-            // opened with the first frame: a long run leaves no empty file lying about
+            // created at the first frame, so that a long run leaves no empty file behind
             let writer = match &mut writer {
                 Some(writer) => writer,
                 None => writer.insert(Writer::create(
@@ -367,9 +369,9 @@ impl Job {
     }
 }
 
-/// A seed below 2^32 from the system's randomness.
+/// Draws a seed below 2^32 from the system's randomness.
 fn fresh_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
-    // the standard library seeds its hash maps from the system; no crate is needed for one number
+    // the standard library seeds its hash maps from the system, so no crate is needed for one number
     std::hash::RandomState::new().build_hasher().finish() & 0xFFFF_FFFF
 }

@@ -1,5 +1,5 @@
-//! A model that is opened, and its networks: each loaded when a stage first wants it. For one run a network is freed as soon as its
-//! stage lets it go, which is what the memory plan counts on; for a batch or a server it stays for the next run.
+//! An open model and its networks, each loaded when a stage first needs it. In a single run a network is freed when its stage ends,
+//! as the memory plan assumes; in a batch or a server it stays loaded for the next run.
 
 use crate::embedded;
 use crate::hub::catalogue::RunDefaults;
@@ -29,24 +29,26 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
-/// What becomes of a network when its stage lets it go.
+/// Whether networks stay loaded after their stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Keep {
-    /// It is freed: one run, within its memory plan.
+    /// Frees each network after its stage: a single run, within its memory plan.
     #[default]
     Nothing,
-    /// It stays for the next run: a batch, a server.
+    /// Keeps networks for the next run: a batch, a server.
     Networks,
 }
 
-/// A network's place: whoever uses it holds it, and the session too where networks are kept.
+/// Loads and shares one network: its users own it, and the session does too where networks are kept.
 struct Slot<T> {
     keep: Keep,
     held: Mutex<Held<T>>,
 }
 
 struct Held<T> {
+    /// The session's own reference, with [`Keep::Networks`].
     kept: Option<Arc<T>>,
+    /// The network last loaded, while anyone uses it.
     lent: Weak<T>,
 }
 
@@ -55,13 +57,13 @@ impl<T> Slot<T> {
         Self { keep, held: Mutex::new(Held { kept: None, lent: Weak::new() }) }
     }
 
-    /// The network that is loaded, if it is the one that is wanted; else it is loaded.
+    /// Returns the loaded network if it is `wanted`, else loads one.
     fn get(&self, wanted: impl Fn(&T) -> bool, load: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(here) = held.lent.upgrade().filter(|here| wanted(here)) {
             return Ok(here);
         }
-        held.kept = None; // freed before the other one comes
+        held.kept = None; // freed before the next one is loaded
         let loaded = Arc::new(load()?);
         held.lent = Arc::downgrade(&loaded);
         held.kept = (self.keep == Keep::Networks).then(|| loaded.clone());
@@ -69,27 +71,28 @@ impl<T> Slot<T> {
     }
 }
 
-/// The text encoder, and its layers where they stay: a run by itself reads them one after the other.
+/// The text encoder.
 pub struct TextEncoder {
     pub t5: T5,
+    /// Its layers, where networks are kept; `None`: each is read from its file when it runs.
     pub layers: Option<Vec<Layer>>,
 }
 
-/// The transformer, with as many of its blocks in memory as were asked for.
+/// The transformer, with its first `resident` blocks in memory.
 pub struct LoadedTransformer {
     pub transformer: Transformer,
     resident: usize,
 }
 
-/// A model opened for a request, and the networks that are loaded of it.
+/// A model opened for a request, and those of its networks that are loaded.
 pub struct Session {
     pub checkpoint: Checkpoint,
     pub compute: Compute,
     pub host: Host,
     keep: Keep,
-    /// What the networks are loaded by: the part of the request that names them.
+    /// The part of the request that decides which networks are loaded.
     named: Request,
-    /// The text encoder that was chosen, where none was named.
+    /// The text encoder chosen for a request that names none.
     pub(super) encoder_choice: Option<planning::Encoder>,
     text: Slot<TextEncoder>,
     encoder: Slot<Encoder>,
@@ -97,12 +100,12 @@ pub struct Session {
     decoder: Slot<Decoder>,
 }
 
-/// What a model says of the clips that it makes.
+/// What a request's defaults depend on: the model's family, latent sizes and pipeline.
 #[derive(Clone)]
 pub struct ModelFacts {
     pub family: Family,
     pub geometry: Geometry,
-    /// What a run takes where nothing else is said.
+    /// Run settings where the request names none.
     pub defaults: RunDefaults,
     pub convention: Convention,
 }
@@ -114,7 +117,7 @@ impl Session {
         Self::open_on(compute, request, host, keep, progress)
     }
 
-    /// As [`Session::open`], on a device that is open already.
+    /// Opens a session as [`Session::open`], on a device that is already open.
     pub fn open_on(
         compute: Compute,
         request: &Request,
@@ -163,7 +166,7 @@ impl Session {
         }))
     }
 
-    /// Whether a request's networks are those of this session, so that it can be run in it.
+    /// Returns whether a request needs the networks of this session, so that it can run in it.
     pub fn serves(&self, request: &Request) -> bool {
         self.named == names_of_networks(request)
     }
@@ -172,12 +175,12 @@ impl Session {
         self.checkpoint.config.geometry()
     }
 
-    /// What a run takes where nothing else is said.
+    /// Returns the run settings where the request names none.
     pub fn run_defaults(&self) -> RunDefaults {
         self.checkpoint.run_defaults()
     }
 
-    /// How a request is sampled.
+    /// Returns the pipeline that samples a request.
     pub fn convention(&self, request: &Request) -> Convention {
         request.convention.unwrap_or_else(|| self.checkpoint.convention())
     }
@@ -191,7 +194,7 @@ impl Session {
         }
     }
 
-    /// The model as plans see it.
+    /// Returns the model's description for planning.
     pub(super) fn model(&self) -> planning::Model {
         let mut model = planning::Model::of(&self.checkpoint, &self.compute);
         model.text_encoder = self.encoder_choice.as_ref().map(planning::Encoder::describe);
@@ -199,8 +202,8 @@ impl Session {
         model
     }
 
-    /// How the footage of a join is made ready for the model: as every other picture that it holds.
-    /// - `legal`: size that the new part is made at.
+    /// Returns how a join's footage is prepared for the encoder: like any other conditioning picture.
+    /// - `legal`: size of the new part, in whole latents.
     pub fn join_preparation(&self, request: &Request, legal: Extent) -> Preparation {
         let defaults = self.run_defaults();
         let family = self.checkpoint.config.family();
@@ -218,12 +221,12 @@ impl Session {
         }
     }
 
-    /// Width and height that the model makes by default.
+    /// Returns the model's default width and height in pixels.
     pub fn default_size(&self) -> (usize, usize) {
         default_size(&self.run_defaults(), self.checkpoint.config.family())
     }
 
-    /// The text encoder. Where networks are kept its layers stay in memory, else each is read when it runs.
+    /// Returns the text encoder, loading it if needed.
     pub fn text(&self, progress: &Progress) -> Result<Arc<TextEncoder>> {
         let load = || {
             let (config, tensors) = &self.checkpoint.text;
@@ -236,16 +239,16 @@ impl Session {
         self.text.get(|_| true, load)
     }
 
-    /// The VAE's encoder.
+    /// Returns the VAE's encoder, loading it if needed.
     pub fn encoder(&self) -> Result<Arc<Encoder>> {
         let Compute { device, stored, dtype, .. } = &self.compute;
         let Checkpoint { config, vae, .. } = &self.checkpoint;
         self.encoder.get(|_| true, || Ok(Encoder::load(config, vae.load(*stored, *dtype, device))?))
     }
 
-    /// The transformer.
-    /// - `resident`: blocks that stay in memory. `scratch`: whether the others are quantised once, into a file, where they are to be
-    ///   quantised.
+    /// Returns the transformer, loading it if needed.
+    /// - `resident`: blocks that stay in memory. `scratch`: with `--quantize`, whether the other blocks are quantised
+    ///   once, into a file, instead of at every use.
     pub fn transformer(&self, resident: usize, scratch: bool, progress: &Progress) -> Result<Arc<LoadedTransformer>> {
         let load = || {
             let Checkpoint { config, transformer, .. } = &self.checkpoint;
@@ -257,10 +260,10 @@ impl Session {
         self.transformer.get(|loaded| loaded.resident == resident, load)
     }
 
-    /// The VAE's decoder.
+    /// Returns the VAE's decoder, loading it if needed.
     pub fn decoder(&self, progress: &Progress) -> Result<Arc<Decoder>> {
         let load = || {
-            memory::release(); // of what the transformer was at work with
+            memory::release(); // buffers that the transformer worked with
             let Compute { device, stored, dtype, .. } = &self.compute;
             let Checkpoint { config, vae, .. } = &self.checkpoint;
             let begun = Instant::now();
@@ -271,20 +274,20 @@ impl Session {
         self.decoder.get(|_| true, load)
     }
 
-    /// Mean and deviation of the checkpoint's latents.
+    /// Loads mean and standard deviation of the checkpoint's latents.
     pub fn statistics(&self) -> Result<LatentStatistics> {
         let Checkpoint { config, vae, .. } = &self.checkpoint;
         Ok(networks::statistics(config, vae.load(None, DType::F32, &self.compute.device))?)
     }
 
-    /// - Errors where a request is of other networks than these.
+    /// Checks that a request needs the networks of this session.
     pub(super) fn check_serves(&self, request: &Request) -> Result<()> {
         ensure!(self.serves(request), "this session has another model, or other parts of it, than the request names");
         Ok(())
     }
 }
 
-/// The part of a request that says which networks are loaded, and in what.
+/// Returns the part of a request that decides which networks are loaded, and in which types.
 fn names_of_networks(request: &Request) -> Request {
     Request {
         model: request.model.clone(),
@@ -298,7 +301,7 @@ fn names_of_networks(request: &Request) -> Request {
     }
 }
 
-/// Tensors from where quantised ones are kept, if they are to be kept: for later runs, or (`scratch`) for this one.
+/// Returns the tensors, quantised into a file first where one is kept: the cache for later runs, or (`scratch`) one for this run.
 fn quantized(tensors: &Tensors, scratch: bool, progress: &Progress) -> Result<Tensors> {
     let mut stage = None;
     let tensors = tensors.through_file(scratch, |count| {

@@ -1,5 +1,5 @@
-//! What a run will take, told before it begins and remembered once it is done: the settings of a take become a plan, the plan is
-//! cut to the memory that there is and timed by what this machine did before, and finished stages go into its history.
+//! Estimates a run's memory and time before it starts, and records its stage timings afterwards. The settings become a plan that
+//! fits the free memory; its time comes from this machine's history of finished stages, to which the run's own are added.
 
 mod sketch;
 
@@ -29,14 +29,15 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
 
-/// Of what is free, the share that is left alone: one in so many.
+/// Divisor for the part of free memory that a plan leaves unused: 1/20.
 const MARGIN: u64 = 20;
 
-/// Operations of a run from which the machine's speed is measured before it, where that is not known: some ten seconds' worth
-/// on a small machine, beside which the measuring is short.
+/// Operations from which a run first measures the machine's speed, if unknown: about ten seconds of work on a small machine, so
+/// that measuring is short in comparison.
 const MUCH: u64 = 1_000_000_000_000;
-/// Seconds of a run from which it says how long it takes, and from which it offers a smaller clip.
+/// Estimated seconds from which a run logs its time.
 const SAID_FROM: f64 = 10.0;
+/// Estimated seconds from which a run offers a smaller clip.
 const OFFER_FROM: f64 = 600.0;
 
 /// Resource estimate before a run, timings after it.
@@ -45,26 +46,26 @@ pub struct Forecast {
     pub model: Model,
     sketch: Sketch,
     compute: Compute,
-    /// Why it does not fit, and what would.
+    /// Why the run does not fit in memory, and what would; `None`: it fits.
     pub refusal: Option<String>,
-    /// Tiles were asked for.
+    /// Whether the request asks for VAE tiles.
     tiled: bool,
-    /// The name of the output, where neither it nor the seed in it was given.
+    /// The output's path with `SEED` in place of a seed not yet drawn; `None` where the path is known.
     unnamed: Option<String>,
-    /// What each finished stage took, where that is watched.
+    /// Measurements of finished stages; `None` unless [`Forecast::watch`] was called.
     watched: Option<Mutex<Vec<Watched>>>,
 }
 
-/// What a finished stage took.
+/// Time and memory of a finished stage.
 #[derive(Clone, Copy, Debug)]
 pub struct Watched {
     pub stage: Stage,
     pub seconds: f64,
-    /// Peak resident bytes, where the system tells.
+    /// Peak resident bytes; `None` where the system does not report them.
     pub memory: Option<u64>,
 }
 
-/// What a run may use.
+/// Returns the memory that a run may use.
 fn budget(host: &Host, compute: &Compute) -> Budget {
     match host.memory {
         Some(bytes) => Budget::Asked(bytes),
@@ -73,11 +74,11 @@ fn budget(host: &Host, compute: &Compute) -> Budget {
     }
 }
 
-/// What is known of this machine's speed: its earlier runs, and how fast it is at each kind of work.
+/// This machine's speed: timings of earlier runs, and operations a second for each kind of work.
 pub struct Speeds {
     place: Option<PathBuf>,
     runs: Vec<Run>,
-    /// Whether what is not known may be measured, which takes a moment.
+    /// Whether an unknown speed may be measured, which takes a moment.
     measures: bool,
 }
 
@@ -88,7 +89,8 @@ impl Speeds {
         Self { runs: place.as_deref().map(history::read).unwrap_or_default(), place, measures }
     }
 
-    /// Operations a second of a kind of work on the CPU, measured once and then kept in the history.
+    /// Returns the CPU's operations a second for a kind of work, measured once and then kept in the history.
+    /// - `None` where it is unknown and may not, or cannot, be measured.
     fn of(&mut self, work: Work) -> Option<f64> {
         let mut run = Run {
             stage: work.name(),
@@ -104,7 +106,7 @@ impl Speeds {
         }
         (run.operations, run.seconds) = work.measure().ok().filter(|_| self.measures)?;
         if let Some(place) = &self.place {
-            let _ = history::add(place, &run); // it is measured again next time
+            let _ = history::add(place, &run); // if this fails, the next run measures again
         }
         self.runs.push(run.clone());
         history::speed(&self.runs, &run)
@@ -112,8 +114,8 @@ impl Speeds {
 }
 
 impl Forecast {
-    /// Plans a run and cuts it to the memory that there is.
-    /// - Errors on what cannot be made, and on tiles that cannot be. What does not fit is no error here: see [`Forecast::fits`].
+    /// Plans a run so that it fits the memory it may use.
+    /// - Errors on a clip or tiles that cannot be made. Too little memory is not an error here: see [`Forecast::fits`].
     pub fn new(model: Model, sketch: Sketch, request: &Request, host: &Host, compute: &Compute) -> Result<Self> {
         let space = model.config.geometry().space;
         let tiling = planning::tiling(request.vae_tile, request.vae_overlap, space)?;
@@ -144,7 +146,8 @@ impl Forecast {
         })
     }
 
-    /// - Errors when the run does not fit the memory that there is.
+    /// Checks that the run fits in memory.
+    /// - Errors with what would fit.
     pub fn fits(&self) -> Result<()> {
         match &self.refusal {
             Some(refusal) => Err(anyhow::anyhow!("{refusal}")),
@@ -152,7 +155,7 @@ impl Forecast {
         }
     }
 
-    /// Says how long the run takes, and how it is cut, where that costs time or changes pictures.
+    /// Logs how long the run takes, and how it is split to save memory where that costs time or changes pictures.
     pub fn log(&self, progress: &Progress) {
         self.log_time(progress);
         let space = self.model.config.geometry().space;
@@ -168,7 +171,7 @@ impl Forecast {
         progress.detail(&format!("the decoder takes {group} latent frames at a time{parts}"));
     }
 
-    /// Says how long the run takes, where that is known and not short.
+    /// Logs how long the run takes, where that is known and not short, and a smaller clip where it is long.
     fn log_time(&self, progress: &Progress) {
         if progress.is_silent() {
             return;
@@ -184,8 +187,8 @@ impl Forecast {
         }
     }
 
-    /// How long each stage takes: as in earlier runs of the same kind, else by the machine's speed. What a GPU was not seen to
-    /// do is not known.
+    /// Estimates each stage's time from earlier runs of the same kind, else from the machine's speed. A GPU has no measured
+    /// speed, so a stage that it never ran is [`Time::Unknown`].
     pub fn times(&self, needs: &[Need], speeds: &mut Speeds) -> Vec<Time> {
         let time = |need: &Need| match history::forecast(&speeds.runs, &self.run(need, 0.0)) {
             Some(seconds) => Time::Measured(seconds),
@@ -195,7 +198,9 @@ impl Forecast {
         needs.iter().map(time).collect()
     }
 
-    /// The largest of some smaller clips that is made before long, where the run takes long; where none is, the smallest.
+    /// Offers a smaller clip for a run of over [`OFFER_FROM`] seconds: the largest that stays within them, else the fastest one
+    /// if it takes less than half as long.
+    /// - `whole`: time of the run as requested.
     fn offer(&self, whole: Time, speeds: &mut Speeds) -> Option<Offer> {
         let most = whole.seconds().filter(|&seconds| seconds > OFFER_FROM && self.refusal.is_none())?;
         let tasks = offered_clips(self.plan.task.clip, self.sketch.config.geometry());
@@ -208,7 +213,7 @@ impl Forecast {
             let Some(seconds) = time.seconds() else { continue };
             let offer = Offer { flags: task.flags_from(&self.plan.task), clip: task.clip, time };
             if seconds <= OFFER_FROM {
-                return Some(offer); // the largest come first
+                return Some(offer); // tasks are sorted, largest first
             }
             offers.push((seconds, offer));
         }
@@ -216,7 +221,7 @@ impl Forecast {
         least.filter(|(seconds, _)| *seconds < most / 2.0).map(|(_, offer)| offer)
     }
 
-    /// A stage as the history keeps it.
+    /// Returns a stage's record for the history.
     fn run(&self, need: &Need, seconds: f64) -> Run {
         let planning::Products { transformer, text, vae } = self.model.products;
         let input = Input::new(&self.compute.device, self.compute.dtype);
@@ -236,18 +241,19 @@ impl Forecast {
         }
     }
 
-    /// From now on, measures each stage by itself instead of remembering it. The process's own peak is lost by that.
+    /// Switches to recording each stage's time and peak memory in [`Forecast::watched()`] instead of the history. Resets the
+    /// process's peak memory counter.
     pub fn watch(&mut self) {
         let _ = machine::forget_peak();
         self.watched = Some(Mutex::default());
     }
 
-    /// Stages that were watched.
+    /// Returns the stages recorded since [`Forecast::watch`].
     pub fn watched(&self) -> Vec<Watched> {
         self.watched.as_ref().and_then(|all| all.lock().ok()).map(|all| all.clone()).unwrap_or_default()
     }
 
-    /// Adds a finished stage to the machine's history.
+    /// Adds a finished stage to the machine's history, or to [`Forecast::watched()`] where stages are watched.
     pub fn remember(&self, stage: Stage, begun: Instant, progress: &Progress) {
         let seconds = begun.elapsed().as_secs_f64();
         if let Some(Ok(mut all)) = self.watched.as_ref().map(Mutex::lock) {
@@ -261,8 +267,8 @@ impl Forecast {
         }
     }
 
-    /// What `--dry-run` says beside the plan.
-    /// - `clip`: what is written.
+    /// Returns what `--dry-run` prints in addition to the plan.
+    /// - `clip`: size and frames of the output file.
     pub fn report(&self, settings: &Settings, target: &Target, clip: Extent) -> Report {
         let mut speeds = Speeds::of_machine(true);
         let times = self.times(&self.plan.needs, &mut speeds);
@@ -286,12 +292,14 @@ impl Forecast {
     }
 }
 
-/// Clips to offer in place of one that takes long, the largest first: no longer than it, and in its shape. Pictures shrink at
-/// least as much as their number, and neither so far that little is left of them.
+/// Lists smaller clips of about the same aspect ratio, largest first. The picture's area shrinks at least as much as the
+/// frame count, and neither falls below a useful minimum.
 fn offered_clips(clip: Extent, geometry: Geometry) -> Vec<Extent> {
-    /// Of the longer side, and of a clip.
+    /// Least pixels along the longer side.
     const LEAST_PIXELS: usize = 384;
+    /// Least frames, unless the clip itself has fewer.
     const LEAST_FRAMES: usize = 25;
+    /// Sides are tried in steps of 1/12 of the clip's.
     const PARTS: usize = 12;
     let mut all = vec![];
     for part in (3..=PARTS).rev() {
@@ -317,19 +325,19 @@ fn offered_clips(clip: Extent, geometry: Geometry) -> Vec<Extent> {
     all
 }
 
-/// The text encoder that a run takes where none is named: see [`planning::encoder`]. `None` where one is named, and where the model is
-/// none of the catalogue's.
+/// Chooses the text encoder of a run whose request names none, by [`planning::encoder`].
+/// - `None` where the request names one, or where the model is embedded or not in the catalogue.
 pub fn encoder(request: &Request, host: &Host, compute: &Compute) -> Result<Option<Encoder>> {
     let name = request.model.as_deref().unwrap_or(crate::embedded::NAME);
     let entry = catalogue::named(name).filter(|entry| entry.kind == Kind::Model && !entry.embedded);
     let Some(entry) = entry.filter(|_| request.text_encoder.is_none()) else { return Ok(None) };
     let store = Store::from_env()?;
     let family = Family::of_entry(entry)?;
-    // of one whose sizes are not known, as the newer ones; for this it is near enough
+    // a model whose sizes are unknown is taken for a newer release: close enough for an estimate
     let own = Config::of_entry(entry).map_or(Convention::Condition, |config| config.convention());
     let convention = request.convention.or(entry.run.convention).unwrap_or(own);
     let recipe = Recipe::decide(request.convention, entry.run.recipe);
-    let tokenizer = Tokenizer::builtin_t5()?; // that of nearly all; for this it is near enough
+    let tokenizer = Tokenizer::builtin_t5()?; // the tokenizer of nearly all models: close enough for an estimate
     let negative = request.negative.as_deref().or(entry.run.negative.as_deref());
     let texts = request.prompt_at.iter().map(|scene| scene.prompt.as_str()).chain(negative);
     let texts = std::iter::once(request.prompt.as_str()).chain(texts);
@@ -358,7 +366,7 @@ mod tests {
             assert!((aspect(other) / aspect(&clip) - 1.0).abs() < 0.15, "{other:?}");
             assert!(other.width >= 384 && (25..=121).contains(&other.frames), "{other:?}");
         }
-        // of a still there is no shorter one, and of a small picture no smaller one
+        // a still cannot get shorter, and a small picture cannot get smaller
         assert!(offered_clips(Extent { frames: 1, ..clip }, geometry).iter().all(|clip| clip.frames == 1));
         let small = Extent { width: 64, height: 64, frames: 121 };
         assert!(offered_clips(small, geometry).is_empty());

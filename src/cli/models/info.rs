@@ -1,4 +1,4 @@
-//! `reel models info NAME`: all that is known of an entry.
+//! `reel models info NAME`: prints everything known about a catalogue entry.
 
 use super::list::memory_of;
 use super::text::labelled;
@@ -12,7 +12,7 @@ use crate::platform::progress::human_bytes;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-/// Prints what is known of `name`.
+/// Prints everything known about the entry `name`.
 pub fn info(name: &str, as_json: bool) -> Result<()> {
     let (entry, store) = (named(name)?, open()?);
     let forecast = match entry.kind {
@@ -28,7 +28,7 @@ pub fn info(name: &str, as_json: bool) -> Result<()> {
     print(text.as_bytes())
 }
 
-/// Labels, and what stands beside them.
+/// Returns the lines to print, each a label and its text.
 fn lines(entry: &Entry, store: &Store, forecast: Option<&EntryForecast>) -> Vec<(&'static str, String)> {
     let own = if entry.own { " (of your own weights.toml)" } else { "" };
     let mut lines = vec![("name", format!("{}{own}", entry.name)), ("about", entry.about.clone())];
@@ -51,7 +51,7 @@ fn with_address(text: &str, address: Option<String>) -> String {
     address.map_or(text.to_string(), |address| format!("{text} ({address})"))
 }
 
-/// Where its file is, and what is here of it.
+/// Describes the entry's file: where it is on the hub, and how much of it is on this machine.
 fn file(entry: &Entry, store: &Store) -> Vec<(&'static str, String)> {
     let Some(remote) = entry.remote() else { return vec![("file", "part of the program".to_string())] };
     let bytes = entry.bytes.map(|bytes| format!(" ({bytes} bytes)")).unwrap_or_default();
@@ -79,7 +79,7 @@ fn file(entry: &Entry, store: &Store) -> Vec<(&'static str, String)> {
     lines
 }
 
-/// What a model is run with, and what of all that is to be fetched.
+/// Lists a model's text encoders, tokenizer and upscaler, and how much of the download is missing.
 fn parts(entry: &Entry, store: &Store) -> Vec<(&'static str, String)> {
     let said = |part: &Entry| {
         let here = if store.find(part).is_some() { ", here" } else { "" };
@@ -109,7 +109,7 @@ fn parts(entry: &Entry, store: &Store) -> Vec<(&'static str, String)> {
     lines
 }
 
-/// Memory and time of the clip that it makes by default.
+/// Describes memory and time of the clip that the model makes by default.
 fn needs(forecast: &EntryForecast) -> Vec<(&'static str, String)> {
     let clip = forecast.clip;
     let fits = match forecast.fits {
@@ -129,18 +129,18 @@ fn needs(forecast: &EntryForecast) -> Vec<(&'static str, String)> {
     std::iter::once(("memory", memory)).chain(time).collect()
 }
 
-/// Whether a model is run with a part.
+/// Returns whether a model uses a part: tokenizer, upscaler or text encoder.
 fn uses(model: &Entry, part: &Entry) -> bool {
     let named = [&model.tokenizer, &model.upscaler].into_iter().flatten().any(|name| *name == part.name);
     named || catalogue::text_encoders(model).iter().any(|encoder| encoder.name == part.name)
 }
 
-/// Run defaults by the names that they have in `weights.toml`.
+/// Returns the entry's run defaults, keyed as in `weights.toml`.
 fn run(entry: &Entry) -> Value {
     said(serde_json::to_value(&entry.run).unwrap_or_default())
 }
 
-/// Without the keys that nothing is said of.
+/// Drops keys whose value is null, at every depth.
 fn said(mut value: Value) -> Value {
     if let Some(keys) = value.as_object_mut() {
         keys.retain(|_, value| !value.is_null());
@@ -149,7 +149,7 @@ fn said(mut value: Value) -> Value {
     value
 }
 
-/// `width 704, height 480, first: steps 3`.
+/// Formats run defaults as `width 704, height 480, first pass: steps 3`.
 fn run_text(run: &Value) -> String {
     let Some(keys) = run.as_object().filter(|keys| !keys.is_empty()) else {
         return "the defaults of its convention".to_string();

@@ -1,4 +1,5 @@
-//! Stills and clips that a video has to hold to: clean latents, how strongly each token is held, where it stands.
+//! Conditions a video on stills and clips: mixes their clean latents into the noise, and keeps a strength and a position for each
+//! token.
 
 use crate::job::convention::Convention;
 use crate::job::geometry::Grid;
@@ -9,29 +10,29 @@ use crate::sampling::solver::{euler, stochastic};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 
-/// Latent frames of a clip at a later frame that stand beside the video as tokens of their own.
+/// Leading latent frames of a clip placed after frame 0 that become extra tokens in front of the video's.
 /// - Source: diffusers `pipelines/ltx/pipeline_ltx_condition.py`, `num_prefix_latent_frames`, at 58eb52c.
 pub const PREFIX: usize = 2;
-/// A strength of 1, to rounding.
+/// Strengths above this count as 1; the slack is for rounding.
 const HELD: f32 = 1.0 - 1e-6;
 
-/// A video's tokens on their way, with those that only condition it in front.
+/// A video's tokens during sampling, preceded by the extra ones that only condition it.
 pub struct Tokens {
-    /// (1, extra + video, c), f32: noise, with the conditions mixed in.
+    /// (1, extra + video tokens, c), f32: initial noise, with the conditions mixed in.
     pub latents: Tensor,
-    /// How strongly each token is held; empty where nothing is.
+    /// Conditioning strength of each token, 0 to 1; empty without conditions.
     pub strengths: Vec<f32>,
-    /// (seconds, rows, columns) of each token.
+    /// Position of each token: (seconds, pixels down, pixels across).
     pub positions: Vec<[f32; 3]>,
-    /// Tokens in front that are no part of the video.
+    /// Number of leading tokens that are not part of the video.
     pub extra: usize,
 }
 
 impl Tokens {
-    /// Draws a video's noise and lays its conditions out in it.
-    /// - `start`: latents to begin from, under noise; `None`: nothing but noise.
-    /// - `noise`: drawn from as the reference does. `text`: first each still, then the video; `condition`: first the video,
-    ///   then for each condition its latents and, at later frames, the noise beside them.
+    /// Draws a video's noise and mixes its conditions in.
+    /// - `start`: latents to noise and begin from; `None`: begins from pure noise.
+    /// - `noise`: drawn in the reference's order. [`Convention::Text`]: each still's latents, then the video's noise;
+    ///   [`Convention::Condition`]: the video's noise, then each condition's latents and, after frame 0, its extra tokens' noise.
     /// - Source: diffusers `pipelines/ltx/pipeline_ltx_condition.py` and `pipeline_ltx_image2video.py`, `prepare_latents`,
     ///   at 58eb52c.
     pub fn new(
@@ -100,7 +101,7 @@ impl Tokens {
         Ok(tokens)
     }
 
-    /// Mixes `clean` into the video's tokens from `start` on.
+    /// Mixes `clean`, (1, n, c), into the video's tokens from token `start` on.
     fn hold(&mut self, clean: &Tensor, start: usize, strength: f64) -> Result<()> {
         let count = clean.dim(1)?;
         let mixed = lerp(&self.latents.narrow(1, start, count)?, clean, strength)?;
@@ -111,9 +112,9 @@ impl Tokens {
         Ok(())
     }
 
-    /// The held tokens with some noise on them, which helps motion to go on from a still.
-    /// - `latents`: the run's state. `scale`: `--image-noise`. `sigma`: noise level of the step.
-    /// - Draws for all tokens, whatever their strength, as the reference does.
+    /// Resets tokens of strength 1 to their clean latents plus some noise, which helps motion continue from a still.
+    /// - `latents`: current latents of the run. `scale`: `--image-noise`. `sigma`: of the step.
+    /// - Draws noise for all tokens, whatever their strength, as the reference does.
     pub fn with_noise(&self, latents: &Tensor, scale: f64, sigma: f64, noise: &mut Noise) -> Result<Tensor> {
         let drawn = draw_like(latents, noise)?;
         let noised = (&self.latents + (drawn * (scale * sigma * sigma))?)?;
@@ -121,8 +122,8 @@ impl Tokens {
         choose(&held, &noised, latents)
     }
 
-    /// What the model is told of each token's noise at a step: its own, or the step's where that is lower.
-    /// - Returns one value where all are alike.
+    /// Returns each token's timestep, from 0 to 1000: the step's, or 1000 (1 - strength) where that is lower.
+    /// - Without conditions, a single value for all tokens.
     pub fn timesteps(&self, timestep: f32) -> Vec<f32> {
         if self.strengths.is_empty() {
             return vec![timestep];
@@ -130,9 +131,10 @@ impl Tokens {
         self.strengths.iter().map(|s| timestep.min((1.0 - s) * 1000.0)).collect()
     }
 
-    /// One step of every token from its own noise level to the next lower one of the schedule; held tokens stay.
-    /// - `sigmas`: the whole schedule. `timesteps`: of [`Tokens::timesteps`] at step `i`. `fresh`: noise for every token, where
-    ///   steps are stochastic (see [`stochastic`]).
+    /// Takes step `i`: moves each token from its own sigma to the next lower one of the schedule. A token stays as it is while the
+    /// step's sigma is above 1 - strength.
+    /// - `sigmas`: the whole schedule. `timesteps`: [`Tokens::timesteps`] at step `i`. `fresh`: noise for every token, for a
+    ///   stochastic step (see [`stochastic`]); `None`: an Euler step.
     /// - Source: diffusers `schedulers/scheduling_flow_match_euler_discrete.py`, `step` (per-token branch), and
     ///   `pipelines/ltx/pipeline_ltx_condition.py`, `__call__`, at 58eb52c.
     pub fn step(
@@ -170,13 +172,13 @@ impl Tokens {
     }
 }
 
-/// Token by token: `yes` where `mask` is 1, else `no`.
+/// Selects token by token: `yes` where `mask` is 1, else `no`; both (1, tokens, c).
 fn choose(mask: &[u8], yes: &Tensor, no: &Tensor) -> Result<Tensor> {
     let mask = Tensor::new(mask, yes.device())?.reshape((1, (), 1))?.broadcast_as(yes.shape())?;
     Ok(mask.where_cond(yes, no)?)
 }
 
-/// a + w (b - a), rounded as torch rounds it.
+/// Interpolates: a + w (b - a), with torch's rounding.
 /// - Source: PyTorch `aten/src/ATen/native/Lerp.h`, `lerp`.
 fn lerp(a: &Tensor, b: &Tensor, w: f64) -> Result<Tensor> {
     let difference = (b.to_dtype(DType::F32)? - a)?;

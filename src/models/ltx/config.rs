@@ -1,5 +1,5 @@
-//! What a checkpoint says of itself, in either of the two forms in circulation: diffusers' `config.json` files and the
-//! `config` object in the header of Lightricks' single files. Both become the same structs here.
+//! Parses a checkpoint's configuration in either of its two forms: diffusers' `config.json` files, and the `config` object in
+//! the header of Lightricks' single files. Both become the same structs.
 
 mod vae;
 
@@ -9,11 +9,12 @@ use anyhow::{Result, anyhow, ensure};
 use serde_json::{Value, json};
 pub use vae::{Down, DownBlock, UpBlock, VaeConfig, VaeVersion};
 
-/// Beyond these no checkpoint goes: layers, pixels along a patch.
+/// Upper limit of transformer layers; no checkpoint has more.
 const MOST_LAYERS: usize = 1024;
+/// Upper limit of a patch's side in pixels.
 const MOST_PATCH: usize = 64;
 
-/// Boilerplate of saved configurations.
+/// Keys that diffusers writes into every configuration; ignored.
 pub(super) const LABELS: [&str; 3] = ["_class_name", "_diffusers_version", "_name_or_path"];
 
 /// Sizes of the diffusion transformer.
@@ -29,18 +30,20 @@ pub struct TransformerConfig {
     pub attention_bias: bool,
     pub attention_out_bias: bool,
     pub norm_eps: f64,
-    /// Ratio of the rotary frequencies.
+    /// Base of the rotary frequencies.
     pub theta: f64,
-    /// The longest extents that positions are measured in: frames (seconds), pixels, pixels.
+    /// Extents that rotary positions are divided by: seconds, pixels down, pixels across.
     pub max_pos: [f32; 3],
 }
 
 impl TransformerConfig {
-    /// The width of the residual stream.
+    /// Returns the width of the residual stream.
     pub fn width(&self) -> usize {
         self.heads * self.head_dim
     }
 
+    /// Parses the transformer's configuration, in either form.
+    /// - `what`: the file, for errors.
     /// - Defaults: diffusers `models/transformers/transformer_ltx.py`, `LTXVideoTransformer3DModel.__init__`, at 58eb52c.
     pub fn parse(json: &Value, what: &str) -> Result<Self> {
         Self::read(json, what).map_err(|error| with_fix(error, RELEASES))
@@ -49,7 +52,7 @@ impl TransformerConfig {
     fn read(json: &Value, what: &str) -> Result<Self> {
         let mut keys = Keys::new(json, what)?;
         keys.ignore(&LABELS);
-        // left over in Lightricks' files from the PixArt code they grew from; none reaches the computation
+        // leftovers of PixArt's code in Lightricks' files; none affects the computation
         keys.ignore(&[
             "attention_type",
             "double_self_attention",
@@ -109,7 +112,7 @@ impl TransformerConfig {
 }
 
 impl TransformerConfig {
-    /// In diffusers' form, as [`TransformerConfig::parse`] reads it.
+    /// Writes the configuration in diffusers' form, as [`TransformerConfig::parse`] reads it.
     pub fn to_json(&self) -> Value {
         json!({
             "in_channels": self.in_channels, "out_channels": self.out_channels, "num_layers": self.layers,
@@ -129,7 +132,7 @@ mod tests {
     use crate::models::ltx::upscaler::UpscalerConfig;
     use crate::models::text::t5::T5Config;
 
-    /// Whatever is wrong, an error names the file, the key, the value and what is taken.
+    /// Every error names the file, the key, its value and the values accepted.
     #[test]
     fn what_is_wrong_is_said_with_file_key_and_value() {
         type Parse = fn(&Value, &str) -> Result<()>;
