@@ -7,7 +7,7 @@ use reel::job::host::Host;
 use reel::job::request::{Keyframe, Request, Scene};
 use reel::job::windows::Direction;
 use reel::pipeline::Prepared;
-use reel::pipeline::cursor::{Cursor, Place};
+use reel::pipeline::cursor::{Cursor, Position};
 use reel::pipeline::session::{Keep, Session};
 use reel::platform::progress::Progress;
 use std::sync::Arc;
@@ -63,7 +63,8 @@ fn a_run_that_stops_goes_on_as_if_it_had_not() -> Result<()> {
         Ok(())
     };
     let whole = prepared(&session, &request)?.latents_from(None, &mut keep, &silent())?;
-    let places: Vec<_> = positions.iter().map(|bytes| Cursor::from_bytes(bytes, &Device::Cpu).unwrap().place).collect();
+    let places: Vec<_> =
+        positions.iter().map(|bytes| Cursor::from_bytes(bytes, &Device::Cpu).unwrap().position).collect();
     let windows = places.iter().map(|place| place.window).max().unwrap();
     assert!(places.len() == 2 * 2 * (windows + 1) && windows >= 2, "passes, windows and steps: {places:?}");
     assert_eq!(whole.len(), 2, "scenes");
@@ -79,8 +80,8 @@ fn a_run_that_stops_goes_on_as_if_it_had_not() -> Result<()> {
         assert!(bits(&rest) == bits(&whole), "other bytes after {:?}", places[i]);
     }
     let mut elsewhere = Cursor::from_bytes(&positions[0], &Device::Cpu)?;
-    for place in [Place { window: 99, ..elsewhere.place }, Place { step: 99, ..elsewhere.place }] {
-        elsewhere.place = place;
+    for place in [Position { window: 99, ..elsewhere.position }, Position { step: 99, ..elsewhere.position }] {
+        elsewhere.position = place;
         let refused = prepared(&session, &request)?.latents_from(Some(elsewhere.clone()), &mut |_| Ok(()), &silent());
         assert!(refused.unwrap_err().to_string().contains("another run"), "{place:?}");
     }

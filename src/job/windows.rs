@@ -71,22 +71,22 @@ fn overlap(size: usize) -> usize {
 pub struct ChannelStatistics {
     /// (1, 1, c), both.
     pub mean: Tensor,
-    pub deviation: Tensor,
+    pub std: Tensor,
 }
 
 impl ChannelStatistics {
     /// - `latents`: (1, tokens, c).
     pub fn of(latents: &Tensor) -> Result<Self> {
         let mean = latents.mean_keepdim(1)?;
-        let deviation = (latents.broadcast_sub(&mean)?.sqr()?.mean_keepdim(1)? + 1e-12)?.sqrt()?;
-        Ok(Self { mean, deviation })
+        let std = (latents.broadcast_sub(&mean)?.sqr()?.mean_keepdim(1)? + 1e-12)?.sqrt()?;
+        Ok(Self { mean, std })
     }
 
     /// Brings latents to these statistics: (1, tokens, c) -> (1, tokens, c).
     pub fn impose(&self, latents: &Tensor) -> Result<Tensor> {
         let own = Self::of(latents)?;
-        let even = latents.broadcast_sub(&own.mean)?.broadcast_div(&own.deviation)?;
-        Ok(even.broadcast_mul(&self.deviation)?.broadcast_add(&self.mean)?)
+        let even = latents.broadcast_sub(&own.mean)?.broadcast_div(&own.std)?;
+        Ok(even.broadcast_mul(&self.std)?.broadcast_add(&self.mean)?)
     }
 }
 

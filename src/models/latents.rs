@@ -12,18 +12,18 @@ pub struct LatentStatistics {
     /// (c)
     pub mean: Tensor,
     /// (c)
-    pub deviation: Tensor,
+    pub std: Tensor,
 }
 
 impl LatentStatistics {
     /// Scales the transformer's normalised latents back for the decoder; (..., c) in and out.
     pub fn denormalise(&self, latents: &Tensor) -> candle_core::Result<Tensor> {
-        latents.broadcast_mul(&self.deviation)?.broadcast_add(&self.mean)
+        latents.broadcast_mul(&self.std)?.broadcast_add(&self.mean)
     }
 
     /// Normalises the encoder's latents for the transformer; (..., c) in and out.
     pub fn normalise(&self, latents: &Tensor) -> candle_core::Result<Tensor> {
-        latents.broadcast_sub(&self.mean)?.broadcast_div(&self.deviation)
+        latents.broadcast_sub(&self.mean)?.broadcast_div(&self.std)
     }
 }
 

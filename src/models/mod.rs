@@ -23,7 +23,7 @@ use crate::nn::stream::Chunking;
 use crate::platform::progress::Progress;
 use crate::sampling::solver::{Levels, Schedule};
 use crate::weights::open::Tensors;
-use crate::weights::rules::{Form, LayerNames, Rules};
+use crate::weights::rules::{GgufForm, LayerNames, Rules};
 use anyhow::{Context, Result};
 use candle_core::DType;
 use cost::{Count, Widths};
@@ -96,9 +96,9 @@ impl Family {
 
     /// Returns how many leading latent frames of a conditioning clip become extra tokens beside the video's, where the clip begins
     /// after frame 0.
-    pub fn beside(self) -> usize {
+    pub fn prefix_latent_frames(self) -> usize {
         match self {
-            Family::Ltx => ltx::conditioning::PREFIX,
+            Family::Ltx => ltx::conditioning::PREFIX_LATENT_FRAMES,
         }
     }
 
@@ -246,7 +246,7 @@ impl Config {
 
     /// Returns how the transformer is written to a GGUF file.
     /// - `allowed_sigmas`: sigmas that a distilled model was trained at.
-    pub fn form(&self, allowed_sigmas: Option<&[f64]>) -> Form {
+    pub fn form(&self, allowed_sigmas: Option<&[f64]>) -> GgufForm {
         match self {
             Config::Ltx(config) => ltx::open::form(&config.transformer, allowed_sigmas),
         }
@@ -292,9 +292,9 @@ impl Config {
     }
 
     /// Returns the type of the released weights.
-    pub fn released_in(&self) -> DType {
+    pub fn released_dtype(&self) -> DType {
         match self {
-            Config::Ltx(config) => config.released_in(),
+            Config::Ltx(config) => config.released_dtype(),
         }
     }
 
@@ -375,7 +375,7 @@ pub fn built_in(file: &'static [u8], vae: Option<&Path>) -> Result<Parts<Config>
 
 /// Opens the transformer at `path`; returns its tensors, how they are written to a GGUF file, and which of them are quantised.
 /// - `None` where there is no transformer.
-pub fn transformer(path: &Path) -> Result<Option<(Tensors, Form, &'static Rules)>> {
+pub fn transformer(path: &Path) -> Result<Option<(Tensors, GgufForm, &'static Rules)>> {
     Ok(ltx::open::transformer(path)?.map(|(tensors, form)| (tensors, form, &ltx::names::QUANTISING)))
 }
 

@@ -15,7 +15,7 @@ use crate::models::text::tokenizer::Tokenizer;
 use crate::pipeline::inputs::{self, Preparation};
 use crate::pipeline::session::ModelFacts;
 use crate::planning::forecast::{Forecast, encoder};
-use crate::planning::forecast::{Place, Sketch};
+use crate::planning::forecast::{HeldSpan, Sketch};
 use crate::planning::outputs;
 use crate::planning::passes;
 use crate::planning::settings::{Given, Settings, default_size};
@@ -102,7 +102,7 @@ impl Absent {
     pub fn plan(
         self,
         request: &Request,
-        more: &[Place],
+        more: &[HeldSpan],
         direction: Direction,
         written: Option<Extent>,
     ) -> Result<(Plan, Report)> {
@@ -166,7 +166,7 @@ impl Known {
         &self,
         request: &Request,
         size: Option<(usize, usize)>,
-        more: &[Place],
+        more: &[HeldSpan],
         direction: Direction,
     ) -> Result<Sketch> {
         let ModelFacts { family, geometry, .. } = self.facts();

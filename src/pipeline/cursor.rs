@@ -12,10 +12,10 @@ use std::collections::HashMap;
 /// A run's position, and what it has made so far.
 #[derive(Clone)]
 pub struct Cursor {
-    pub place: Place,
+    pub position: Position,
     /// The generator as it was when the window began: with it the window is laid out again as it was.
-    pub begun: Noise,
-    /// The window's tokens and the generator after `place.step` steps; `None`: the window is not begun.
+    pub noise_at_window_start: Noise,
+    /// The window's tokens and the generator after `place.step` steps; `None`: the window is not noise_at_window_start.
     pub state: Option<State>,
     /// Latents made so far of the scene that is under way: (1, f, h, w, c).
     pub made: Option<Tensor>,
@@ -29,7 +29,7 @@ pub struct Cursor {
 
 /// Which step of which window comes next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct Position {
     pub pass: usize,
     /// Counted over all scenes of the pass.
     pub window: usize,
@@ -39,8 +39,8 @@ pub struct Place {
 /// What is no tensor in a cursor.
 #[derive(Serialize, Deserialize)]
 struct Header {
-    place: Place,
-    begun: Noise,
+    position: Position,
+    noise_at_window_start: Noise,
     noise: Option<Noise>,
 }
 
@@ -51,8 +51,8 @@ impl Cursor {
     /// The start of a run.
     pub fn start(seed: u64) -> Self {
         Self {
-            place: Place::default(),
-            begun: Noise::new(seed),
+            position: Position::default(),
+            noise_at_window_start: Noise::new(seed),
             state: None,
             made: None,
             reference: None,
@@ -66,14 +66,15 @@ impl Cursor {
         let mut tensors: Vec<(String, &Tensor)> = vec![];
         tensors.extend(self.state.iter().map(|state| ("state".to_string(), &state.latents)));
         tensors.extend(self.made.iter().map(|made| ("made".to_string(), made)));
-        if let Some(ChannelStatistics { mean, deviation }) = &self.reference {
-            tensors.extend([("reference.mean".to_string(), mean), ("reference.deviation".to_string(), deviation)]);
+        if let Some(ChannelStatistics { mean, std }) = &self.reference {
+            tensors.extend([("reference.mean".to_string(), mean), ("reference.std".to_string(), std)]);
         }
         for (name, all) in [("scenes", &self.scenes), ("starts", &self.starts)] {
             tensors.extend(all.iter().enumerate().map(|(i, x)| (format!("{name}.{i}"), x)));
         }
         let noise = self.state.as_ref().map(|state| state.noise.clone());
-        let header = Header { place: self.place, begun: self.begun.clone(), noise };
+        let header =
+            Header { position: self.position, noise_at_window_start: self.noise_at_window_start.clone(), noise };
         let metadata = HashMap::from([(KEY.to_string(), serde_json::to_string(&header)?)]);
         Ok(safetensors::serialize(tensors, Some(metadata))?)
     }
@@ -93,13 +94,21 @@ impl Cursor {
             (None, None) => None,
             _ => anyhow::bail!("a window under way has its tokens and its generator, or neither"),
         };
-        let reference = match (tensors.remove("reference.mean"), tensors.remove("reference.deviation")) {
-            (Some(mean), Some(deviation)) => Some(ChannelStatistics { mean, deviation }),
+        let reference = match (tensors.remove("reference.mean"), tensors.remove("reference.std")) {
+            (Some(mean), Some(std)) => Some(ChannelStatistics { mean, std }),
             _ => None,
         };
         let made = tensors.remove("made");
         ensure!(tensors.is_empty(), "there is more in it than a position: {:?}", tensors.keys());
-        Ok(Self { place: header.place, begun: header.begun, state, made, reference, scenes, starts })
+        Ok(Self {
+            position: header.position,
+            noise_at_window_start: header.noise_at_window_start,
+            state,
+            made,
+            reference,
+            scenes,
+            starts,
+        })
     }
 }
 
@@ -116,14 +125,14 @@ mod tests {
         let mut noise = Noise::new(7);
         let mut tensor = |shape: &[usize]| Tensor::from_vec(noise.normal(shape.iter().product()), shape, &Device::Cpu);
         let state = State { latents: tensor(&[1, 6, 5])?, noise: Noise::new(3) };
-        let reference = ChannelStatistics { mean: tensor(&[1, 1, 5])?, deviation: tensor(&[1, 1, 5])? };
+        let reference = ChannelStatistics { mean: tensor(&[1, 1, 5])?, std: tensor(&[1, 1, 5])? };
         let scenes = vec![tensor(&[1, 2, 1, 3, 5])?];
         let starts = vec![tensor(&[1, 1, 2, 3, 5])?, tensor(&[1, 3, 2, 3, 5])?];
-        let mut begun = Noise::new(9);
-        begun.normal(3); // one is spare
+        let mut noise_at_window_start = Noise::new(9);
+        noise_at_window_start.normal(3); // one is spare
         let cursor = Cursor {
-            place: Place { pass: 1, window: 2, step: 3 },
-            begun,
+            position: Position { pass: 1, window: 2, step: 3 },
+            noise_at_window_start,
             state: Some(state),
             made: Some(tensor(&[1, 4, 1, 3, 5])?),
             reference: Some(reference),
@@ -131,11 +140,11 @@ mod tests {
             starts,
         };
         let back = Cursor::from_bytes(&cursor.to_bytes()?, &Device::Cpu)?;
-        assert_eq!((back.place, &back.begun), (cursor.place, &cursor.begun));
+        assert_eq!((back.position, &back.noise_at_window_start), (cursor.position, &cursor.noise_at_window_start));
         let parts = |cursor: &Cursor| {
             let Cursor { state, made, reference, scenes, starts, .. } = cursor;
             let (state, reference) = (state.as_ref().unwrap(), reference.as_ref().unwrap());
-            let mut all = vec![&state.latents, made.as_ref().unwrap(), &reference.mean, &reference.deviation];
+            let mut all = vec![&state.latents, made.as_ref().unwrap(), &reference.mean, &reference.std];
             all.extend(scenes.iter().chain(starts));
             let noise = state.noise.clone();
             (noise, all.into_iter().map(|x| (x.dims().to_vec(), bits(x))).collect::<Vec<_>>())
@@ -144,7 +153,10 @@ mod tests {
 
         let fresh = Cursor::from_bytes(&Cursor::start(5).to_bytes()?, &Device::Cpu)?;
         assert!(
-            fresh.state.is_none() && fresh.made.is_none() && fresh.scenes.is_empty() && fresh.begun == Noise::new(5)
+            fresh.state.is_none()
+                && fresh.made.is_none()
+                && fresh.scenes.is_empty()
+                && fresh.noise_at_window_start == Noise::new(5)
         );
         for bad in [
             &b""[..],

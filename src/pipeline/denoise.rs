@@ -6,7 +6,7 @@ use crate::job::windows::{ChannelStatistics, Direction, Window};
 use crate::models::latents::{Clean, Condition, LatentStatistics, Layout, Posterior, Prompt, Start};
 use crate::models::networks::{self, Denoiser};
 use crate::pipeline::Prepared;
-use crate::pipeline::cursor::{Cursor, Place};
+use crate::pipeline::cursor::{Cursor, Position};
 use crate::pipeline::stages::{Stages, assert_numbers};
 use crate::planning::Choices;
 use crate::planning::passes::Pass;
@@ -27,13 +27,13 @@ struct Denoising<'a> {
     /// The windows of a pass, each with the index of its scene.
     windows: Vec<(usize, &'a Window)>,
     /// The current window.
-    laid: Option<Laid<'a>>,
+    laid: Option<LaidOut<'a>>,
     /// The current pass and its progress bar.
     stage: Option<(usize, progress::Stage)>,
 }
 
 /// A window whose noise is drawn and whose conditions are mixed in, with its schedule.
-struct Laid<'a> {
+struct LaidOut<'a> {
     pass: usize,
     number: usize,
     window: networks::Window<'a>,
@@ -54,13 +54,13 @@ impl<'a> Denoising<'a> {
     }
 
     fn is_done(&self, cursor: &Cursor) -> bool {
-        cursor.place.pass >= self.prepared.settings.passes.len()
+        cursor.position.pass >= self.prepared.settings.passes.len()
     }
 
     /// Checks a cursor read from disk.
     /// - Errors on a position that this run cannot have.
     fn check(&self, cursor: &Cursor) -> Result<()> {
-        let Place { pass, window: number, step } = cursor.place;
+        let Position { pass, window: number, step } = cursor.position;
         if self.is_done(cursor) {
             return Ok(());
         }
@@ -72,7 +72,7 @@ impl<'a> Denoising<'a> {
 
     /// Takes the step at the cursor and advances it.
     fn step(&mut self, cursor: &mut Cursor) -> Result<()> {
-        let Place { pass, window: number, step } = cursor.place;
+        let Position { pass, window: number, step } = cursor.position;
         self.report(cursor)?;
         let laid = match self.laid.take() {
             Some(laid) if (laid.pass, laid.number) == (pass, number) => laid,
@@ -81,11 +81,11 @@ impl<'a> Denoising<'a> {
         let state = cursor.state.clone().context("a window under way has no tokens")?;
         let pass = &self.prepared.settings.passes[pass];
         let state = self.stages.step(&laid.window, state, pass, &laid.schedule, step)?;
-        cursor.place.step += 1;
+        cursor.position.step += 1;
         if let Some((_, stage)) = &mut self.stage {
             stage.advance(1)?;
         }
-        if cursor.place.step == laid.schedule.steps() {
+        if cursor.position.step == laid.schedule.steps() {
             return self.end_window(laid.window, state, cursor);
         }
         cursor.state = Some(state);
@@ -108,7 +108,7 @@ impl<'a> Denoising<'a> {
 
     /// Opens the progress bar of the cursor's pass, if it is not open yet.
     fn report(&mut self, cursor: &Cursor) -> Result<()> {
-        let Place { pass, window: number, step } = cursor.place;
+        let Position { pass, window: number, step } = cursor.position;
         if self.stage.as_ref().is_some_and(|(of, _)| *of == pass) {
             return Ok(());
         }
@@ -125,8 +125,8 @@ impl<'a> Denoising<'a> {
 
     /// Draws the noise of the cursor's window and mixes in its conditions and starting latents. Uses the generator as it was when
     /// the window began, so that a resumed window is laid out as before.
-    fn lay_out(&mut self, cursor: &mut Cursor) -> Result<Laid<'a>> {
-        let Place { pass, window: number, .. } = cursor.place;
+    fn lay_out(&mut self, cursor: &mut Cursor) -> Result<LaidOut<'a>> {
+        let Position { pass, window: number, .. } = cursor.position;
         let (scene, window) = self.windows[number];
         let schedule = self.schedule(pass, window)?;
         let Grid { height, width, .. } = self.pass_grid(pass);
@@ -154,7 +154,7 @@ impl<'a> Denoising<'a> {
         }));
         let start = cursor.starts.get(number).cloned();
         let start = start.map(|latents| Start { latents, sigma: schedule.sigmas[0] });
-        let mut noise = cursor.begun.clone();
+        let mut noise = cursor.noise_at_window_start.clone();
         let laid = self.denoiser.window(scene, &layout, &conditions, start.as_ref(), &self.statistics, &mut noise)?;
         if cursor.state.is_none() {
             cursor.state = Some(State { latents: laid.latents().clone(), noise });
@@ -165,15 +165,15 @@ impl<'a> Denoising<'a> {
         if let Some((_, stage)) = &mut self.stage {
             stage.part(labels.collect::<Vec<_>>().join(", "), schedule.steps());
         }
-        Ok(Laid { pass, number, window: laid, schedule })
+        Ok(LaidOut { pass, number, window: laid, schedule })
     }
 
     /// Appends a finished window to its scene and a finished scene to the pass, and moves the cursor to the next window.
     fn end_window(&mut self, window: networks::Window, state: State, cursor: &mut Cursor) -> Result<()> {
         cursor.state = None;
-        cursor.begun = state.noise;
+        cursor.noise_at_window_start = state.noise;
         let latents = window.video(&state.latents)?;
-        let number = cursor.place.window;
+        let number = cursor.position.window;
         let (scene, window) = self.windows[number];
         let Prepared { settings, direction, .. } = self.prepared;
         let fresh = window.fresh(*direction);
@@ -193,12 +193,12 @@ impl<'a> Denoising<'a> {
             (Some(made), Direction::Back) => Tensor::cat(&[&latents, &made], 1)?,
             (None, _) => latents,
         });
-        cursor.place = Place { window: number + 1, step: 0, ..cursor.place };
+        cursor.position = Position { window: number + 1, step: 0, ..cursor.position };
         if self.windows.get(number + 1).is_none_or(|(next, _)| *next != scene) {
             cursor.scenes.extend(cursor.made.take());
             cursor.reference = None;
         }
-        if cursor.place.window == self.windows.len() { self.end_pass(cursor) } else { Ok(()) }
+        if cursor.position.window == self.windows.len() { self.end_pass(cursor) } else { Ok(()) }
     }
 
     /// Moves the cursor to the next pass, which begins from the finished pass's latents, upscaled.
@@ -206,7 +206,7 @@ impl<'a> Denoising<'a> {
         if let Some((_, stage)) = self.stage.take() {
             stage.finish();
         }
-        cursor.place = Place { pass: cursor.place.pass + 1, window: 0, step: 0 };
+        cursor.position = Position { pass: cursor.position.pass + 1, window: 0, step: 0 };
         if self.is_done(cursor) {
             return Ok(());
         }
@@ -268,7 +268,7 @@ impl Prepared {
             run.step(&mut cursor)?;
             after(&cursor)?;
         }
-        Ok((cursor.scenes, cursor.begun))
+        Ok((cursor.scenes, cursor.noise_at_window_start))
     }
 }
 

@@ -4,7 +4,7 @@ use crate::job::geometry::{Extent, Geometry};
 use crate::job::recipe::Recipe;
 use crate::job::request::Request;
 use crate::models::defaults::Holds;
-use crate::planning::forecast::Place;
+use crate::planning::forecast::HeldSpan;
 use crate::planning::settings::Settings;
 use crate::platform::progress::Progress;
 use crate::video::Frame;
@@ -23,9 +23,9 @@ pub struct Held {
 }
 
 /// Where what is held stands.
-pub fn places(held: &[Held]) -> Vec<Place> {
+pub fn places(held: &[Held]) -> Vec<HeldSpan> {
     let bytes = |held: &Held| held.frames.iter().map(|frame| frame.rgb.len()).sum();
-    held.iter().map(|h| Place { frame: h.frame, count: h.frames.len(), bytes: Some(bytes(h)) }).collect()
+    held.iter().map(|h| HeldSpan { frame: h.frame, count: h.frames.len(), bytes: Some(bytes(h)) }).collect()
 }
 
 /// How pictures are made ready for the encoder.
@@ -172,7 +172,9 @@ pub fn held(
         let mut clip = open(path, flag, progress)?.steady();
         let have = if still { 1 } else { clip.info().frames };
         let room = |index: usize| (have.min(legal.frames - index) - 1) / geometry.time * geometry.time + 1;
-        if let Some((to, line)) = aligned(index, room(index), preparation, geometry, settings.family.beside()) {
+        if let Some((to, line)) =
+            aligned(index, room(index), preparation, geometry, settings.family.prefix_latent_frames())
+        {
             progress.note(&format!("{flag} `{name}`: {line}"));
             index = to;
         }
@@ -210,7 +212,7 @@ pub fn held(
 
 /// Where a clip of `count` frames that was put at `frame` is held, and what is to be said of that; `None` where it stays and
 /// nothing is to be said.
-/// - `prefix`: of [`Family::beside`](crate::models::Family::beside).
+/// - `prefix`: of [`Family::prefix_latent_frames`](crate::models::Family::prefix_latent_frames).
 fn aligned(
     frame: usize,
     count: usize,

@@ -15,7 +15,7 @@ use crate::pipeline::absent::Absent;
 use crate::pipeline::inputs::{self, Held, Preparation};
 use crate::pipeline::join::seam::{Colours, Ease, Seam, Watch};
 use crate::pipeline::session::{Keep, ModelFacts, Session};
-use crate::planning::forecast::Place;
+use crate::planning::forecast::HeldSpan;
 use crate::planning::outputs;
 use crate::planning::settings::default_size;
 use crate::planning::{self, Plan, Report};
@@ -237,7 +237,7 @@ impl Join {
     /// - Errors are the user's to mend.
     pub fn read(&mut self, progress: &Progress) -> Result<()> {
         let sides = [&mut self.before, &mut self.after].into_iter().flatten();
-        for (side, Place { frame, count, .. }) in sides.zip(self.layout.places()) {
+        for (side, HeldSpan { frame, count, .. }) in sides.zip(self.layout.places()) {
             let frames = side.read(count, &self.preparation, progress)?;
             self.prepared.hold(Held { frame, strength: 1.0, frames });
         }

@@ -23,7 +23,7 @@ use crate::pipeline::cursor::Cursor;
 use crate::pipeline::inputs::{Held, Preparation};
 use crate::pipeline::session::{Keep, Session};
 use crate::pipeline::stages::Stages;
-use crate::planning::forecast::{self, Forecast, Place, Sketch};
+use crate::planning::forecast::{self, Forecast, HeldSpan, Sketch};
 use crate::planning::outputs;
 use crate::planning::scenes::{Shot, shots};
 use crate::planning::settings::{Given, Settings};
@@ -78,7 +78,7 @@ impl Prepared {
         session: &Arc<Session>,
         request: &Request,
         size: Option<(usize, usize)>,
-        more: &[Place],
+        more: &[HeldSpan],
         direction: Direction,
         progress: &Progress,
     ) -> Result<Self> {
@@ -110,7 +110,7 @@ impl Prepared {
         let mut model = session.model();
         model.upscaler = upscaler.as_ref().map(Upscaler::size);
         // fails on pictures that cannot be placed, before any is read
-        shots.iter_mut().try_for_each(|shot| shot.cut(settings.window, &Place::spans(more), geometry, direction))?;
+        shots.iter_mut().try_for_each(|shot| shot.cut(settings.window, &HeldSpan::spans(more), geometry, direction))?;
         let mut sketch = Sketch {
             settings: settings.clone(),
             config: checkpoint.config.clone(),
@@ -144,7 +144,7 @@ impl Prepared {
         let prompts = settings.scenes.iter().map(|scene| encode(&scene.prompt, "prompt")).collect::<Result<_>>()?;
         let negative = settings.negative.as_deref().map(|text| encode(text, "negative prompt")).transpose()?;
         for shot in &mut shots {
-            shot.cut(settings.window, &Place::spans(&sketch.held), geometry, direction)?;
+            shot.cut(settings.window, &HeldSpan::spans(&sketch.held), geometry, direction)?;
         }
         let prompts: Vec<Vec<u32>> = prompts;
         sketch.prompts = prompts.iter().chain(&negative).map(Vec::len).collect();

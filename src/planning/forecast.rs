@@ -24,7 +24,7 @@ use crate::platform::machine;
 use crate::platform::progress::{Progress, human_bytes};
 use crate::video::write::Target;
 use anyhow::Result;
-pub use sketch::{Place, Sketch, stills};
+pub use sketch::{HeldSpan, Sketch, stills};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -34,9 +34,9 @@ const MARGIN: u64 = 20;
 
 /// Operations from which a run first measures the machine's speed, if unknown: about ten seconds of work on a small machine, so
 /// that measuring is short in comparison.
-const MUCH: u64 = 1_000_000_000_000;
+const MEASURE_FROM: u64 = 1_000_000_000_000;
 /// Estimated seconds from which a run logs its time.
-const SAID_FROM: f64 = 10.0;
+const LOG_TIME_FROM: f64 = 10.0;
 /// Estimated seconds from which a run offers a smaller clip.
 const OFFER_FROM: f64 = 600.0;
 
@@ -104,7 +104,10 @@ impl Speeds {
         if let Some(speed) = history::speed(&self.runs, &run) {
             return Some(speed);
         }
-        (run.operations, run.seconds) = work.measure().ok().filter(|_| self.measures)?;
+        if !self.measures {
+            return None;
+        }
+        (run.operations, run.seconds) = work.measure().ok()?;
         if let Some(place) = &self.place {
             let _ = history::add(place, &run); // if this fails, the next run measures again
         }
@@ -177,9 +180,9 @@ impl Forecast {
             return;
         }
         let operations: u64 = self.plan.needs.iter().map(|need| need.operations).sum();
-        let mut speeds = Speeds::of_machine(operations >= MUCH);
+        let mut speeds = Speeds::of_machine(operations >= MEASURE_FROM);
         let time = Time::sum(&self.times(&self.plan.needs, &mut speeds));
-        if let (Some(said), true) = (time.describe(), time.seconds().is_some_and(|seconds| seconds >= SAID_FROM)) {
+        if let (Some(said), true) = (time.describe(), time.seconds().is_some_and(|seconds| seconds >= LOG_TIME_FROM)) {
             progress.note(&format!("time: {said}"));
         }
         if let Some(offer) = self.offer(time, &mut speeds) {

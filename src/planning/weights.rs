@@ -141,7 +141,7 @@ impl Model {
         let config = Config::of_entry(entry)?;
         let size = text::sizes::t5_xxl();
         let text = T5Config::parse(&size.config, size.name)?;
-        let own = config.released_in(); // the text encoder is f16
+        let own = config.released_dtype(); // the text encoder is f16
         // what is in blocks already stays so
         let anew = quantize.filter(|_| encoder.is_none_or(|encoder| encoder.variant_of.is_none()));
         let rules = quantize.map(|kind| (kind, config.rules()));

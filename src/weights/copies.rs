@@ -5,7 +5,7 @@ use super::entry::{Entry, Type};
 use super::gguf::{self, Part};
 use super::open::{Cache, Tensors};
 use super::quantize::blocks;
-use super::rules::Form;
+use super::rules::GgufForm;
 use super::scaled;
 use crate::platform::cancel::Cancelled;
 use crate::platform::files::{self, AtomicFile};
@@ -25,7 +25,7 @@ impl Tensors {
     pub fn write_gguf(
         &self,
         file: &AtomicFile,
-        form: &Form,
+        form: &GgufForm,
         mut after: impl FnMut() -> Result<(), Cancelled>,
     ) -> Result<()> {
         let entries: Vec<_> = self.entries.iter().collect();
@@ -56,7 +56,7 @@ impl Tensors {
 
     /// The same tensors, to be kept quantised in `folder` and taken from there. What lies there already is used from now on.
     /// - Errors when it cannot be read, and when what is missing cannot be written there.
-    pub fn with_cache(mut self, folder: &Path, form: Form) -> Result<Self> {
+    pub fn with_cache(mut self, folder: &Path, form: GgufForm) -> Result<Self> {
         self.cache = Some(Cache { folder: folder.to_path_buf(), form, keep: true });
         match self.cached_file() {
             Some(file) if file.is_file() => self.taken_from(&file),
@@ -93,7 +93,7 @@ impl Tensors {
     }
 
     /// The same tensors, which may be kept quantised in `folder` for as long as the program runs.
-    pub fn with_scratch(mut self, folder: &Path, form: Form) -> Self {
+    pub fn with_scratch(mut self, folder: &Path, form: GgufForm) -> Self {
         self.cache = Some(Cache { folder: folder.to_path_buf(), form, keep: false });
         self
     }

@@ -45,8 +45,8 @@ const PLAIN: [&str; 6] = [
 /// The form of the first tensor that is quantised in one that reel does not read, and its name. Forms that have a name go first:
 /// some of them have scales of activations too.
 pub(super) fn unread(entries: &BTreeMap<String, Entry>) -> Option<(String, &str)> {
-    type Form = fn(&str, &Entry, &BTreeMap<String, Entry>) -> Option<String>;
-    [named as Form, scaled_otherwise]
+    type GgufForm = fn(&str, &Entry, &BTreeMap<String, Entry>) -> Option<String>;
+    [named as GgufForm, scaled_otherwise]
         .iter()
         .find_map(|form| entries.iter().find_map(|(name, entry)| Some((form(name, entry, entries)?, name.as_str()))))
 }

@@ -2,7 +2,7 @@
 //! for it, and its pages can go again.
 
 use super::entry::{Bytes, Entry, Placed, Raw, Type};
-use super::rules::{Form, Rules};
+use super::rules::{GgufForm, Rules};
 use super::{gguf, scaled};
 use crate::nn::kernel::MatmulType;
 use crate::nn::kernel::blocks::QuantType;
@@ -39,7 +39,7 @@ pub(super) trait Added: Send + Sync {
 #[derive(Clone)]
 pub(super) struct Cache {
     pub folder: PathBuf,
-    pub form: Form,
+    pub form: GgufForm,
     /// Whether they are kept for later runs.
     pub keep: bool,
 }

@@ -46,7 +46,7 @@ impl Rules {
 
 /// How a part is written to a GGUF file of its own.
 #[derive(Clone)]
-pub struct Form {
+pub struct GgufForm {
     /// `general.architecture`.
     pub architecture: &'static str,
     /// JSON for the header: what tells the part's sizes.

@@ -132,7 +132,7 @@ mod tests {
     use crate::nn::kernel::blocks::QuantType;
     use crate::platform::files::AtomicFile;
     use crate::weights::open::Tensors;
-    use crate::weights::rules::{Form, Rules};
+    use crate::weights::rules::{GgufForm, Rules};
     use safetensors::tensor::TensorView;
     use std::path::PathBuf;
 
@@ -232,7 +232,8 @@ mod tests {
         let tensors = opened("plain", &[("weight", Dtype::F8_E4M3, vec![ROWS, WIDTH], bytes()), norm]);
         let tensors = tensors.quantized(Some(QuantType::Q8_0), &RULES);
         assert_eq!(tensors.quantized_count(), 1);
-        let form = Form { architecture: "any", config: String::new(), rename: str::to_string, back: str::to_string };
+        let form =
+            GgufForm { architecture: "any", config: String::new(), rename: str::to_string, back: str::to_string };
         let path = std::env::temp_dir().join(format!("reel-scaled-{}.gguf", std::process::id()));
         let file = AtomicFile::create(&path, true).unwrap();
         tensors.write_gguf(&file, &form, || Ok(())).unwrap();

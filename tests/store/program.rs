@@ -329,7 +329,7 @@ fn an_interrupted_pull_says_that_it_goes_on() {
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     let said = told(child.wait_with_output().unwrap());
     assert_eq!(said.code, Some(130), "{}", said.talk);
-    let last = "interrupted; what has come is kept, and the same command goes on from there";
+    let last = "interrupted; what has come is kept, and the same command continues from there";
     assert_eq!(said.talk.lines().last(), Some(last));
     assert!(!said.talk.contains("error") && said.talk.matches("interrupted").count() == 1, "{}", said.talk);
     let kept = partial.metadata().unwrap().len();

@@ -12,9 +12,9 @@ use candle_core::{DType, Tensor};
 
 /// Leading latent frames of a clip placed after frame 0 that become extra tokens in front of the video's.
 /// - Source: diffusers `pipelines/ltx/pipeline_ltx_condition.py`, `num_prefix_latent_frames`, at 58eb52c.
-pub const PREFIX: usize = 2;
+pub const PREFIX_LATENT_FRAMES: usize = 2;
 /// Strengths above this count as 1; the slack is for rounding.
-const HELD: f32 = 1.0 - 1e-6;
+const FULL_STRENGTH: f32 = 1.0 - 1e-6;
 
 /// A video's tokens during sampling, preceded by the extra ones that only condition it.
 pub struct Tokens {
@@ -77,13 +77,13 @@ impl Tokens {
                 tokens.hold(&flat, 0, condition.strength)?;
                 continue;
             }
-            if frames > PREFIX {
-                let start = (condition.frame / geometry.time + PREFIX) * plane;
-                let rest = flat.narrow(1, PREFIX * plane, (frames - PREFIX) * plane)?;
+            if frames > PREFIX_LATENT_FRAMES {
+                let start = (condition.frame / geometry.time + PREFIX_LATENT_FRAMES) * plane;
+                let rest = flat.narrow(1, PREFIX_LATENT_FRAMES * plane, (frames - PREFIX_LATENT_FRAMES) * plane)?;
                 ensure!(start + rest.dim(1)? <= grid.tokens(), "a clip at frame {} does not fit", condition.frame);
                 tokens.hold(&rest, start, condition.strength)?;
             }
-            let prefix = Grid { frames: frames.min(PREFIX), ..*grid };
+            let prefix = Grid { frames: frames.min(PREFIX_LATENT_FRAMES), ..*grid };
             let count = prefix.tokens();
             let drawn = draw(noise, count, c)?.to_device(device)?;
             beside.push(lerp(&drawn, &flat.narrow(1, 0, count)?, condition.strength)?);
@@ -118,7 +118,7 @@ impl Tokens {
     pub fn with_noise(&self, latents: &Tensor, scale: f64, sigma: f64, noise: &mut Noise) -> Result<Tensor> {
         let drawn = draw_like(latents, noise)?;
         let noised = (&self.latents + (drawn * (scale * sigma * sigma))?)?;
-        let held: Vec<u8> = self.strengths.iter().map(|&s| (s > HELD) as u8).collect();
+        let held: Vec<u8> = self.strengths.iter().map(|&s| (s > FULL_STRENGTH) as u8).collect();
         choose(&held, &noised, latents)
     }
 

@@ -87,7 +87,7 @@ impl Config {
     }
 
     /// What the release keeps its weights in: 0.9.0 is the only one in f32.
-    pub fn released_in(&self) -> DType {
+    pub fn released_dtype(&self) -> DType {
         if self.vae.version() == VaeVersion::V090 { DType::F32 } else { DType::BF16 }
     }
 }

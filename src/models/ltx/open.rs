@@ -19,7 +19,7 @@ use crate::nn::vars::Vars;
 use crate::sampling::solver::Schedule;
 use crate::weights::config::{Keys, brief};
 use crate::weights::open::{Tensors, weight_files};
-use crate::weights::rules::Form;
+use crate::weights::rules::GgufForm;
 use crate::weights::{part_folder, read_json};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
@@ -312,12 +312,12 @@ fn vae_beside(model: &Path, what: &str) -> Result<PathBuf> {
 }
 
 /// How a transformer is written to a GGUF file: as ComfyUI's users have them, with its configuration.
-pub fn form(config: &TransformerConfig, allowed_sigmas: Option<&[f64]>) -> Form {
+pub fn form(config: &TransformerConfig, allowed_sigmas: Option<&[f64]>) -> GgufForm {
     let mut json = json!({ "transformer": config.to_json() });
     if let Some(sigmas) = allowed_sigmas {
         json["allowed_inference_steps"] = json!(sigmas);
     }
-    Form {
+    GgufForm {
         architecture: ARCHITECTURE,
         config: json.to_string(),
         rename: names::transformer_to_official,
@@ -326,7 +326,7 @@ pub fn form(config: &TransformerConfig, allowed_sigmas: Option<&[f64]>) -> Form 
 }
 
 /// The transformer at `path`, with diffusers' names, and how it is written to a GGUF file; `None` where there is none.
-pub fn transformer(path: &Path) -> Result<Option<(Tensors, Form)>> {
+pub fn transformer(path: &Path) -> Result<Option<(Tensors, GgufForm)>> {
     if path.is_dir() {
         let Some(dir) = part_folder(path, "transformer") else { return Ok(None) };
         let config = dir.join("config.json");

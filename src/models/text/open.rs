@@ -4,7 +4,7 @@ use crate::models::parts::{PartNames, header_config, part};
 use crate::models::text::names;
 use crate::models::text::t5::T5Config;
 use crate::weights::open::{Tensors, weight_files};
-use crate::weights::rules::Form;
+use crate::weights::rules::GgufForm;
 use crate::weights::{part_folder, read_json};
 use anyhow::{Result, ensure};
 use std::path::Path;
@@ -56,8 +56,8 @@ pub fn open_text_encoder(path: &Path) -> Result<(T5Config, Tensors)> {
 }
 
 /// How a text encoder is written to a GGUF file: as llama.cpp has it.
-pub fn text_form(config: &T5Config) -> Form {
-    Form {
+pub fn text_form(config: &T5Config) -> GgufForm {
+    GgufForm {
         architecture: "t5encoder",
         config: config.to_json().to_string(),
         rename: names::to_llama,

@@ -2,7 +2,7 @@
 
 use crate::job::geometry::{Extent, Geometry};
 use crate::job::windows::Direction;
-use crate::planning::forecast::Place;
+use crate::planning::forecast::HeldSpan;
 use crate::planning::scenes::Shot;
 use std::ops::Range;
 
@@ -78,8 +78,8 @@ impl Layout {
     }
 
     /// Where the context of each side is held.
-    pub fn places(&self) -> Vec<Place> {
-        let place = |frame| move |count| Place { frame, count, bytes: None };
+    pub fn places(&self) -> Vec<HeldSpan> {
+        let place = |frame| move |count| HeldSpan { frame, count, bytes: None };
         self.before.map(place(0)).into_iter().chain(self.after.map(place(self.new.end))).collect()
     }
 
@@ -92,7 +92,7 @@ impl Layout {
         let Given { geometry, window, .. } = *given;
         let legal = geometry.legal(Extent { width: geometry.space, height: geometry.space, frames: self.frames });
         let mut shot = Shot { first_frame: 0, frames: self.frames, grid: geometry.grid(legal), windows: vec![] };
-        shot.cut(window, &Place::spans(&self.places()), geometry, self.direction()).is_ok()
+        shot.cut(window, &HeldSpan::spans(&self.places()), geometry, self.direction()).is_ok()
     }
 }
 

@@ -19,7 +19,7 @@ pub struct Sketch {
     pub direction: Direction,
     /// Tokens of each prompt, the negative one included.
     pub prompts: Vec<usize>,
-    pub held: Vec<Place>,
+    pub held: Vec<HeldSpan>,
     /// Frames of the clip that footage gives.
     pub context: usize,
     pub config: Config,
@@ -27,7 +27,7 @@ pub struct Sketch {
 
 /// What is held, in numbers.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
+pub struct HeldSpan {
     /// Its first frame, and how many there are.
     pub frame: usize,
     pub count: usize,
@@ -35,9 +35,9 @@ pub struct Place {
     pub bytes: Option<usize>,
 }
 
-impl Place {
+impl HeldSpan {
     /// The frames of each.
-    pub fn spans(all: &[Place]) -> Vec<Span> {
+    pub fn spans(all: &[HeldSpan]) -> Vec<Span> {
         all.iter().map(|place| Span { first_frame: place.frame, frames: place.count }).collect()
     }
 }
@@ -54,7 +54,7 @@ impl Sketch {
             _ => settings.family.canvases(legal, geometry, settings.upscaling.downscale, &Progress::silent())?,
         };
         let mut shots = shots(settings, legal, geometry)?;
-        let spans = Place::spans(held);
+        let spans = HeldSpan::spans(held);
         shots.iter_mut().try_for_each(|shot| shot.cut(settings.window, &spans, geometry, self.direction))?;
         let mut windows = vec![];
         for (i, (pass, canvas)) in settings.passes.iter().zip(&canvases).enumerate() {
@@ -101,11 +101,12 @@ impl Sketch {
             let frame = place.frame - shot.first_frame;
             frame > first_frame && fresh.contains(&geometry.latent_frame(frame))
         });
-        let held: usize =
-            here.map(|place| (geometry.latent_frame(place.count - 1) + 1).min(self.settings.family.beside())).sum();
+        let held: usize = here
+            .map(|place| (geometry.latent_frame(place.count - 1) + 1).min(self.settings.family.prefix_latent_frames()))
+            .sum();
         // what a window that grows back goes on from stands at its end
         held + if self.direction == Direction::Back {
-            window.latent_carried.min(self.settings.family.beside())
+            window.latent_carried.min(self.settings.family.prefix_latent_frames())
         } else {
             0
         }
@@ -117,7 +118,7 @@ impl Sketch {
         let held = self.held.iter().map(|place| match place.frame + place.count {
             // what the clip ends with moves with its end
             end if end >= before && place.frame > 0 => {
-                Some(Place { frame: (place.frame + clip.frames).checked_sub(before)?, ..*place })
+                Some(HeldSpan { frame: (place.frame + clip.frames).checked_sub(before)?, ..*place })
             }
             end => (end <= clip.frames).then_some(*place),
         });
@@ -130,7 +131,7 @@ impl Sketch {
 }
 
 /// What a request holds, before any of it is read: a frame each.
-pub fn stills(request: &Request) -> Vec<Place> {
+pub fn stills(request: &Request) -> Vec<HeldSpan> {
     let count = request.image.iter().count() + request.keyframe.len() + request.last_image.iter().count();
-    vec![Place { frame: 0, count: 1, bytes: None }; count]
+    vec![HeldSpan { frame: 0, count: 1, bytes: None }; count]
 }

@@ -17,10 +17,10 @@ use crate::models::latents::LatentStatistics;
 use crate::nn::vars::Vars;
 use candle_core::Result;
 
-/// Loads mean and deviation of the latents.
+/// Loads mean and std of the latents.
 /// - `vb` holds `latents_mean` and `latents_std`.
 pub fn statistics(config: &VaeConfig, vb: Vars) -> Result<LatentStatistics> {
     let c = config.latent_channels;
-    let deviation = (vb.get(c, "latents_std")? / config.scaling_factor)?;
-    Ok(LatentStatistics { mean: vb.get(c, "latents_mean")?, deviation })
+    let std = (vb.get(c, "latents_std")? / config.scaling_factor)?;
+    Ok(LatentStatistics { mean: vb.get(c, "latents_mean")?, std })
 }
