@@ -88,11 +88,13 @@ fn watch(range: Range<*const u8>, path: &Path) -> Option<usize> {
 }
 
 /// Tells whether an address is in a mapped file; callable in a signal handler.
+#[cfg_attr(not(unix), allow(dead_code))]
 pub(super) fn contains(address: usize) -> bool {
     slot_of(address).is_some()
 }
 
 /// Returns the mapped file that an address is in.
+#[cfg_attr(not(unix), allow(dead_code))]
 pub(super) fn path_of(address: usize) -> Option<PathBuf> {
     let slot = slot_of(address)?;
     let paths = PATHS.try_lock().ok()?;
