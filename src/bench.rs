@@ -285,7 +285,7 @@ pub fn run(cell: &Cell, compute: &Compute) -> Result<Row> {
             let pixels = normal(&[1, legal.frames, legal.height, legal.width, 3], 3, compute)?;
             let group = group(legal.width, legal.height, geometry, &compute.device);
             let read = |first, count| pixels.narrow(1, first, count);
-            let encode = || Ok::<_, candle_core::Error>(encoder.moments(legal.frames, group, read, |_| Ok(()))?);
+            let encode = || encoder.moments(legal.frames, group, read, |_| Ok(()));
             let timed = timer.time(|| settle(&encoder.posterior(&encode()?)?.mean))?;
             (timed, math)
         }

@@ -132,7 +132,7 @@ impl Checkpoint {
             notes.push(format!("`{}` and `{}` look alike: it is run as the former", entry.name, other.name));
         }
         let entry = says.or(found).or(place.entry);
-        if !entry.is_some_and(|entry| entry.run.convention.is_some()) {
+        if entry.is_none_or(|entry| entry.run.convention.is_none()) {
             notes.extend(parts.otherwise);
         }
         let mut for_transformer =
